@@ -1,0 +1,262 @@
+"""
+cbsd_monit's agent on a node; `wake` runs it.  Usage: agent CONFIG run|sync|look|probe|status|history …
+
+docs/contract.md section 6 has the table of commands.
+"""
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+
+import cbsd
+import files
+import heal
+import passes
+import policy
+import state
+from node import NAME, AgentError, Busy, Node
+
+LINGER = 90  # the agent stays for what is due within this many seconds; cron wakes it for the rest
+
+
+def run(node):
+    """Be the one agent: pass over the node and heal until nothing is left to do."""
+    ticket = node.in_run("agent.pid")
+    try:
+        with node.lock(node.in_run("agent.lock"), wait=5, why="agent"):
+            os.makedirs(ticket, 0o700, exist_ok=True)
+            files.write(os.path.join(ticket, "pid"), f"{os.getpid()}\n")
+            Agent(node, ticket).loop()
+    except Busy:
+        pass  # the one that runs sees our trigger
+    return 0
+
+
+class Agent:
+    """The loop of `run`: one pass after the other, heals beside them in threads."""
+
+    def __init__(self, node, ticket):
+        self.node, self.ticket = node, ticket
+        self.heals = {}
+        self.trigger = node.in_run("trigger")
+        self.troubles = 0
+
+    def loop(self):
+        while True:
+            files.remove(self.trigger)
+            try:
+                seen = passes.run(self.node)
+                self.troubles = 0
+                wait = self._begin(seen)
+            except (AgentError, OSError, subprocess.SubprocessError) as err:
+                state.say(f"pass failed: {err}", loud=True)
+                self.troubles += 1
+                wait = 1 if self.troubles < 3 or self.heals else None
+            if wait is None:
+                if self._leave():
+                    return
+                continue
+            self._wait(wait)
+
+    def _begin(self, seen):
+        """Start the heals that are due; returns after how many seconds to look again, None for not at all."""
+        self.heals = {n: t for n, t in self.heals.items() if t.is_alive()}
+        for env, check, reason in seen.due:
+            if env.name in self.heals or len(self.heals) >= self.node.budget["max_concurrent"]:
+                continue
+            job = heal.Heal(self.node, env.name, check, reason)
+            thread = threading.Thread(target=job.run, name=env.name)
+            self.heals[env.name] = thread
+            thread.start()
+        soon = [0.5] if self.heals else []
+        soon += [1.0 for env, _, _ in seen.due if env.name not in self.heals]
+        if seen.unsettled:
+            soon.append(0.3)
+        for env in seen.envs.values():
+            if env["phase"] in ("stopping", "starting", "restarting", "removing"):
+                soon.append(1.0)
+            elif env["state"] == "starting" and env.age("started") < self._patience(env):
+                soon.append(0.5)
+            elif env["state"] == "backoff" and env["next"]:
+                left = env["next"]["seconds"] - self.node.age(env["next"]["after"])
+                if left < LINGER:
+                    soon.append(max(0.05, left))
+        return min(soon) if soon else None
+
+    def _patience(self, env):
+        return policy.of(self.node, env)["start_period"] + 30
+
+    def _wait(self, seconds):
+        until = time.monotonic() + seconds
+        working = set(n for n, t in self.heals.items() if t.is_alive())
+        while time.monotonic() < until:
+            if os.path.exists(self.trigger):
+                return
+            if any(not self.heals[n].is_alive() for n in working):
+                return
+            time.sleep(0.05)
+
+    def _leave(self):
+        """Give the ticket back; False if somebody called in between and we took it again."""
+        files.remove(os.path.join(self.ticket, "pid"))
+        try:
+            os.rmdir(self.ticket)
+        except OSError:
+            pass
+        if not os.path.exists(self.trigger):
+            return True
+        try:
+            os.mkdir(self.ticket, 0o700)
+        except FileExistsError:
+            return True  # the caller started the next agent, which waits for our lock
+        files.write(os.path.join(self.ticket, "pid"), f"{os.getpid()}\n")
+        return False
+
+
+def _free_stale_ticket(node):
+    """A ticket without an agent (killed between mkdir and its first breath) would keep every later one away."""
+    try:
+        with node.lock(node.in_run("agent.lock"), why="sync"):
+            ticket = node.in_run("agent.pid")
+            if os.path.isdir(ticket) and time.time() - os.stat(ticket).st_mtime > 10:
+                files.remove(os.path.join(ticket, "pid"))
+                os.rmdir(ticket)
+    except (Busy, OSError):
+        pass
+
+
+def sync(node, as_json=False, dry=False, overlay=None):
+    """One pass now; heals that are due are left to the agent, which is woken."""
+    error, seen = "", None
+    try:
+        seen = passes.dry(node, overlay) if dry else passes.run(node, start_monit=True)
+    except (AgentError, OSError, subprocess.SubprocessError) as err:
+        error = str(err)
+        state.say(f"sync failed: {error}", loud=True)
+    if not dry:
+        _free_stale_ticket(node)
+        if error or seen.due or seen.unsettled or any(e["phase"] or e["state"] in ("starting", "backoff") for e in seen.envs.values()):
+            subprocess.run([node.wake, "monit", "sync"], check=False, stdin=subprocess.DEVNULL)
+    if as_json:
+        answer = {"error": error} if error else {}
+        if seen is not None:
+            answer.update(
+                changed=seen.changed,
+                published=passes.publish.Publisher(node, seen.monit).generation(),
+                reloaded=seen.reloaded,
+                started=seen.started,
+                quarantined={e: q["reason"] for e, q in seen.quarantined.items()},
+                errors=seen.errors,
+                foreign=seen.foreign,
+                services=len(seen.services),
+                envs={n: e["state"] for n, e in seen.envs.items()},
+            )
+        print(json.dumps(answer, sort_keys=True))
+    return 1 if error else 0
+
+
+def probe(node, name, check):
+    """Run one `exec` or `service` check: exit code 0, or 1 and one line why."""
+    env = state.Env(node, name)
+    said = policy.of(node, env)["checks"].get(check)
+    if not said:
+        raise AgentError(f"{name} has no check {check}")
+    seen = passes.Pass(node)
+    seen.trust = files.read_json(node.in_state("trust.json"), {})
+    if not seen.trusted(env):
+        raise AgentError(f"{name}: not run, neither pillar says so nor is its directory root's alone")
+    if said["type"] == "service":
+        argv, where = ["/usr/sbin/service", said["service"], "status"], "jail"
+    else:
+        argv, where = said["command"], said.get("in", "jail")
+    with node.lock(node.in_run("lock", f"{name}.{check}"), why="probe"):
+        row = {"jname": name, "emulator": env["emulator"]}
+        answer = cbsd.command(node, row, argv, where, said["timeout"])
+    if answer.code == 0:
+        return 0
+    print(answer.last_words)
+    return 1
+
+
+def status(node, name=None):
+    """What is known of every env (or of one), as JSON."""
+    found = {}
+    silenced = policy.silences(node)
+    quarantined = files.read_json(node.in_state("quarantine.json"), {})
+    for file_name in sorted(os.listdir(node.in_state("envs"))):
+        env = state.Env(node, file_name[: -len(".json")])
+        if env.new or (name and env.name != name):
+            continue
+        found[env.name] = {
+            "emulator": env["emulator"],
+            "state": env["state"],
+            "since": (env["since"] or {}).get("t"),
+            "check": env["check"],
+            "reason": env["reason"],
+            "intent": env["intent"],
+            "intent_why": env["intent_why"],
+            "attempts": len(env["attempts"]),
+            "next": env["next"]
+            and round(env["next"]["after"]["t"] + env["next"]["seconds"], 3),
+            "silence": silenced.get(env.name),
+            "quarantined": quarantined.get(env.name, {}).get("reason"),
+        }
+    print(json.dumps(found, sort_keys=True))
+    return 0
+
+
+def history(node, name):
+    """The transitions of one env, JSON lines, oldest first."""
+    sys.stdout.write(state.Env(node, name).dir.read("history.jsonl") or "")
+    return 0
+
+
+def main(argv):
+    for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_DFL)  # monit 6.0 passes on signals that it ignores
+    os.umask(0o077)
+    try:
+        config, command, *args = argv
+        node = Node(config)
+        if command == "run":
+            try:
+                os.setsid()  # whoever kills the group of the hook that woke us does not mean us
+            except OSError:
+                pass
+            return run(node)
+        if command == "sync":
+            overlay = files.read_json(args[args.index("--overlay") + 1]) if "--overlay" in args else None
+            return sync(node, "--json" in args, "--dry-run" in args, overlay)
+        if command == "look":
+            if passes.look(node):
+                subprocess.run([node.wake, "monit", "look"], check=False, stdin=subprocess.DEVNULL)
+            return 0
+        for name in args:
+            if not NAME.match(name):
+                raise AgentError(f"expected a name of letters, digits, _ and -, got {name!r}")
+        if command == "probe":
+            return probe(node, *args)
+        if command == "status":
+            return status(node, *args)
+        if command == "history":
+            return history(node, *args)
+    except (ValueError, TypeError):
+        print(__doc__.strip(), file=sys.stderr)
+        return 2
+    except Busy:
+        print("the probe before is still running")
+        return 1
+    except AgentError as err:
+        print(f"cbsd_monit: {err}", file=sys.stderr)
+        return 1
+    print(f"cbsd_monit: unknown command {command}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

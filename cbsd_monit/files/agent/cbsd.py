@@ -1,0 +1,175 @@
+"""
+CBSD and the kernel under it, as the agent needs them.
+
+Facts that surprise, measured on CBSD 14.1.3a: exit codes say little (``jstart`` answers 0 for a jail that did not come up, ``jrestart``
+of a dead jail does nothing and answers 0), SIGTERM does not end a cbsd script, a CBSDfile in the working directory and
+variables of the environment change what commands do, values of arguments are evaluated by a shell.  Hence: argument
+lists, an empty environment, ``/`` as directory, names from a whitelist, SIGKILL of the whole group, and the state is read
+again after every change.
+"""
+import ipaddress
+import os
+import re
+import signal
+import subprocess
+
+from node import NAME, AgentError
+
+PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+COLUMNS = (
+    "jname jid status emulator ip4_addr astart protected maintenance host_hostname path data interface ver arch "
+    "exec_timeout vnet"
+).split()
+SLAVE, MAINTENANCE = 2, 3
+EMULATORS = {"jail": "j", "bhyve": "b"}
+
+
+class Result:
+    """What a command answered: its exit code (None after a time-out) and its words."""
+
+    def __init__(self, code, text):
+        self.code, self.text = code, text
+
+    @property
+    def last_words(self):
+        lines = [line.strip() for line in self.text.splitlines() if line.strip()]
+        return (lines or ["no output"])[-1][:300]
+
+
+def run(argv, timeout, env=None, stdin=subprocess.DEVNULL):
+    """Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds."""
+    full = {"PATH": PATH, "HOME": "/root", "TERM": "xterm", **(env or {})}
+    try:
+        proc = subprocess.Popen(
+            argv,
+            env=full,
+            cwd="/",
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    except OSError as err:
+        return Result(127, f"{argv[0]}: {err.strerror}")
+    try:
+        out, _ = proc.communicate(timeout=timeout)
+        return Result(proc.returncode, out.decode("utf-8", "replace"))
+    except subprocess.TimeoutExpired:
+        kill_group(proc.pid)
+        try:
+            out, _ = proc.communicate(timeout=5)
+        except subprocess.TimeoutExpired:  # a grandchild in another session keeps the pipe open
+            out = b""
+        return Result(None, out.decode("utf-8", "replace") + f"\nno answer within {timeout:.0f} s, killed")
+
+
+def kill_group(pid):
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        pass
+
+
+def cbsd(node, *args, timeout=60, cause=None):
+    """Run one CBSD command; ``cause`` tells our own hooks on whose behalf a stop happens."""
+    env = {"workdir": node.workdir, "NOCOLOR": "1", "NOINTER": "1", "NO_CBSD_HISTORY": "yes"}
+    if cause:
+        env["CBSD_MONIT_CAUSE"] = cause
+    return run([node.conf["cbsd"], *args], timeout, env)
+
+
+def inventory(node):
+    """
+    Every env of this node as CBSD's database has it: {name: {column: text}}; one process however many there are.
+
+    Raises AgentError when the database cannot be read: CBSD itself would then claim that every name exists.
+    """
+    for path in ("nc.inventory", "var/db/local.sqlite"):
+        if not os.access(os.path.join(node.workdir, path), os.R_OK):
+            raise AgentError(f"CBSD's inventory {os.path.join(node.workdir, path)} cannot be read")
+    query = f"cbsdsqlro local SELECT {','.join(COLUMNS)} FROM jails"
+    answer = cbsd(node, "-c", query, timeout=30)
+    if answer.code != 0:
+        raise AgentError(f"CBSD's inventory: {answer.last_words}")
+    rows = {}
+    for line in answer.text.splitlines():
+        cells = line.split("|")
+        if len(cells) != len(COLUMNS) or not NAME.match(cells[0]):
+            continue  # a value holds a blank line or a `|`, or the name is none we would give to a command
+        rows[cells[0]] = dict(zip(COLUMNS, cells))
+    if answer.text.strip() and not rows:
+        raise AgentError(f"CBSD's inventory: {answer.last_words}")
+    return rows
+
+
+def kernel(node):
+    """
+    The names that run now, by emulator: {"jail": set, "bhyve": set}; one process.
+
+    Raises AgentError when the kernel cannot be asked.  The database is only a cache of this and wrong after a crash.
+    """
+    answer = run([node.conf["jls"], "name"], 15)
+    if answer.code != 0:
+        raise AgentError(f"jls: {answer.last_words}")
+    try:
+        machines = set(os.listdir(node.conf["vmm"]))
+    except OSError:
+        machines = set()  # vmm.ko is not loaded: no VM can run
+    return {"jail": set(answer.text.split()), "bhyve": machines}
+
+
+def stop_timeout(row):
+    """Seconds that CBSD itself may need to stop the env: exec_timeout of a jail, hard_timeout of a VM, and a margin."""
+    if row.get("emulator") == "bhyve":
+        return 90
+    seconds = row.get("exec_timeout") or ""
+    return (int(seconds) if seconds.isdigit() and int(seconds) else 180) + 30
+
+
+def start(node, row, timeout, cause=None):
+    verb = EMULATORS[row["emulator"]] + "start"
+    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause)
+
+
+def stop(node, row, cause):
+    verb = EMULATORS[row["emulator"]] + "stop"
+    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=stop_timeout(row), cause=cause)
+
+
+def command(node, row, argv, where, timeout):
+    """Run ``argv`` on the host, or in the jail by the kernel's jexec: CBSD's own would evaluate the words in a shell."""
+    if where == "jail":
+        if row.get("emulator") != "jail":
+            return Result(1, f"{row['jname']} is a VM: no command can be run in it")
+        argv = [node.conf["jexec"], row["jname"], *argv]
+    return run(argv, timeout)
+
+
+# Addresses.  The rules are CBSD's own (geniplist, subr/nc.subr:482-555).
+
+_ITEM = re.compile(r"(?:[A-Za-z0-9_.]+#)?([0-9A-Fa-f.:]+)(?:/[0-9]{1,3})?\Z")
+
+
+def addresses(ip4_addr):
+    """The facts that CBSD computes from ``ip4_addr``: ipv4_first, its public and private variants, and ipv6_first."""
+    facts = dict.fromkeys(("ipv4_first", "ipv4_first_public", "ipv4_first_private", "ipv6_first"), "")
+    for item in (ip4_addr or "").split(","):
+        match = _ITEM.match(item.strip())
+        try:
+            address = ipaddress.ip_address(match.group(1)) if match else None
+        except ValueError:
+            address = None
+        if address is None:
+            continue  # DHCP, REALDHCP, 0, or nothing that could be an address
+        text = match.group(1)
+        if address.version == 6:
+            facts["ipv6_first"] = facts["ipv6_first"] or text
+            continue
+        private = any(address in net for net in _PRIVATE)
+        kind = "ipv4_first_private" if private else "ipv4_first_public"
+        facts["ipv4_first"] = facts["ipv4_first"] or text
+        facts[kind] = facts[kind] or text
+    return facts
+
+
+_PRIVATE = [ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]

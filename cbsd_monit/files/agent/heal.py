@@ -1,0 +1,204 @@
+"""
+One heal of one env: look, act, look again, verify, record.
+
+The env's lock is held throughout, the pass lock only for moments.  What is being done stands in the env's record (`op`)
+before it is done; whoever finds an `op` whose lock is free knows that a heal was killed there, and starts from what is
+true now.
+"""
+import os
+import time
+
+import cbsd
+import passes
+import policy
+import state
+from monit import Monit
+from node import AgentError, Busy
+
+
+class Given(AgentError):
+    """The heal ends without a result: the env is no longer ours to heal."""
+
+
+class Heal:
+    """A heal of ``name`` because ``check`` fails."""
+
+    def __init__(self, node, name, check, reason):
+        self.node, self.name, self.check, self.reason = node, name, check, reason
+
+    def run(self):
+        """Carry it out; returns True if the env is healthy afterwards."""
+        try:
+            with self.node.env_lock(self.name, f"heal: {self.check}"):
+                return self._run()
+        except Busy as err:
+            state.say(f"{self.name}: not healed now, {err}")
+        except Given as err:
+            state.say(f"{self.name}: heal given up, {err}")
+        return False
+
+    def _run(self):
+        began = time.monotonic()
+        with self._record() as env:
+            if env["intent"] != "running" or env["phase"]:
+                raise Given(f"intent {env['intent']}, phase {env['phase']}")
+            said = policy.of(self.node, env)
+            ladder, self.restart = policy.of_check(said, self.check)
+            number = len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
+            rung = self._rung(env, ladder)
+            env["attempts"] = [*env["attempts"], self.node.stamp()][-64:]
+            env["op"] = {"id": os.urandom(4).hex(), "action": rung, "step": "begin", **self.node.stamp()}
+            env.go("healing", self.reason, self.check, attempt=number, action=rung)
+        try:
+            self._act(rung)
+            moment = time.time()
+            self._verify(said, moment)
+        except Given as err:
+            self._end(began, number, "given", str(err))
+            raise
+        except AgentError as err:
+            self._end(began, number, "failed", str(err))
+            return False
+        self._end(began, number, "healed", "")
+        return True
+
+    def _rung(self, env, ladder):
+        """The first rung that acts, from where the last heal left off; a dead env is started whatever the rung says."""
+        active = [r for r in ladder if r not in policy.PASSIVE] or ["restart"]
+        if self.check == "env":
+            return "restart"
+        return active[min(env["rung"] or 0, len(active) - 1)]
+
+    def _record(self):
+        return _Record(self.node, self.name)
+
+    def _step(self, step):
+        with self._record() as env:
+            env["op"] = {**env["op"], "step": step}
+
+    def _look(self):
+        """(row, up): what is true now; raises Given when the env must not be touched any more."""
+        with self.node.pass_lock():
+            seen = passes.Pass(self.node)
+            seen.look()
+            env = seen.envs.get(self.name)
+            if env is None or self.name not in seen.rows:
+                raise Given("the env is gone")
+            if env["intent"] == "stopped":
+                why = env["intent_why"] or {}
+                raise Given(f"stopped meanwhile by {why.get('cause')}: {why.get('by')}")
+            if seen.kernel is None:
+                raise AgentError(seen.errors.get("kernel", "the kernel does not answer"))
+            row = seen.rows[self.name]
+            if row["status"] == str(cbsd.SLAVE):
+                raise Given("the env became a slave copy")
+            return row, self.name in seen.kernel.get(row["emulator"], ())
+
+    def _act(self, rung):
+        row, up = self._look()
+        if rung in ("restart", "start"):
+            if up and rung == "restart":
+                self._step("stop")
+                answer = cbsd.stop(self.node, row, "heal")
+                row, up = self._look()
+                if up:
+                    raise AgentError(f"it did not stop: {answer.last_words}")
+            if not up:
+                self._step("start")
+                answer = cbsd.start(self.node, row, self.restart["timeout"], "heal")
+                row, up = self._look()
+                if not up:
+                    raise AgentError(f"it did not start: {answer.last_words}")
+        elif rung == "stop":
+            self._step("stop")
+            with self._record() as env:
+                env.intend("stopped", "policy", f"on_failure: stop ({self.check})")
+            cbsd.stop(self.node, row, "heal")
+            raise Given("stopped, as its policy says")
+        else:
+            self._step("command")
+            self._command(row, rung)
+
+    def _command(self, row, rung):
+        with self._record() as env:
+            seen = passes.Pass(self.node)
+            seen.trust = passes.files.read_json(self.node.in_state("trust.json"), {})
+            if not seen.trusted(env):
+                raise AgentError("its policy's command is not run: neither pillar says so nor is it root's alone")
+        if "service_restart" in rung:
+            argv, where = ["/usr/sbin/service", rung["service_restart"], "restart"], "jail"
+        else:
+            argv, where = rung["command"], rung.get("in", "host")
+        answer = cbsd.command(self.node, row, argv, where, self.restart["timeout"])
+        if answer.code != 0:
+            raise AgentError(f"{' '.join(argv)}: {answer.last_words}")
+
+    def _verify(self, said, moment):
+        """Wait until monit has found every check of the env good after ``moment``; raises AgentError when it does not."""
+        with self._record() as env:
+            env["started"], env["warm"] = self.node.stamp(), False
+        checks = said["checks"].values()
+        interval = max([c.get("interval", 30) for c in checks] or [30])
+        timeout = max([c.get("timeout", 5) for c in checks] or [5])
+        seconds = said["start_period"] + 2 * interval + timeout + 3 * self.node.poll + 5
+        until = time.monotonic() + seconds
+        monit = Monit(self.node)
+        missing = "monit does not answer"
+        while time.monotonic() < until:
+            services = passes.files.read_json(self.node.in_state("services.json"), {})
+            own = {n for n, (env, _) in services.items() if env == self.name}
+            status = monit.status()
+            if status is not None:
+                bad = [
+                    n
+                    for n in sorted(own)
+                    if n not in status.services or not status.services[n].good_since(moment)
+                ]
+                if not bad:
+                    return
+                service = status.services.get(bad[0])
+                missing = f"{bad[0]}: {service.message or 'no success yet'}" if service else bad[0]
+            self._still_ours()
+            time.sleep(0.2)
+        raise AgentError(f"not healthy {seconds:.0f} s after it: {missing}")
+
+    def _still_ours(self):
+        with self._record() as env:
+            if env["intent"] != "running" or env["phase"] == "stopping":
+                raise Given("stopped while it was being verified")
+
+    def _end(self, began, number, outcome, words):
+        with self._record() as env:
+            env["op"] = None
+            took = round(time.monotonic() - began, 2)
+            if outcome == "healed":
+                env["next"], env["rung"], env["warm"] = None, 0, True
+                env.tell("healed", "", self.check, attempt=number, duration=took)
+                env.go("healthy")
+            elif outcome == "failed":
+                wait = policy.delay(self.restart, number)
+                env["next"] = {"after": self.node.stamp(), "seconds": round(wait, 2)}
+                env["rung"] = (env["rung"] or 0) + 1
+                env.go("failing", words, self.check, attempt=number, duration=took)
+            else:
+                env["next"] = None
+
+
+class _Record:
+    """The env's record, changed under the pass lock and saved."""
+
+    def __init__(self, node, name):
+        self.node, self.name = node, name
+
+    def __enter__(self):
+        self.lock = self.node.pass_lock()
+        self.lock.__enter__()
+        self.env = state.Env(self.node, self.name)
+        return self.env
+
+    def __exit__(self, *exc):
+        try:
+            if not self.env.new:
+                self.env.save()
+        finally:
+            self.lock.__exit__(None, None, None)

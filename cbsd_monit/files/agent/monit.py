@@ -1,0 +1,258 @@
+"""
+monit, as it must be spoken to: over its unix socket, never by its command line.
+
+The command line parses the whole configuration first, so one bad file disables it; it reads names as regular
+expressions; it exits 0 when nothing runs.  The socket has none of these.  Only `-t` (is this text good?) and `reload`
+(which checks the text before it sends the signal) are its own.
+"""
+import base64
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from xml.etree import ElementTree
+
+from node import AgentError
+
+ACTIONS = ("monitor", "unmonitor")
+
+
+class Service:
+    """One service as monit sees it now."""
+
+    def __init__(self, element):
+        def number(tag):
+            text = element.findtext(tag)
+            return int(text) if text and text.lstrip("-").isdigit() else 0
+
+        self.name = element.findtext("name") or element.get("name")
+        self.status = number("status")
+        self.monitor = number("monitor")
+        self.pending = number("pendingaction")
+        self.collected = number("collected_sec") + number("collected_usec") / 1e6
+        self.message = ""
+        for tag in ("port", "icmp", "unix"):
+            for test in element.iter(tag):
+                if (test.findtext("responsetime") or "").startswith("-"):
+                    self.message = f"{tag} {test.findtext('portnumber') or ''}".strip() + " failed"
+        program = element.find("program")
+        if program is not None and self.status:
+            said = (program.findtext("output") or "").strip().splitlines()
+            self.message = (said or [f"exit code {program.findtext('status')}"])[-1][:200]
+
+    @property
+    def failing(self):
+        """status 0 alone means nothing: it is also 0 while unmonitored, unchecked, or below the threshold."""
+        return self.monitor == 1 and self.status != 0
+
+    def good_since(self, moment):
+        return self.monitor == 1 and self.status == 0 and self.collected > moment
+
+
+class Status:
+    """monit's answer to ``_status``."""
+
+    def __init__(self, xml):
+        root = ElementTree.fromstring(xml)
+        server = root.find("server")
+        self.version = tuple(
+            int(x) for x in re.findall(r"\d+", server.findtext("version") if server is not None else "")
+        )
+        self.uptime = int(server.findtext("uptime") or 0) if server is not None else 0
+        found = (Service(e) for e in root.findall("service"))
+        self.services = {s.name: s for s in found}
+
+
+class Monit:
+    """The monit of this node."""
+
+    def __init__(self, node):
+        self.node = node
+        self.socket = node.in_run("monit.sock")
+
+    # Speaking
+
+    def _request(self, head, body="", timeout=5.0):
+        """One HTTP request over the socket; returns (code, body)."""
+        lines = [head + " HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
+        credentials = self._credentials()
+        if credentials:
+            lines.append("Authorization: Basic " + base64.b64encode(credentials.encode()).decode())
+        if body:
+            lines += ["Content-Type: application/x-www-form-urlencoded", "Cookie: securitytoken=x"]
+        with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
+            sock.settimeout(timeout)
+            sock.connect(self.socket)
+            sock.sendall(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
+            answer = b""
+            while True:
+                part = sock.recv(65536)
+                if not part:
+                    break
+                answer += part
+        head, _, rest = answer.partition(b"\r\n\r\n")
+        code = head.split(b" ", 2)[1:2]
+        if not code or not code[0].isdigit():
+            raise OSError("monit closed the connection")
+        return int(code[0]), rest
+
+    def _credentials(self):
+        """``user:password`` of an operator's own ``set httpd``: monit then asks for it on the socket as well."""
+        with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
+            for line in handle:
+                match = re.match(r'\s*allow\s+"?([^\s"#:/]+)"?:"?([^\s"#]+)"?', line)
+                if match and not match.group(1).replace(".", "").isdigit():
+                    return ":".join(match.groups())
+        return None
+
+    def status(self, timeout=5.0):
+        """The present Status, or None when no monit answers."""
+        for _ in range(2):  # 6.0 drops a connection now and then while it reloads
+            try:
+                code, body = self._request("GET /_status?format=xml", timeout=timeout)
+                if code == 200:
+                    return Status(body)
+                raise AgentError(f"monit's socket {self.socket} answers {code}")
+            except (OSError, ElementTree.ParseError):
+                time.sleep(0.05)
+        return None
+
+    def act(self, service, action, version):
+        """Ask for ``monitor`` or ``unmonitor`` of one service; True if monit took it (it carries it out later)."""
+        assert action in ACTIONS
+        try:
+            code, _ = self._request(f"POST /{service}", f"action={action}&securitytoken=x")
+        except OSError:
+            return False
+        if version >= (6, 0):
+            self.signal(signal.SIGUSR1)  # 6.0 waits for its next cycle; on 5.33 a signal would fail a slow connect
+        return code in (200, 302)
+
+    def pid(self):
+        """The pid of this monit, or None: a pid file alone proves nothing, and monit kills whom it names."""
+        text = ""
+        with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
+            text = handle.read()
+        match = re.search(r'^\s*set\s+pidfile\s+"?([^\s"]+)', text, re.M)
+        paths = [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]
+        for path in paths:
+            with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as handle:
+                pid = int(handle.read())
+                name = subprocess.run(
+                    ["ps", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False
+                ).stdout
+                if os.path.basename(name.strip()) == "monit":
+                    return pid
+        return None
+
+    def signal(self, number):
+        pid = self.pid()
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    # Its own judgement of a text
+
+    def test(self, path):
+        """What ``monit -t`` says against the control file ``path``, or '' if it is good."""
+        found = subprocess.run(
+            [self.node.conf["monit"], "-t", "-c", path],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        return "" if found.returncode == 0 else (found.stderr.strip() or "monit -t failed")
+
+    def reload(self):
+        """Make monit read what is published; raises AgentError with its words."""
+        found = subprocess.run(
+            [self.node.conf["monit"], "-c", self.node.conf["monitrc"], "reload"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
+        )
+        if found.returncode:
+            raise AgentError(f"monit reload: {found.stderr.strip() or found.stdout.strip()}")
+
+    def start(self):
+        """Start the daemon as the node's configuration says."""
+        argv = self.node.conf.get("monit_start")
+        if not argv:
+            raise AgentError("monit does not run and the configuration does not say how to start it")
+        found = subprocess.run(
+            argv, capture_output=True, text=True, errors="replace", check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
+        if found.returncode:
+            raise AgentError(f"{' '.join(argv)}: {(found.stderr or found.stdout).strip()}")
+
+    def wait(self, services, seconds):
+        """Wait until monit answers and knows all of ``services``; returns the Status or None."""
+        until = time.monotonic() + seconds
+        while True:
+            status = self.status(timeout=2)
+            if status and not services - set(status.services):
+                return status
+            if time.monotonic() >= until:
+                return None
+            time.sleep(0.05)
+
+
+# Reading monit's language, as far as needed to know what a text would run.
+
+_TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'#,]+|,""")
+
+
+def tokens(text):
+    """The words and quoted strings of a control file with their positions; comments left out."""
+    return [m for m in _TOKEN.finditer(text) if not m.group().startswith("#")]
+
+
+def unquote(word):
+    return word[1:-1] if len(word) > 1 and word[0] in "\"'" and word[-1] == word[0] else word
+
+
+def service_names(text):
+    """The names of the services that ``text`` defines."""
+    words = [m.group() for m in tokens(text)]
+    return [unquote(words[i + 2]) for i, w in enumerate(words[:-2]) if w.lower() == "check"]
+
+
+def executed(text):
+    """(start, end, command) of every string that ``text`` lets monit run: exec, start, stop and restart programs, check program."""
+    found, words = [], tokens(text)
+    for i, match in enumerate(words[:-1]):
+        word = match.group().lower()
+        if word == "exec":
+            target = words[i + 1]
+        elif word in ("program", "path") and i + 1 < len(words):
+            if word == "path" and not any(
+                w.group().lower() == "program" for w in words[max(0, i - 4) : i]
+            ):
+                continue  # `check file … path`
+            rest = [w for w in words[i + 1 : i + 3] if w.group() != "="]
+            if not rest or (word == "program" and not rest[0].group().startswith(('"', "/"))):
+                continue  # `check program NAME with path …`
+            if word == "program" and words[i - 1].group().lower() == "check":
+                continue
+            target = rest[0]
+        else:
+            continue
+        found.append((target.start(), target.end(), unquote(target.group())))
+    return found
+
+
+def changes_the_node(text):
+    """The first word of ``text`` that reaches beyond its own services (`set`, `include`), or None."""
+    for match in tokens(text):
+        if match.group().lower() in ("set", "include"):
+            return match.group()
+    return None

@@ -1,0 +1,132 @@
+"""The node: its configuration, its directories, its locks and its clock."""
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import re
+import subprocess
+import time
+
+SCHEMA = 1
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+DEFAULT_BUDGET = {
+    "max_concurrent": 1,
+    "storm_threshold": 0.5,
+    "storm_min": 5,
+    "storm_window": 120,
+    "boot_grace": 600,
+}
+
+
+class AgentError(Exception):
+    """Something that an operator has to know, said in one sentence."""
+
+
+class Busy(AgentError):
+    """Somebody else holds the lock."""
+
+
+class Node:
+    """What docs/contract.md section 4 says about this node, and the paths that follow from it."""
+
+    def __init__(self, path):
+        try:
+            with open(path, encoding="utf-8") as handle:
+                conf = json.load(handle)
+        except (OSError, ValueError) as err:
+            raise AgentError(f"cannot read {path}: {err}; run the formula first") from None
+        if conf.get("schema") != SCHEMA:
+            raise AgentError(f"{path}: expected schema {SCHEMA}, got {conf.get('schema')!r}")
+        self.conf = conf
+        self.name = conf["node"]
+        self.workdir = conf["workdir"]
+        self.state = conf["state"]
+        self.run = conf["run"]
+        self.poll = conf.get("poll", 10)
+        self.policy = conf.get("policy", {})
+        self.budget = {**DEFAULT_BUDGET, **conf.get("budget", {})}
+        self.silences = conf.get("silences", [])
+        self.wake = os.path.join(conf["libexec"], "wake")
+        for path in (self.state, self.run, *map(self.in_state, ("inbox", "envs", "generations"))):
+            os.makedirs(path, 0o700, exist_ok=True)
+        for name in ("lock", "dead"):
+            os.makedirs(os.path.join(self.run, name), 0o700, exist_ok=True)
+        self.boot = self._boot_id()
+
+    def in_state(self, *names):
+        return os.path.join(self.state, *names)
+
+    def in_run(self, *names):
+        return os.path.join(self.run, *names)
+
+    def sysdir(self, env):
+        """The env's own directory in CBSD."""
+        return os.path.join(self.workdir, "jails-system", env)
+
+    def dead_marker(self, env):
+        return self.in_run("dead", env)
+
+    def _boot_id(self):
+        """An id that changes with every boot: clocks jump, boots do not."""
+        for path in (self.conf.get("boot_id"), "/proc/sys/kernel/random/boot_id"):
+            if path:
+                with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
+                    return handle.read().strip()
+        found = subprocess.run(
+            ["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False
+        )
+        if found.returncode == 0 and found.stdout.strip():
+            return found.stdout.strip()
+        path = self.in_run("boot_id")  # rc.d/cleanvar empties /var/run at boot
+        with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
+            return handle.read().strip()
+        with open(path, "w", encoding="ascii") as handle:
+            handle.write(f"{time.time():.6f}")
+        return self._boot_id()
+
+    # Time.  Within a boot the monotonic clock counts, so that a jump of the wall clock changes no back-off.
+
+    def stamp(self):
+        return {"t": round(time.time(), 3), "m": round(time.monotonic(), 3), "b": self.boot}
+
+    def age(self, stamp):
+        """Seconds since ``stamp``; infinite for no stamp."""
+        if not stamp:
+            return float("inf")
+        if stamp.get("b") == self.boot:
+            return time.monotonic() - stamp["m"]
+        return max(0.0, time.time() - stamp["t"])
+
+    # Locks, all flock(2): the kernel gives them back whatever happens to us.
+
+    @contextlib.contextmanager
+    def lock(self, path, wait=0.0, why=""):
+        """Hold ``path`` exclusively, waiting at most ``wait`` seconds; raises Busy."""
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            until = time.monotonic() + wait
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as err:
+                    if err.errno not in (errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK):
+                        raise
+                    if time.monotonic() >= until:
+                        holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
+                        raise Busy(f"{os.path.basename(path)} is held by {holder or '?'}") from None
+                    time.sleep(0.02)
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
+            yield
+        finally:
+            os.close(handle)
+
+    def pass_lock(self):
+        """Every change of the node's records happens under this one, and only for moments."""
+        return self.lock(self.in_run("pass.lock"), wait=60, why="pass")
+
+    def env_lock(self, env, why, wait=0.0):
+        """Who starts, stops or restarts ``env`` holds this; the Salt module takes it too."""
+        return self.lock(self.in_run("lock", env), wait=wait, why=why)

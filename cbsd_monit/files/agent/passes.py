@@ -1,0 +1,313 @@
+"""
+One pass over the node: take in what the hooks said, look at kernel, inventory and monit, publish, judge every env.
+
+Level, not edges: whatever woke us, the truth is derived anew, so a lost or repeated trigger changes nothing.
+"""
+import os
+import time
+
+import cbsd
+import files
+import policy
+import publish
+import state
+from monit import Monit
+from node import NAME, AgentError
+
+REMOVAL = 180  # seconds in which a remove that began should have ended
+
+
+class Pass:
+    """The node as one pass saw it."""
+
+    def __init__(self, node, overlay=None):
+        self.node = node
+        self.monit = Monit(node)
+        self.overlay = overlay or {}
+        self.envs = {}
+        self.rows = {}
+        self.kernel = None
+        self.status = None
+        self.quarantined = {}
+        self.errors = {}
+        self.services = {}
+        self.changed = []
+        self.reloaded = self.started = False
+        self.due = []
+
+    # Reading
+
+    def look(self, dry=False):
+        """Read everything; with ``dry`` nothing is written."""
+        node = self.node
+        self.rows = cbsd.inventory(node)
+        try:
+            self.kernel = cbsd.kernel(node)
+        except AgentError as err:
+            self.errors["kernel"] = str(err)
+        self.silences = policy.silences(node)
+        self.trust = files.read_json(node.in_state("trust.json"), {})
+        names = {n for n in self.rows if self._managed(n)}
+        known = {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
+        inbox = [] if dry else state.read_inbox(node)
+        names |= known | {r.env for _, r in inbox if self._managed(r.env)}
+        for name in sorted(names):
+            if NAME.match(name):
+                self.envs[name] = state.Env(node, name)
+        if dry:
+            return
+        for _, record in inbox:
+            if record.env in self.envs:
+                state.apply(self.envs[record.env], record)
+        self._arrivals()
+        for env in list(self.envs.values()):
+            if env.name not in self.rows or not self._managed(env.name):
+                self._departed(env)
+            else:
+                env.save()
+        state.drop_inbox([path for path, _ in inbox])
+
+    def _managed(self, name):
+        """An env is ours when a template lies in its directory, whoever put it there."""
+        if name in self.overlay:
+            return self.overlay[name] is not None
+        return files.EnvDir(self.node.sysdir(name)).read("monitrc.tpl") is not None
+
+    def _arrivals(self):
+        """Envs seen for the first time: created, adopted, renamed, cloned or migrated to this node."""
+        for env in self.envs.values():
+            if not env.new or env.name not in self.rows:
+                continue
+            said = env.dir.read_json("policy.json") or {}
+            before = said.get("env")
+            if before and before != env.name and NAME.match(before):
+                old = self.envs.get(before)
+                if before not in self.rows and old and not old.new:
+                    env.data.update({**old.data, "env": env.name, "facts": env["facts"]})
+                    env.tell("renamed", f"was {before}")
+                    old.forget()
+                else:
+                    env.dir.remove("history.jsonl")  # a copy: what happened to the original did not happen to it
+            row = self.rows[env.name]
+            env["emulator"] = row["emulator"]
+            if env["intent"] is None:
+                # Never seen: an env that is down may well be meant to be down.
+                running = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
+                env.intend("running" if running else "stopped", "first seen")
+                env.tell("created", "first seen " + ("running" if running else "stopped"))
+
+    def _departed(self, env):
+        if env.name in self.rows:
+            state.say(f"{env.name}: no template any more, not watched")
+        else:
+            env.tell("removed")
+        env.forget()
+        del self.envs[env.name]
+
+    # Publishing
+
+    def texts(self):
+        """The EnvText of every env whose text can be used; the others are in ``errors`` and ``quarantined``."""
+        found = []
+        for name, env in sorted(self.envs.items()):
+            row = self.rows.get(name)
+            if row is None:
+                continue
+            try:
+                found.append(self._text(env, row))
+            except publish.EnvError as err:
+                self.errors[name] = str(err)
+        return found
+
+    def _text(self, env, row):
+        over = self.overlay.get(env.name)
+        template = over["monitrc.tpl"] if over else env.dir.read("monitrc.tpl")
+        facts = publish.facts_of(self.node, env.name, row, env["facts"])
+        return publish.EnvText(self.node, env.name, template, facts, bool(over) or self.trusted(env))
+
+    def trusted(self, env):
+        """True if pillar wrote what lies there, or nobody but root could have."""
+        said = self.trust.get(env.name)
+        if isinstance(said, dict) and said.get("monitrc.tpl"):
+            texts = {n: env.dir.read(n) for n in ("monitrc.tpl", "policy.json")}
+            if all(t is not None and publish.digest(t) == said.get(n) for n, t in texts.items()):
+                return True
+        return env.dir.only_roots()
+
+    def publish(self, dry=False):
+        """Make monit include what the templates say; reload only if that changed."""
+        publisher = publish.Publisher(self.node, self.monit)
+        texts = self.texts()
+        old_bad = files.read_json(self.node.in_state("quarantine.json"), {})
+        digests = {t.env: publish.digest(t.text) for t in texts}
+        self.quarantined = {
+            e: b for e, b in old_bad.items() if digests.get(e) == b.get("digest")
+        }
+        good = [t for t in texts if t.env not in self.quarantined] + self._kept(publisher)
+        good.sort(key=lambda t: t.env)
+        parts, differs = publisher.changed(good)
+        if differs:
+            good, bad = publisher.accept(good)
+            good.sort(key=lambda t: t.env)
+            self.quarantined.update(
+                {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
+            )
+            parts, differs = publisher.changed(good)
+        self.changed = sorted({name or "node" for name, _ in parts})
+        self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
+        self.foreign = {t.env: t.foreign for t in good if t.foreign}
+        if dry:
+            return
+        if self.quarantined != old_bad:
+            files.write_json(self.node.in_state("quarantine.json"), self.quarantined)
+        for text in good:
+            self.envs[text.env].dir.write("monitrc", text.text)
+        services = {n: list(v) for n, v in self.services.items()}
+        if services != files.read_json(self.node.in_state("services.json")):
+            files.write_json(self.node.in_state("services.json"), services)
+        if differs:
+            publisher.swap(good)
+        self._load(publisher)
+
+    def _kept(self, publisher):
+        """An env whose facts are missing for now keeps what was published for it before."""
+        parts = publish.parts_of(publisher.current())
+        return [publish.Kept(n, parts[n]) for n in self.errors if n in parts and n in self.envs]
+
+    def _load(self, publisher):
+        """See to it that monit runs what is published; a reload that kills it is taken back."""
+        node, mark = self.node, self.node.in_state("loaded")
+        now = publish.digest(publisher.current())
+        loaded = files.read_json(mark, {})
+        self.status = self.monit.status()
+        if self.status is None or loaded.get("digest") == now:
+            return
+        self.monit.reload()
+        self.reloaded = True
+        self.status = self.monit.wait(set(self.services), 15)
+        if self.status is None and self.monit.status() is None:
+            publisher.back()
+            self.monit.start()
+            self.status = self.monit.wait(set(), 10)
+            raise AgentError("monit ended at the reload; the generation before is published again")
+        files.write_json(mark, {"digest": now, **node.stamp()})
+
+    def ensure_monit(self):
+        """Something must watch the watcher: start monit where it does not answer."""
+        if self.status is not None:
+            return
+        self.status = self.monit.status()
+        if self.status is None:
+            self.monit.start()
+            self.status = self.monit.wait(set(self.services), 15)
+            if self.status is None:
+                raise AgentError("monit was started and does not answer on its socket")
+            self.started = True
+            state.say("monit did not run and was started", loud=True)
+            current = publish.Publisher(self.node, self.monit).current()
+            files.write_json(
+                self.node.in_state("loaded"), {"digest": publish.digest(current), **self.node.stamp()}
+            )
+
+    # Judging
+
+    def judge(self):
+        """Give every env its state; those that want healing end up in ``due``."""
+        by_env = {}
+        for name, (env, check) in self.services.items():
+            by_env.setdefault(env, {})[name] = check
+        self.due = []
+        for name, env in sorted(self.envs.items()):
+            policy.judge(self, env, by_env.get(name, {}))
+            self._marker(env)
+            env.save()
+        policy.storm(self)
+        self._switch(by_env)
+
+    def _marker(self, env):
+        """``dead/ENV`` exists while it should run and is known not to: then its checks are skipped, not timed out."""
+        path = self.node.dead_marker(env.name)
+        row = self.rows[env.name]
+        dead = (
+            self.kernel is not None
+            and env["intent"] == "running"
+            and env.name not in self.kernel.get(row["emulator"], ())
+            and env["phase"] is None
+        )
+        if dead != os.path.exists(path):
+            if dead:
+                with open(path, "w", encoding="ascii"):
+                    pass
+            else:
+                files.remove(path)
+
+    def _switch(self, by_env):
+        """Switch monitoring on for envs that should be up, off for the others; children by name, after their parent."""
+        if self.status is None:
+            return
+        asked = False
+        for name, services in by_env.items():
+            env = self.envs.get(name)
+            if env is None:
+                continue
+            wanted = env["intent"] == "running" and env["state"] not in (
+                "gave_up",
+                "maintenance",
+                "slave",
+            )
+            for service in sorted(services, key=lambda s: services[s] != "env"):
+                seen = self.status.services.get(service)
+                if seen is None or seen.pending or bool(seen.monitor) == wanted:
+                    continue
+                self.monit.act(service, "monitor" if wanted else "unmonitor", self.status.version)
+                asked = True
+        self.unsettled = asked
+
+
+def run(node, overlay=None, start_monit=False):
+    """One whole pass under the pass lock; returns it."""
+    with node.pass_lock():
+        seen = Pass(node, overlay)
+        seen.look()
+        seen.publish()
+        if start_monit:
+            seen.ensure_monit()
+        seen.judge()
+        return seen
+
+
+def dry(node, overlay):
+    """What a pass would change, without changing anything."""
+    seen = Pass(node, overlay)
+    seen.look(dry=True)
+    seen.publish(dry=True)
+    return seen
+
+
+def look(node):
+    """
+    The cheap pass that monit runs each cycle: kernel against intent; returns True if the agent should be woken.
+
+    It takes no lock and asks neither CBSD nor monit; one process, `jls`.
+    """
+    alive = cbsd.kernel(node)
+    wake = os.path.exists(node.in_run("trigger"))
+    for name in os.listdir(node.in_state("envs")):
+        if not name.endswith(".json"):
+            continue
+        env = state.Env(node, name[:-5])
+        if env["intent"] is None:
+            continue
+        up = env.name in alive.get(env["emulator"], ())
+        marker = node.dead_marker(env.name)
+        if env["intent"] == "running" and not up and env["phase"] is None:
+            if not os.path.exists(marker):
+                with open(marker, "w", encoding="ascii"):
+                    pass
+                wake = True
+        elif os.path.exists(marker) or (env["intent"] == "stopped" and up and env["phase"] is None):
+            wake = True
+    beat = node.in_run("look")
+    with open(beat, "w", encoding="ascii") as handle:
+        handle.write(f"{time.time():.0f}\n")
+    return wake

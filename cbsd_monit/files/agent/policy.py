@@ -1,0 +1,247 @@
+"""The policy: in which state is an env, may it be healed, and when."""
+import random
+import time
+
+import cbsd
+import files
+
+BUILTIN = {
+    "heal": True,
+    "on_failure": ["restart"],
+    "start_period": 60,
+    "depends_on": [],
+    "restart": {
+        "attempts": 3,
+        "interval": 1800,
+        "delay": 15,
+        "delay_function": "exponential",
+        "max_delay": 300,
+        "jitter": 0.25,
+        "reset_after": 600,
+        "mode": "fail",
+        "timeout": 300,
+    },
+    "checks": {},
+}
+PASSIVE = ("alert", "event")
+
+
+def of(node, env):
+    """The policy of ``env``: its own, over the node's, over the built-in one."""
+    own = env.dir.read_json("policy.json") or {}
+    merged = {**BUILTIN, **node.policy, **own}
+    merged["restart"] = {
+        **BUILTIN["restart"],
+        **node.policy.get("restart", {}),
+        **own.get("restart", {}),
+    }
+    return merged
+
+
+def of_check(policy, check):
+    """(ladder, restart) for one check of an env; the env's own where the check says nothing."""
+    said = policy["checks"].get(check, {})
+    return (
+        said.get("on_failure") or policy["on_failure"],
+        {**policy["restart"], **said.get("restart", {})},
+    )
+
+
+def silences(node):
+    """{env: silence} of those that hold now: pillar's and those given by command."""
+    found = {}
+    given = files.read_json(node.in_state("silences.json"), [])
+    for silence in [*node.silences, *given]:
+        if silence.get("until", float("inf")) > time.time():
+            found[silence["env"]] = silence
+    return found
+
+
+def delay(restart, attempts, rnd=random.random):
+    """Seconds to wait after ``attempts`` that did not help."""
+    base = restart["delay"]
+    if restart["delay_function"] == "exponential":
+        base *= 2 ** max(0, min(attempts, 30) - 1)
+    base = min(base, max(restart["max_delay"], restart["delay"]))
+    return base * (1 + restart["jitter"] * (2 * rnd() - 1))
+
+
+def _phase_limit(env, row, restart):
+    return {
+        "starting": restart["timeout"],
+        "stopping": cbsd.stop_timeout(row),
+        "restarting": 600 if env["cause"] == "shutdown" else 60,
+        "removing": 180,
+        "booting": env.node.budget["boot_grace"],
+    }[env["phase"]]
+
+
+def judge(seen, env, services):
+    """
+    Put ``env`` into the state that follows from kernel, inventory, monit and intent.
+
+    ``services`` maps its monit services to its checks.  An env that should be healed now is appended to ``seen.due``
+    as (env, check, reason).
+    """
+    node, row = seen.node, seen.rows[env.name]
+    policy = of(node, env)
+    restart = policy["restart"]
+    status = int(row["status"]) if row["status"].isdigit() else 0
+    up = None if seen.kernel is None else env.name in seen.kernel.get(row["emulator"], ())
+
+    if env["boot"] != node.boot:  # by boot id, not by clock
+        env["boot"], env["op"] = node.boot, None
+        env.enter_phase("booting")
+    if env["op"] and _busy(node, env):
+        return env.go("healing")
+    residue = bool(env["op"])  # our own heal was killed: what it left is ours to finish
+    if residue:
+        env["op"] = None
+        env.enter_phase(None)
+    if env["phase"] and env.age("phase_since") > _phase_limit(env, row, restart):
+        if env["phase"] == "stopping" and env["intent"] == "stopped" and up:
+            env.intend("running", "the stop did not happen")
+        env.enter_phase(None)
+
+    if row["emulator"] not in cbsd.EMULATORS:
+        return env.go("unknown", f"emulator {row['emulator']} is not supported")
+    if status == cbsd.SLAVE:
+        return env.go("slave", "CBSD: the env is a slave copy")
+    if status == cbsd.MAINTENANCE and not residue and env["phase"] is None:
+        return env.go("maintenance", "CBSD: status 3")
+    if up is None:
+        return env.go("unknown", seen.errors.get("kernel", ""))
+    if env["phase"] == "booting":
+        if up:
+            env.enter_phase(None)
+        elif row["astart"] != "1":
+            env.intend("stopped", "CBSD does not start it at boot")
+            env.enter_phase(None)
+        else:
+            return env.go("starting", "the node booted, CBSD has not started it yet")
+    if env["intent"] == "stopped":
+        if up and env["phase"] is None:
+            env.intend("running", "seen running")
+        else:
+            why = env["intent_why"] or {}
+            return env.go("stopped", f"{why.get('cause', '')}: {why.get('by', '')}".strip(": "))
+    if env["phase"]:
+        return env.go("starting", f"{env['phase']} ({env['cause'] or 'CBSD'})")
+
+    failing, reason, waiting = _look(seen, env, services, up)
+    silence = seen.silences.get(env.name)
+    if silence:
+        until = time.strftime("%Y-%m-%d %H:%M", time.localtime(silence.get("until", 0)))
+        text = f"until {until} by {silence.get('by', '?')}: {silence.get('reason', '')}"
+        return env.go("silenced", text)
+    if env.name in seen.quarantined:
+        return env.go("quarantined", seen.quarantined[env.name]["reason"])
+    if failing is None:
+        if env["gave_up"]:
+            return env.go("gave_up")
+        if seen.status is None:
+            return env.go("unknown", "monit does not answer")
+        if waiting:
+            return env.go("starting", f"waiting for {waiting}") if _in_grace(env, policy) else None
+        env["warm"] = True
+        if env["state"] == "healthy" and env.age("since") > restart["reset_after"]:
+            env.reset_attempts()
+        return env.go("healthy")
+    return _failing(seen, env, policy, failing, reason, up)
+
+
+def _busy(node, env):
+    """True while somebody holds the env's lock: the heal that its journal names is still going on."""
+    try:
+        with node.env_lock(env.name, "look"):
+            return False
+    except Exception:  # noqa: BLE001 - Busy, or a lock file we cannot open: not ours to touch either way
+        return True
+
+
+def _in_grace(env, policy):
+    return not env["warm"] and env.age("started") < policy["start_period"]
+
+
+def _look(seen, env, services, up):
+    """(failing check or None, why, check that has not been looked at since the start)."""
+    if not up:
+        return "env", f"{env['emulator']} {env.name} does not run", None
+    if seen.status is None:
+        return None, "", None
+    waiting = None
+    since = (env["started"] or {}).get("t", 0)
+    for name in sorted(services):
+        check = services[name]
+        service = seen.status.services.get(name)
+        if service is None or check == "env":
+            continue
+        if service.failing:
+            return check, service.message or f"monit says {service.status}", None
+        if not service.good_since(since):
+            waiting = waiting or check
+    return None, "", waiting
+
+
+def _failing(seen, env, policy, check, reason, up):
+    ladder, restart = of_check(policy, check)
+    if up and _in_grace(env, policy):
+        return env.go("starting", f"{check}: {reason}", check)
+    if env["gave_up"]:
+        return env.go("gave_up")
+    if env["state"] not in ("failing", "backoff"):
+        env.go("failing", reason, check)
+    else:
+        env["reason"], env["check"] = reason, check
+    if not policy["heal"]:
+        env["reason"] = f"{reason}; heal: false"
+        return None
+    if up and all(rung in PASSIVE for rung in ladder):
+        return None
+    recent = [a for a in env["attempts"] if env.node.age(a) < restart["interval"]]
+    if len(recent) >= restart["attempts"]:
+        if restart["mode"] == "fail":
+            env["gave_up"] = True
+            return env.go("gave_up", f"{len(recent)} attempts did not help: {reason}", check)
+        left = restart["interval"] - env.node.age(recent[0])
+        return env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
+    wait = env["next"]
+    if wait and env.node.age(wait["after"]) < wait["seconds"]:
+        left = wait["seconds"] - env.node.age(wait["after"])
+        return env.go("backoff", f"next attempt in {left:.0f} s: {reason}", check)
+    for other in policy["depends_on"]:
+        parent = seen.envs.get(other)
+        if parent and parent["state"] not in ("healthy", "silenced", "stopped"):
+            env["reason"] = f"{reason}; waits for {other}, which is {parent['state']}"
+            return None
+    seen.due.append((env, check, reason))
+    return None
+
+
+def storm(seen):
+    """
+    Many envs failing at once mean the network, not many restarts: then nothing is healed and it is said once.
+
+    It begins when more than ``storm_threshold`` and at least ``storm_min`` of the envs that should be up began to fail
+    within ``storm_window``, and ends when no longer so many fail.
+    """
+    node, budget = seen.node, seen.node.budget
+    path = node.in_state("storm.json")
+    up = [e for e in seen.envs.values() if e["intent"] == "running"]
+    bad = [e for e in up if e["state"] in ("failing", "healing", "backoff")]
+    fresh = [e for e in bad if e.age("since") < budget["storm_window"]]
+    now = files.read_json(path)
+
+    def many(envs):
+        return len(envs) >= budget["storm_min"] and len(envs) > budget["storm_threshold"] * len(up)
+
+    if now is None and many(fresh):
+        now = {**node.stamp(), "envs": sorted(e.name for e in bad)}
+        files.write_json(path, now)
+        bad[0].tell("storm", f"{len(bad)} of {len(up)} envs fail at once: nothing is healed until that passes")
+    elif now is not None and not many(bad):
+        files.remove(path)
+        now = None
+    if now is not None:
+        seen.due = []
+    seen.storm = now
