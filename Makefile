@@ -1,0 +1,34 @@
+# Portable make (GNU and BSD).  `make demo` and `make test` set up what they need by themselves.
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+CASES = tests/conformance/cases
+PYTEST_ARGS =
+
+.PHONY: all setup demo test conformance lint clean
+
+all: test
+
+$(VENV)/.ready: requirements/test.lock tests/setup.sh
+	sh tests/setup.sh $(PYTHON) $(VENV)
+
+setup: $(VENV)/.ready
+	@sh tests/setup.sh --packages
+
+# The main job on a simulated CBSD node under .demo/: pillar to healed jail; writes build/demo.json.
+demo: setup
+	@$(BIN)/python tests/demo.py
+
+test: setup
+	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+
+# Replays recordings of real CBSD against the simulator: make conformance [CASES=DIR]
+conformance: setup
+	@$(BIN)/python tests/conformance/run.py $(CASES)
+
+lint: setup
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
+
+clean:
+	-$(BIN)/python tests/demo.py --remove
+	rm -rf $(VENV) build .demo .pytest_cache
