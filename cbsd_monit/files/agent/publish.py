@@ -224,7 +224,7 @@ class Publisher:
             guess = self._blamed(words)
             if guess in order:
                 at = order.index(guess)
-                for suspect in {at, max(at - 1, 0)}:
+                for suspect in (at, at - 1)[: 2 if at else 1]:
                     rest = items[:suspect] + items[suspect + 1 :]
                     if not self._words(base + rest):
                         bad[order[suspect]] = words.splitlines()[0]

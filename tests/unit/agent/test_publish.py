@@ -1,0 +1,193 @@
+"""Facts, templates, and what monit may be told."""
+import cbsd
+import monit
+import publish
+import pytest
+from publish import EnvError
+
+UPSTREAM = """check host %%JNAME%% with address %%IPV4_FIRST%%
+  if failed port 80 protocol http then exec "/usr/local/bin/cbsd jrestart %%JNAME%%" repeat every 1 cycles
+"""
+
+
+@pytest.mark.parametrize(
+    ("ip4_addr", "first", "public", "private", "ipv6"),
+    [
+        ("10.0.0.1/24", "10.0.0.1", "", "10.0.0.1", ""),
+        ("em0#10.0.0.3/24", "10.0.0.3", "", "10.0.0.3", ""),
+        ("vhid_1#10.0.0.7/24", "10.0.0.7", "", "10.0.0.7", ""),
+        ("8.8.8.8/32,192.168.1.5/24", "8.8.8.8", "8.8.8.8", "192.168.1.5", ""),
+        ("fde4::1/64,10.1.1.1", "10.1.1.1", "", "10.1.1.1", "fde4::1"),
+        ("fde4::1/64", "", "", "", "fde4::1"),
+        ("DHCP", "", "", "", ""),
+        ("REALDHCP", "", "", "", ""),
+        ("0", "", "", "", ""),
+        ("", "", "", "", ""),
+    ],
+)
+def test_addresses_follow_cbsds_rules(ip4_addr, first, public, private, ipv6):
+    assert cbsd.addresses(ip4_addr) == {
+        "ipv4_first": first,
+        "ipv4_first_public": public,
+        "ipv4_first_private": private,
+        "ipv6_first": ipv6,
+    }
+
+
+def facts(node, env="lb1", **row):
+    return publish.facts_of(node, env, {"jname": env, "ip4_addr": "10.0.0.1/24", **row}, {})
+
+
+def test_upstreams_template_heals_instead_of_restarting(node):
+    text = publish.EnvText(node, "lb1", UPSTREAM, facts(node), trusted=False)
+    assert f'exec "{node.wake} monit lb1" repeat' in text.text
+    assert text.services() == {"lb1": "lb1"}
+    assert text.foreign == []
+
+
+def test_env_names_differ_where_monit_folds_case(node):
+    names = [publish.service_prefix(n) for n in ("lb1", "LB1", "Lb1", "lb_1")]
+    assert len({n.lower() for n in names}) == 4
+
+
+def test_address_change_in_the_inventory_wins_over_an_old_hook(node):
+    snapshot = {"ip4_addr": "10.0.0.1/24", "ipv4_first": "10.0.0.1"}
+    found = publish.facts_of(node, "lb1", {"ip4_addr": "10.0.0.9/24"}, snapshot)
+    assert found["ADDRESS"] == "10.0.0.9"
+
+
+def test_ipv6_only(node):
+    found = facts(node, ip4_addr="fde4::1/64")
+    assert publish.fill('"%%ADDRESS%%"', found) == '"fde4::1"'
+    with pytest.raises(EnvError, match="no address yet: ip4_addr is 'fde4::1/64'"):
+        publish.fill("%%IPV4_FIRST%%", found)
+
+
+@pytest.mark.parametrize("ip4_addr", ["DHCP", "REALDHCP", "0", ""])
+def test_no_address_is_a_clear_message(node, ip4_addr):
+    with pytest.raises(EnvError, match="no address yet"):
+        publish.EnvText(node, "lb1", UPSTREAM, facts(node, ip4_addr=ip4_addr), trusted=True)
+
+
+@pytest.mark.parametrize("value", ['a"b', "a b", "a\nb", "a'b", "a;b", "a{b", "ü", "a#b", "a\\b"])
+def test_fact_that_monit_could_misread_is_refused(node, value):
+    with pytest.raises(EnvError, match="%%HOST_HOSTNAME%%"):
+        publish.fill("%%HOST_HOSTNAME%%", facts(node, host_hostname=value))
+
+
+def test_unknown_fact_is_named(node):
+    with pytest.raises(EnvError, match="%%NOSUCH%%"):
+        publish.fill("%%NOSUCH%%", facts(node))
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("set daemon 1\n", "change the whole node"),
+        ('check file x path /x\n  if changed checksum then alert\nINCLUDE "/etc/x"\n', "change the whole node"),
+        ('check host "all" address 1.1.1.1\n  if failed port 1 then alert\n', "must not be called"),
+        ('check host x address 1.1.1.1\n  if failed port 1 send "x then alert\n', "unbalanced quotes"),
+        ("check host x address 1.1.1.1\x07\n", "control characters"),
+    ],
+)
+def test_text_that_reaches_beyond_its_env_is_refused(node, template, words):
+    with pytest.raises(EnvError, match=words):
+        publish.EnvText(node, "lb1", template, facts(node), trusted=True)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if failed port 1 then exec "/bin/evil"',
+        'if failed port 1 then exec "/usr/local/bin/cbsd jrestart other"',
+        'start program = "/bin/evil"',
+        'stop program "/bin/evil"',
+        "if failed port 1 then exec /bin/evil",
+    ],
+)
+def test_foreign_programs_need_pillar_or_root(node, line):
+    template = f"check host x with address 1.1.1.1\n  {line}\n"
+    with pytest.raises(EnvError, match="as root"):
+        publish.EnvText(node, "lb1", template, facts(node), trusted=False)
+    assert len(publish.EnvText(node, "lb1", template, facts(node), trusted=True).foreign) == 1
+
+
+def test_check_program_is_a_program(node):
+    template = 'check program x with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
+    with pytest.raises(EnvError, match="/bin/evil a"):
+        publish.EnvText(node, "lb1", template, facts(node), trusted=False)
+    probe = f'check program x with path "{node.wake} probe lb1 x"\n  if status != 0 then alert\n'
+    assert publish.EnvText(node, "lb1", probe, facts(node), trusted=False).foreign == []
+
+
+class FakeMonit:
+    """Counts the parses and refuses texts that hold a bad word."""
+
+    def __init__(self, bad):
+        self.bad, self.parses = bad, 0
+
+    def test(self, path):
+        self.parses += 1
+        stage = [line.split()[1] for line in open(path) if line.startswith("include")][-1]
+        for number, line in enumerate(open(stage), 1):
+            if any(word in line for word in self.bad):
+                return f"{stage}:{number}: syntax error 'x'"
+        return ""
+
+
+def texts(node, count, bad=()):
+    found = []
+    for i in range(count):
+        word = "bad" if i in bad else "good"
+        template = f'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then {word}\n'
+        found.append(publish.EnvText(node, f"e{i}", template, facts(node, f"e{i}"), trusted=True))
+    return found
+
+
+@pytest.mark.parametrize("bad", [(), (0,), (99,), (50,), (3, 4), (0, 50, 99)])
+def test_the_envs_that_do_not_parse_are_found_without_parsing_each(node, bad):
+    fake = FakeMonit(["then bad"])
+    publisher = publish.Publisher(node, fake)
+    good, refused = publisher.accept(texts(node, 100, bad))
+    assert sorted(refused) == sorted(f"e{i}" for i in bad)
+    assert len(good) == 100 - len(bad)
+    assert fake.parses <= 2 + 12 * len(bad)
+
+
+def test_one_bad_env_costs_two_parses_more(node):
+    fake = FakeMonit(["then bad"])
+    publish.Publisher(node, fake).accept(texts(node, 100, (50,)))
+    assert fake.parses == 3
+
+
+def test_duplicate_service_names_are_found_before_monit_sees_them(node):
+    pair = [
+        publish.EnvText(node, n, 'check host "Web" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n', facts(node, n), True)
+        for n in ("a", "b")
+    ]
+    good, refused = publish.Publisher(node, FakeMonit([])).accept(pair)
+    assert [t.env for t in good] == ["a"]
+    assert refused == {"b": "service name already used by a"}
+
+
+def test_real_monit_names_the_culprit_and_not_its_neighbour(node, conf):
+    template = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
+    unfinished = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then\n'
+    all_texts = [
+        publish.EnvText(node, f"e{i}", unfinished if i == 2 else template, facts(node, f"e{i}"), True) for i in range(5)
+    ]
+    good, refused = publish.Publisher(node, monit.Monit(node)).accept(all_texts)
+    assert list(refused) == ["e2"]
+    assert len(good) == 4
+
+
+def test_generations_swap_and_only_five_are_kept(node):
+    publisher = publish.Publisher(node, FakeMonit([]))
+    for count in range(1, 9):
+        publisher.swap(texts(node, count))
+    assert publisher.generation() == 8
+    import os
+
+    assert sorted(os.listdir(node.in_state("generations")), key=int) == ["4", "5", "6", "7", "8"]
+    assert publisher.current().count("check host") == 8
+    assert publisher.back() and publisher.current().count("check host") == 7
