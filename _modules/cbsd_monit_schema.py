@@ -37,6 +37,8 @@ STRINGS = {
         "the path of a URL (/ and letters, digits, _.,:;@=&?+!*-, not yet encoded; no ..)",
         rf"/([A-Za-z0-9_.,:;@=&?+!*/-]|{FACT})*",
     ),
+    "place": ("a path, absolute or relative (no ..)", r"/?[A-Za-z0-9_.@+,:-]+(/[A-Za-z0-9_.@+,:-]+)*/?"),
+    "url": ("an https address", r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9_.@+-]+)*/?"),
     "host": ("a host name, with or without a port", rf"([A-Za-z0-9.-]|{FACT})+(:[0-9]{{1,5}})?"),
     "header": ("letters, digits, blanks and .,:;/=@+*_()-", rf"([A-Za-z0-9 .,:;/=@+*_()-]|{FACT})*"),
     "arg": ("an argument (letters, digits, blanks and _./:=,@%+-; no ..)", r"[A-Za-z0-9_./:=,@%+ -]+"),
@@ -60,6 +62,7 @@ TYPES = {
     "ladder": "a step or a list of steps: restart, start, stop, alert, event, {service_restart: NAME}, {command: [PROGRAM, ARG]}",
     "command": "a list: a program's absolute path and its arguments",
     "headers": "a mapping of HTTP header to value",
+    "name": "a name, or false",
     "raw": "monit's own language, without set and include",
     "section": "a mapping",
     "map": "a mapping of names",
@@ -102,7 +105,9 @@ SECTIONS = {
         "events": _row("any", None, "settings of the event bus"),
     },
     "lookup": {
-        "workdir": _row("path", "/usr/jails", "CBSD's work directory"),
+        "workdir": _row("path", None, "CBSD's work directory; else what rc.conf says, else /usr/jails"),
+        "distdir": _row("path", "/usr/local/cbsd", "where CBSD itself is installed"),
+        "rc_conf": _row("path", "/etc/rc.conf", "where CBSD's work directory is told"),
         "cbsd": _row("path", "/usr/local/bin/cbsd", "program"),
         "jls": _row("path", "/usr/sbin/jls", "program"),
         "jexec": _row("path", "/usr/sbin/jexec", "program"),
@@ -115,10 +120,14 @@ SECTIONS = {
         "monit": _row("path", "/usr/local/bin/monit", "program"),
         "monitrc": _row("path", "/usr/local/etc/monitrc", "monit's configuration"),
         "monit_start": _row("command", ["/usr/sbin/service", "monit", "onestart"], "starts monit"),
+        "monitrc_sample": _row("path", "/usr/local/etc/monitrc.sample", "copied where there is no monitrc"),
         "cron": _row("path", "/usr/local/etc/cron.d/cbsd_monit", "file with the line that runs sync"),
-        "python": _row("path", "/usr/local/bin/python3", "interpreter of the agent"),
-        "package": _row("word", "monit", "package of monit"),
-        "service": _row("word", "monit", "service of monit"),
+        "python": _row("path", None, "interpreter of the agent; else Salt's own"),
+        "package": _row("name", "monit", "package of monit; false: it is there already"),
+        "service": _row("name", "monit", "service of monit; false: started by monit_start, watched by cron"),
+        "remove_package": _row("bool", False, "clean removes the package too"),
+        "skeletons": _row("list", [], "skeletons of your own profiles, paths or names below WORKDIR/share", of="place"),
+        "module_url": _row("url", "https://github.com/cbsd/modules-monit.git", "CBSD's monit module"),
         "rootgroup": _row("word", "wheel", "group of root"),
     },
     "monit": {
@@ -416,6 +425,10 @@ def _read_string(value, row):
     return value
 
 
+def _read_name(value, row):
+    return False if value is False else _read_string(value, {"type": "word"})
+
+
 def _read_address(value, row):
     if value in ("ipv4", "ipv6"):
         return value
@@ -535,6 +548,7 @@ READERS = {
     "percent": _read_percent,
     "choice": _read_choice,
     "address": _read_address,
+    "name": _read_name,
     "time": _read_time,
     "threshold": _read_threshold,
     "command": _read_command,
@@ -575,7 +589,7 @@ class _Reader:
         for key in value:
             if key not in table:
                 self.errors.unknown(path, key, table)
-            elif value[key] is not None or table[key].get("required"):
+            elif value[key] not in (None, "") or table[key].get("required"):
                 read = self.value(value[key], table[key], [*path, key])
                 if read is not None:
                     result[key] = read
@@ -939,7 +953,8 @@ def _whole(check, policy, scope, path):
     errors += [f"{':'.join([*path, *part])}: {message}" for part, message in _rules(check, scope)]
     if errors:
         raise SaltInvocationError("\n  ".join([f"cbsd_monit: {len(errors)} errors in the pillar", *errors]))
-    result = {key: row["default"] for key, row in CHECKS[check["type"]]["fields"].items() if row["default"] is not None}
+    own = [key for key in CHECKS[check["type"]]["fields"] if key in fields]
+    result = {key: fields[key]["default"] for key in own if fields[key]["default"] is not None}
     for key in INHERITED:
         if key in fields and key != "restart":
             result[key] = policy[key]
@@ -1019,7 +1034,9 @@ def _present(env):
 def _carried(check):
     """Return the check as the agent gets it: what it has to run itself is a command."""
     if check["type"] == "service":
-        return {**check, "in": "jail", "command": ["/usr/sbin/service", check["name"], "onestatus"]}
+        name = check["name"]
+        rest = {key: value for key, value in check.items() if key != "name"}
+        return {**rest, "service": name, "in": "jail", "command": ["/usr/sbin/service", name, "onestatus"]}
     if check["type"] == "unix":
         return {**check, "type": "exec", "in": "jail", "command": ["/usr/bin/nc", "-z", "-U", check["path"]]}
     return check

@@ -1,0 +1,642 @@
+"""
+Turn the pillar's ``cbsd_monit`` into what one CBSD node needs, and ask the node's agent how it fares.
+
+``validate`` and ``render`` are pure: plain data in, plain data out, no pillar, no clock, nothing written. The SLS reads pillar
+once and passes it as an argument. The vocabulary itself lives in ``cbsd_monit_schema``; this file knows monit's language.
+
+What a template puts out is never trusted: every expression has to be monit text made here, a number, a plain word, or the
+product of the filter ``monit``. An operator's template that forgets the filter is an error, never an injection.
+
+:depends: jinja2 (comes with Salt), cbsd_monit_schema
+:configuration: ``sync``, ``status``, ``history`` and ``monit_version`` find their programs by ``cbsd_monit:lookup`` in pillar or
+    minion configuration.
+"""
+
+import copy
+import fnmatch
+import json
+import math
+import re
+
+import jinja2
+import jinja2.nodes
+import jinja2.sandbox
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
+WAKE_EVERY = 30  # seconds from one reminder of a lasting failure to the next; the agent's own pass comes each minute anyway
+PROBE_SLACK = 5  # seconds that monit gives a probe beyond its own timeout: the agent ends it, and says why
+BROKEN_PROBES = ((5, 34, 1), (5, 35, 2))  # from, below: `check program` hangs or crashes monit
+LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "run": "/var/run/cbsd_monit", "rootgroup": "wheel"}
+
+
+class _Monit:
+    """
+    Text that is monit's language already: only what this module made, never a value from outside.
+
+    Not a ``str``: nothing that a template does to it (join, replace, format, +) gives another one.
+    """
+
+    __slots__ = ("text",)
+
+    def __init__(self, text):
+        self.text = text
+
+    def __str__(self):
+        return self.text
+
+
+def _string(value):
+    """
+    Return ``value`` as a quoted monit string.
+
+    monit has no ``\\"``; it knows ``\\\\`` and ``\\0xHH``. A string that begins with ``/`` is a path to its lexer and refused where
+    a string is wanted, so a leading slash is written as its code as well.
+    """
+    if not isinstance(value, str) or re.search(r"[^ -~]", value):
+        raise SaltInvocationError(f"not printable ASCII: {ascii(value)}")
+    return '"' + _escape(value) + '"'
+
+
+def _escape(value):
+    value = value.replace("\\", "\\\\").replace('"', "\\0x22").replace("'", "\\0x27")
+    return "\\0x2f" + value[1:] if value.startswith("/") else value
+
+
+def _path(value):
+    """Return a path, already held to its allow-list, as monit wants it: a quoted string that begins with its slash."""
+    return f'"{value}"'
+
+
+def _words(command):
+    """Return an argument list as a monit program string: split at blanks, ``'…'`` keeps words together."""
+    return '"' + " ".join(f"'{arg}'" if " " in arg else arg for arg in command) + '"'
+
+
+def _headers(headers):
+    return ", ".join(f"{name}: {_string(headers[name])}" for name in sorted(headers))
+
+
+def _percent(share):
+    return f"{round(share * 100, 4):g}%"
+
+
+# A network test is one sentence. Its parts in the order monit's grammar asks for: the key of the check, and its words.
+NETWORK = (
+    ("port", "port {}", str),
+    ("transport", "type {}", str),
+    ("protocol", "protocol {}", str),
+    ("method", "method {}", str),
+    ("path", "request {}", _path),
+    ("status", "status = {}", str),
+    ("hostheader", "hostheader {}", _string),
+    ("headers", "with http headers [{}]", _headers),
+    ("content", "content = {}", _string),
+    ("verify", "with ssl options {{verify: {}}}", {True: "enable", False: "disable"}.get),
+    ("certificate_valid", "and certificate valid > {} days", str),
+    ("ping", "{}", str),
+    ("count", "count {}", str),
+    ("size", "size {}", str),
+    ("timeout", "with timeout {} seconds", math.ceil),
+)
+LIMITS = {  # type: {key: (words of the test, how the limit is written)}
+    "system": {
+        "loadavg_1m": ("loadavg (1min) > {}", "{:g}".format),
+        "loadavg_5m": ("loadavg (5min) > {}", "{:g}".format),
+        "loadavg_15m": ("loadavg (15min) > {}", "{:g}".format),
+        "cpu": ("cpu usage > {}", _percent),
+        "cpu_user": ("cpu usage (user) > {}", _percent),
+        "cpu_system": ("cpu usage (system) > {}", _percent),
+        "memory": ("memory usage > {}", _percent),
+        "swap": ("swap usage > {}", _percent),
+    },
+    "filesystem": {
+        "space": ("space usage > {}", _percent),
+        "inodes": ("inode usage > {}", _percent),
+    },
+}
+
+
+def _network(check):
+    """Return the test of a check over the network."""
+    said = dict(check)
+    kind = said["type"]
+    if kind == "udp":
+        said["transport"] = "udp"
+    elif kind == "http":
+        said["protocol"] = "https" if said["tls"] else "http"
+        said.setdefault("port", 443 if said["tls"] else 80)
+    elif kind == "ping":
+        family = {"ipv4": "ping4", "ipv6": "ping6"}.get(said.get("address"), "ping")
+        said["ping"] = family
+    elif kind not in ("tcp", "tls"):
+        said["protocol"] = kind
+    if said.get("transport") == "tcp":
+        del said["transport"]
+    if kind != "tls" and not said.get("tls"):
+        said.pop("verify", None)
+        if said.get("protocol") in ("imaps", "mysqls", "pops", "smtps"):
+            said["verify"] = check["verify"]
+    words = [pattern.format(write(said[key])) for key, pattern, write in NETWORK if key in said]
+    return " ".join(["failed", *words])
+
+
+def _tests(check):
+    """Return kind of service and its tests for one check."""
+    kind = check["type"]
+    if kind == "running":
+        return "file", ["exist"]
+    if kind in ("exec", "service"):
+        return "program", ["status != 0"]
+    if kind in LIMITS:
+        tests = [words.format(write(check[k])) for k, (words, write) in LIMITS[kind].items() if k in check]
+        return kind, tests
+    return "host", [_network(check)]
+
+
+def _cycles(check, poll):
+    """Return how often a check runs, from when on it counts, and how often the agent is reminded; all in cycles."""
+    every = max(1, math.ceil(check["interval"] / poll))
+    need = check["failure_threshold"]
+    if isinstance(need, dict):
+        failures = f"for {need['failures']} times within {need['within']} cycles"
+    else:
+        failures = f"for {need} cycles"
+    return {
+        "every": every,
+        "failures": _Monit(failures),
+        "successes": _Monit(f"for {check['success_threshold']} cycles"),
+        "repeat": max(1, math.ceil(WAKE_EVERY / (every * poll))),
+    }
+
+
+ADDRESSES = {"ipv4": "%%IPV4_FIRST%%", "ipv6": "%%IPV6_FIRST%%"}
+
+
+def _service(name, check, poll):
+    """Return one check of an env as the template gets it."""
+    kind, tests = _tests(check)
+    given = check.get("address", "%%ADDRESS%%")
+    target = {
+        "file": 'path "%%DEAD%%"',
+        "program": f'path "%%WAKE%% probe %%JNAME%% {name}" with timeout {math.ceil(check["timeout"]) + PROBE_SLACK} seconds',
+        "host": f'address "{ADDRESSES.get(given, given)}"',
+    }[kind]
+    return {
+        "name": name,
+        "kind": kind,
+        "target": _Monit(target),
+        "tests": [_Monit(test) for test in tests],
+        # What tells that the env is down cannot itself wait for the env to be up.
+        "needs_env": kind != "file",
+        **_cycles(check, poll),
+    }
+
+
+def _raw(text):
+    """Return an env's own monit text, and whether it opens its own service."""
+    statements = re.sub(r"^\s*#.*$", "", text, flags=re.M).split()
+    whole = statements[:1] and statements[0].lower() == "check"
+    return {"text": _Monit(text.rstrip("\n") if whole else _indented(text)), "whole": bool(whole)}
+
+
+def _indented(text):
+    return "\n".join(f"  {line}" if line.strip() else "" for line in text.rstrip("\n").split("\n"))
+
+
+# --- The template
+
+
+WORD = re.compile(r"[A-Za-z0-9_.:/=,%+-]*", re.ASCII)
+
+
+def _finalize(value):
+    """Let out of a template what is safe in monit's language wherever it stands, and nothing else."""
+    if isinstance(value, jinja2.Undefined):
+        str(value)  # raises, and names it
+    if type(value) is _Monit or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    if isinstance(value, str) and WORD.fullmatch(value):
+        return value
+    raise SaltInvocationError(f"{ascii(value)[:60]} is no plain word: it needs the filter `monit`")
+
+
+def _filter(value):
+    """The filter ``monit``: a quoted monit string; numbers and monit text stay what they are."""
+    if type(value) is _Monit or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+        return value
+    return _Monit(_string(value))
+
+
+def _environment():
+    jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        undefined=jinja2.StrictUndefined, finalize=_finalize, autoescape=False, keep_trailing_newline=True
+    )
+    jinja.filters["monit"] = _filter
+    return jinja
+
+
+class _Templates:
+    """Compiles each template once, and says which one an error is in."""
+
+    def __init__(self):
+        self.jinja = _environment()
+        self.compiled = {}
+
+    def fill(self, source, text, **context):
+        try:
+            if text not in self.compiled:
+                tree = self.jinja.parse(text)
+                # Their product goes out without passing _finalize.
+                if next(tree.find_all((jinja2.nodes.FilterBlock, jinja2.nodes.CallBlock)), None):
+                    raise SaltInvocationError("blocks {% filter %} and {% call %} are not available")
+                self.compiled[text] = self.jinja.from_string(text)
+            result = self.compiled[text].render(**context)
+        except jinja2.TemplateSyntaxError as err:
+            raise SaltInvocationError(f"template {source}, line {err.lineno}: {err.message}") from err
+        except SaltInvocationError as err:
+            raise SaltInvocationError(f"template {source}: {err}") from err
+        except jinja2.TemplateError as err:
+            raise SaltInvocationError(f"template {source}: {err}") from err
+        except (TypeError, ValueError, KeyError, ArithmeticError, AttributeError, RecursionError) as err:
+            raise SaltInvocationError(f"template {source}: {type(err).__name__}: {err}") from err
+        for number, line in enumerate(result.split("\n"), 1):
+            if re.search(r"[^\t -~]", line):
+                raise SaltInvocationError(f"template {source}: line {number} of its text is not printable ASCII")
+            if re.match(r"\s*(set|include)(\s|$)", line, re.I):
+                raise SaltInvocationError(
+                    f"template {source}: line {number} of its text would change the whole node: {line.strip()[:40]}"
+                )
+        return result if result.endswith("\n") else f"{result}\n"
+
+
+class _Files:
+    """Template files on the Salt file server, each read once."""
+
+    def __init__(self):
+        self.texts = {}
+
+    def read(self, url):
+        if url not in self.texts:
+            text = __salt__["cp.get_file_str"](url)
+            if not isinstance(text, str):
+                raise SaltInvocationError(f"template {url}: there is no such file")
+            self.texts[url] = text
+        return self.texts[url]
+
+
+# --- The node
+
+
+def _probes_work(version):
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version or "")[:3])
+    return not BROKEN_PROBES[0] <= numbers < BROKEN_PROBES[1]
+
+
+def _head(settings, lookup, probes):
+    """Return the text that is published before all envs: the daemon, its socket, the look at the kernel, the node's checks."""
+    monit = settings["monit"]
+    delay = f" with start delay {monit['start_delay']}" if monit["start_delay"] else ""
+    socket = monit.get("httpd", {}).get("unixsocket", f"{lookup['run']}/monit.sock")
+    wake = f"{lookup['libexec']}/wake"
+    lines = [
+        f"set daemon {monit['poll']}{delay}",
+        f'set httpd unixsocket "{socket}" uid root gid {lookup["rootgroup"]} permission 0600 allow localhost',
+    ]
+    if probes:
+        lines += [
+            "",
+            f'check program "cbsd_monit-look" with path "{wake} look" with timeout 20 seconds',
+            "  if status != 0 then alert",
+        ]
+    for name, check in settings["checks"].items():
+        kind, tests = _tests(check)
+        if kind == "program" and not probes:
+            continue
+        cycles = _cycles(check, monit["poll"])
+        target = {
+            "host": f' with address "{check.get("address", "127.0.0.1")}"',
+            "filesystem": f' with path {_path(check.get("path"))}',
+            # monit refuses its whole configuration when the program of a check does not exist; env(1) always does.
+            "program": f" with path {_words(['/usr/bin/env', *check.get('command', [])])}"
+            f" with timeout {math.ceil(check['timeout'])} seconds",
+            "system": "",
+        }[kind]
+        lines += ["", f'check {kind} "node-{name}"{target}', "  onreboot laststate"]
+        if cycles["every"] > 1:
+            lines.append(f"  every {cycles['every']} cycles")
+        for test in tests:
+            lines += [
+                f"  if {test} {cycles['failures']}",
+                f'    then exec "{wake} monit node-{name}" repeat every {cycles["repeat"]} cycles',
+                f'    else if succeeded {cycles["successes"]} then exec "{wake} monit node-{name}"',
+            ]
+    return "\n".join(lines) + "\n"
+
+
+def _silences(spec, node, envs):
+    """Return the pillar's silences for the envs of this node, one entry per env."""
+    found = []
+    for silence in spec["silences"]:
+        if not fnmatch.fnmatchcase(node, silence.get("node", "*")):
+            continue
+        groups = [spec["groups"][silence["group"]]] if "group" in silence else [{}]
+        for env in sorted(envs, key=lambda env: env["name"]):
+            name = env["name"]
+            globs = groups[0].get("match", ["*"])
+            if (
+                silence.get("env", name) == name
+                and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
+                and groups[0].get("emulator", env["emulator"]) == env["emulator"]
+            ):
+                entry = {"env": name, "until": silence["until"], "reason": silence.get("reason", "")}
+                found.append({**entry, "by": silence.get("by", "pillar")})
+    return found
+
+
+def validate(spec):
+    """
+    Return the pillar's ``cbsd_monit`` in its normal form: durations in seconds, ladders as lists, defaults filled in.
+
+    spec
+        The mapping under the pillar key ``cbsd_monit``.
+
+    Raises ``SaltInvocationError`` that names every error with its path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit.validate '{envs: {lb1: {checks: {http: {type: http}}}}}'
+    """
+    return __salt__["cbsd_monit_schema.validate"](spec)
+
+
+def schema():
+    """
+    Return the vocabulary as plain data: sections, check types and types of fields.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit.schema
+    """
+    return __salt__["cbsd_monit_schema.schema"]()
+
+
+def effective(spec, node, envs):
+    """
+    Return what the pillar means for the envs of a node: ``{name: policy}``, as in ``policy.json``.
+
+    spec
+        The mapping under the pillar key ``cbsd_monit``.
+    node
+        Minion id.
+    envs
+        Envs that exist on the node: ``[{"name": "lb1", "emulator": "jail"}]``, emulator ``jail`` or ``bhyve``.
+
+    Raises ``SaltInvocationError`` when the pillar is not valid.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit.effective '{groups: {web: {match: web*}}}' hv1 '[{name: web1, emulator: jail}]'
+    """
+    return __salt__["cbsd_monit_schema.effective"](spec, node, envs)
+
+
+def render(spec, node, envs, monit_version="5.33.0", template=None, templates=None, lookup=None):
+    """
+    Return everything that a node is given: its configuration for the agent, and template and policy of each env.
+
+    spec
+        The mapping under the pillar key ``cbsd_monit``.
+    node
+        Minion id.
+    envs
+        Envs that exist on the node: ``[{"name": "lb1", "emulator": "jail"}]``.
+    monit_version
+        The node's monit, such as ``5.33.0``; ``None`` where it is not installed yet.
+    template
+        Text of the template for all envs, instead of the pillar's ``template`` or the formula's own.
+    templates
+        Texts for single envs, ``{name: text}``, instead of the pillar's ``envs:NAME:template``.
+    lookup
+        Paths and names of the node (``libexec``, ``run``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
+
+    Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``; ``config`` holds
+    schema, node, poll (seconds), include, head (monit text), policy, budget and silences.
+
+    Raises ``SaltInvocationError`` when the pillar is not valid or a template cannot be used.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit.render '{envs: {lb1: {checks: {up: {type: running}}}}}' hv1 '[{name: lb1, emulator: jail}]'
+    """
+    given = {key: lookup[key] for key in LOOKUP if lookup and lookup.get(key)}
+    if spec is None or (isinstance(spec, dict) and isinstance(spec.get("lookup", {}), (dict, type(None)))):
+        spec = {**(spec or {}), "lookup": {**((spec or {}).get("lookup") or {}), **given}}
+    spec = validate(spec)
+    settings = __salt__["cbsd_monit_schema.for_node"](spec, node)
+    policies = effective(spec, node, envs)
+    emulators = {env["name"]: env["emulator"] for env in envs}
+    paths = {**LOOKUP, **{key: value for key, value in spec["lookup"].items() if key in LOOKUP}}
+    probes = _probes_work(monit_version)
+    poll = settings["monit"]["poll"]
+    files, fill, warnings, rendered = _Files(), _Templates().fill, [], {}
+    if not probes:
+        late = [name for name, check in settings["checks"].items() if check["type"] == "exec"]
+        lost = f", and neither are the node's checks {', '.join(late)}" if late else ""
+        warnings.append(f"monit {monit_version} cannot run check program: cbsd_monit-look is not rendered{lost}")
+
+    for name, policy in policies.items():
+        own = settings["envs"].get(name, {})
+        if emulators[name] == "bhyve":
+            warnings += _without_a_jail(name, policy)
+        services = [_service(key, check, poll) for key, check in policy["checks"].items()]
+        late = [service["name"] for service in services if service["kind"] == "program"]
+        if late and not probes:
+            services = [service for service in services if service["kind"] != "program"]
+            warnings.append(
+                f"probe checks of {name} ({', '.join(late)}) need monit < 5.34.1 or >= 5.35.2; they are not rendered"
+            )
+        source, text = _template_of(name, own, spec, template, templates or {}, files)
+        told = {key: copy.deepcopy(value) for key, value in policy.items() if key not in ("env", "node")}
+        rule = fill(
+            source,
+            text,
+            checks=services,
+            raw=_raw(own["raw"]) if "raw" in own else None,
+            repeat=max(1, math.ceil(WAKE_EVERY / poll)),
+            policy=told,
+            poll=poll,
+        )
+        rendered[name] = {"monitrc.tpl": rule, "policy.json": policy}
+
+    defaults = settings["defaults"]
+    config = {
+        "schema": 1,
+        "node": node,
+        "poll": poll,
+        "include": settings["monit"]["include"],
+        "head": _head(settings, paths, probes),
+        "policy": {
+            "schema": 1,
+            "node": node,
+            "origin": "pillar",
+            **{key: copy.deepcopy(defaults[key]) for key in ("heal", "on_failure", "start_period", "restart")},
+            "depends_on": [],
+        },
+        "budget": settings["budget"],
+        "silences": _silences(spec, node, envs),
+    }
+    return {"config": config, "envs": rendered, "warnings": warnings}
+
+
+def _without_a_jail(name, policy):
+    """Take the checks out of a VM's policy that look into a jail; return why, one sentence each."""
+    said = []
+    for key in [k for k, check in policy["checks"].items() if check.get("in") == "jail"]:
+        del policy["checks"][key]
+        said.append(f"{name} is a VM: the check {key} looks into a jail and is left out")
+    ladders = [policy["on_failure"], *(check["on_failure"] for check in policy["checks"].values())]
+    if any(isinstance(rung, dict) and "service_restart" in rung for ladder in ladders for rung in ladder):
+        said.append(f"{name} is a VM: service_restart does nothing there")
+    return said
+
+
+def _template_of(name, env, spec, template, templates, files):
+    """Return where the template of an env comes from, and its text: the nearer wins, a text before a file."""
+    if templates.get(name) is not None:
+        return f"of {name}", templates[name]
+    if "template" in env:
+        return env["template"], files.read(env["template"])
+    if template is not None:
+        return "of all envs", template
+    url = spec.get("template", TEMPLATE)
+    return url, files.read(url)
+
+
+# --- The node's agent
+
+
+def _lookup(key, default):
+    value = (__salt__["config.get"]("cbsd_monit:lookup", {}) or {}).get(key)
+    return value or default
+
+
+def _wake(*args, timeout=60):
+    """Run the agent; the one place where this module does."""
+    argv = [f"{_lookup('libexec', LOOKUP['libexec'])}/wake", *args]
+    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=timeout, stdin="")
+    return answer, " ".join(argv)
+
+
+def _answer(*args, timeout=60):
+    answer, command = _wake(*args, timeout=timeout)
+    if answer["retcode"]:
+        raise CommandExecutionError(
+            f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
+        )
+    return answer["stdout"], command
+
+
+def _json(text, command):
+    try:
+        return json.loads(text)
+    except ValueError as err:
+        raise CommandExecutionError(f"`{command}` did not answer in JSON: {text[:200]!r}") from err
+
+
+def _named(env):
+    if not isinstance(env, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", env, re.ASCII):
+        raise SaltInvocationError(f"env: expected the name of an env, got {ascii(env)}")
+    return env
+
+
+def sync():
+    """
+    Let the agent look at the whole node now, publish what changed, and return what it did.
+
+    Returns ``{"changed": [env], "published": N, "reloaded": bool, "quarantined": {env: why}, "errors": {env: why}, "services": N}``.
+    Waits for the pass (at most 600 s), not for heals.
+
+    Raises ``CommandExecutionError`` when the agent cannot be run or says that it failed.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit.sync
+    """
+    answer, command = _wake("sync", "--json", timeout=600)
+    try:
+        return _json(answer["stdout"], command)  # also when some envs have errors: then the exit code is 1
+    except CommandExecutionError:
+        if not answer["retcode"]:
+            raise
+    raise CommandExecutionError(f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}")
+
+
+def status(env=None):
+    """
+    Return the present state of every env of the node, or of one: ``{name: {"state": …, "since": …, "check": …, "reason": …}}``.
+
+    env
+        Name of an env; all when it is not given.
+
+    Raises ``CommandExecutionError`` when the agent cannot be run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit.status lb1
+    """
+    return _json(*_answer("status", *([] if env is None else [_named(env)])))
+
+
+def history(env):
+    """
+    Return the transitions of an env on this node and those it came from, oldest first, as a list of mappings.
+
+    env
+        Name of an env.
+
+    Raises ``CommandExecutionError`` when the agent cannot be run.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit.history lb1
+    """
+    text, command = _answer("history", _named(env))
+    return [_json(line, command) for line in text.splitlines() if line.strip()]
+
+
+def monit_version():
+    """
+    Return the version of the node's monit, such as ``5.33.0``.
+
+    Raises ``CommandExecutionError`` when it cannot be run or does not say.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit.monit_version
+    """
+    argv = [_lookup("monit", "/usr/local/bin/monit"), "-V"]
+    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, stdin="")
+    match = re.search(r"version\s+([0-9]+(?:\.[0-9]+)+)", answer["stdout"])
+    if answer["retcode"] or not match:
+        raise CommandExecutionError(
+            f"`{' '.join(argv)}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
+        )
+    return match[1]
