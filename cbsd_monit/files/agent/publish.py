@@ -176,24 +176,15 @@ class Publisher:
         try:
             words = self.monit.test(trial)
         finally:
-            self._blamed = self._by_line(stage, texts)
             files.remove(trial)
             files.remove(stage)
         return words.replace(stage, "published").replace(trial, self.node.conf["monitrc"])
 
-    def _by_line(self, stage, texts):
-        """A function from monit's words to the env that they blame, by line number."""
-        lines = self._compose(texts).splitlines()
-
-        def blamed(words):
-            found = re.search(r"published:(\d+)", words)
-            number = int(found.group(1)) if found else 0
-            for line in reversed(lines[:number]):
-                if line.startswith(MARK):
-                    return line[len(MARK) :]
-            return None
-
-        return blamed
+    def _blamed(self, words, texts):
+        """The env that monit's words blame, by line number."""
+        found = re.search(r"published:(\d+)", words)
+        lines = self._compose(texts).splitlines()[: int(found.group(1)) if found else 0]
+        return next((x[len(MARK) :] for x in reversed(lines) if x.startswith(MARK)), None)
 
     def accept(self, texts):
         """
@@ -221,7 +212,7 @@ class Publisher:
                 bad[items[0].env] = words.splitlines()[0]
                 return base
             order = [t.env for t in items]
-            guess = self._blamed(words)
+            guess = self._blamed(words, base + items)
             if guess in order:
                 at = order.index(guess)
                 for suspect in (at, at - 1)[: 2 if at else 1]:

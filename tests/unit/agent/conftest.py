@@ -65,7 +65,8 @@ class World:
         import cbsd
 
         full = dict.fromkeys(cbsd.COLUMNS, "")
-        full.update(jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8", astart="1", **row)
+        full.update(jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8", astart="1")
+        full.update(row)
         self.rows[name] = full
         (self.up.add if up else self.up.discard)(name)
         monit = self.tmp_path / "work/jails-system" / name / "monit"

@@ -1,0 +1,188 @@
+"""In which state is an env, may it be healed, and when: one table, without CBSD and monit."""
+import json
+import time
+
+import passes
+import policy
+import pytest
+import state
+from monit import Service, Status
+
+
+def service(name, status=0, monitor=1, collected=None):
+    stamp = time.time() + 5 if collected is None else collected
+    return (
+        f'<service type="4"><name>{name}</name><collected_sec>{int(stamp)}</collected_sec><collected_usec>0</collected_usec>'
+        f"<status>{status}</status><monitor>{monitor}</monitor><pendingaction>0</pendingaction></service>"
+    )
+
+
+@pytest.fixture
+def judged(node, world, monkeypatch):
+    """Judge lb1 in a world; returns (state, due checks, env record)."""
+
+    def judge(services=(("lb1.env", 0), ("lb1.http", 0)), record=None, up=True, kernel=True, pol=None, silence=None, **row):
+        world.env("lb1", up=up, policy=pol or {}, **row)
+        env = state.Env(node, "lb1")
+        env.data.update({"intent": "running", "started": None, "warm": True, **(record or {})})
+        seen = passes.Pass(node)
+        seen.rows = {"lb1": world.rows["lb1"]}
+        seen.kernel = {"jail": set(world.up), "bhyve": set()} if kernel else None
+        seen.silences = {"lb1": silence} if silence else {}
+        xml = "<monit><server><version>5.33.0</version></server>"
+        seen.status = Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
+        seen.envs = {"lb1": env}
+        names = {n: n.split(".")[1] for n in ("lb1.env", "lb1.http")}
+        policy.judge(seen, env, names)
+        return env["state"], [c for _, c, _ in seen.due], env
+
+    return judge
+
+
+FAILING = (("lb1.env", 0), ("lb1.http", 32))
+
+
+@pytest.mark.parametrize(
+    ("case", "want_state", "want_due"),
+    [
+        ({}, "healthy", []),
+        ({"services": FAILING}, "failing", ["http"]),
+        ({"up": False}, "failing", ["env"]),
+        ({"up": False, "services": None}, "failing", ["env"]),
+        ({"services": None}, "unknown", []),
+        ({"kernel": False}, "unknown", []),
+        ({"services": FAILING, "kernel": False}, "unknown", []),
+        ({"services": (("lb1.http", 32, 0),)}, "starting", []),
+        ({"services": FAILING, "status": "3"}, "maintenance", []),
+        ({"up": False, "status": "2"}, "slave", []),
+        ({"up": False, "record": {"intent": "stopped"}}, "stopped", []),
+        ({"services": FAILING, "record": {"intent": "stopped"}}, "failing", ["http"]),
+        ({"services": FAILING, "silence": {"until": 4e9, "reason": "x"}}, "silenced", []),
+        ({"up": False, "silence": {"until": 4e9, "reason": "x"}}, "silenced", []),
+        ({"services": FAILING, "pol": {"heal": False}}, "failing", []),
+        ({"services": FAILING, "pol": {"on_failure": ["alert"]}}, "failing", []),
+        ({"services": FAILING, "pol": {"checks": {"http": {"type": "http", "on_failure": ["event"]}}}}, "failing", []),
+        ({"up": False, "pol": {"on_failure": ["alert"]}}, "failing", ["env"]),
+        ({"services": FAILING, "record": {"gave_up": True}}, "gave_up", []),
+    ],
+)
+def test_state_and_what_is_due(judged, case, want_state, want_due):
+    if case.get("services") == (("lb1.http", 32, 0),):
+        case = {**case, "record": {"warm": False, "started": {"t": time.time(), "m": time.monotonic(), "b": "boot-1"}}}
+    found, due, _ = judged(**case)
+    assert (found, due) == (want_state, want_due)
+
+
+def test_phase_of_a_typed_restart_is_not_a_failure(judged, node):
+    record = {"phase": "restarting", "cause": "restart", "phase_since": node.stamp()}
+    assert judged(up=False, record=record)[:2] == ("starting", [])
+    late = {**node.stamp(), "m": time.monotonic() - 61}
+    assert judged(up=False, record={**record, "phase_since": late})[:2] == ("failing", ["env"])
+
+
+def test_stop_that_did_not_happen_is_no_intent(judged, node):
+    record = {"intent": "stopped", "phase": "stopping", "phase_since": {**node.stamp(), "m": time.monotonic() - 999}}
+    found, due, env = judged(services=FAILING, record=record)
+    assert (env["intent"], found, due) == ("running", "failing", ["http"])
+
+
+def test_grace_ends_with_the_first_success_or_with_its_time(judged, node):
+    fresh = {"warm": False, "started": node.stamp()}
+    old = {"warm": False, "started": {**node.stamp(), "m": time.monotonic() - 61}}
+    assert judged(services=FAILING, record=fresh)[:2] == ("starting", [])
+    assert judged(services=FAILING, record={**fresh, "warm": True})[:2] == ("failing", ["http"])
+    assert judged(services=FAILING, record=old)[:2] == ("failing", ["http"])
+
+
+def test_attempts_are_bounded_in_their_interval(judged, node):
+    now = node.stamp()
+    long_ago = {**now, "m": now["m"] - 1801}
+    pol = {"restart": {"attempts": 2, "interval": 1800}}
+    assert judged(services=FAILING, pol=pol, record={"attempts": [now]})[1] == ["http"]
+    assert judged(services=FAILING, pol=pol, record={"attempts": [now, now]})[:2] == ("gave_up", [])
+    assert judged(services=FAILING, pol=pol, record={"attempts": [long_ago, now]})[1] == ["http"]
+    pol["restart"]["mode"] = "delay"
+    assert judged(services=FAILING, pol=pol, record={"attempts": [now, now]})[:2] == ("backoff", [])
+
+
+def test_backoff_waits(judged, node):
+    record = {"next": {"after": node.stamp(), "seconds": 30}, "state": "failing"}
+    assert judged(services=FAILING, record=record)[:2] == ("backoff", [])
+    record["next"]["after"]["m"] -= 31
+    assert judged(services=FAILING, record=record)[1] == ["http"]
+
+
+@pytest.mark.parametrize(
+    ("function", "waits"),
+    [("constant", [10, 10, 10, 10]), ("exponential", [10, 20, 40, 45])],
+)
+def test_delay_grows_to_its_cap_and_jitters_around_it(function, waits):
+    restart = {"delay": 10, "delay_function": function, "max_delay": 45, "jitter": 0.25}
+    assert [policy.delay(restart, n, lambda: 0.5) for n in range(1, 5)] == waits
+    assert [policy.delay(restart, n, lambda: 1.0) for n in range(1, 5)] == [w * 1.25 for w in waits]
+
+
+def test_node_boot_waits_for_cbsd(judged, node):
+    record = {"boot": "boot-0"}
+    found, due, env = judged(up=False, record=record, astart="1")
+    assert (found, due) == ("starting", [])
+    found, due, env = judged(up=False, record=record, astart="0")
+    assert (found, due, env["intent"]) == ("stopped", [], "stopped")
+    late = {"phase": "booting", "phase_since": {**node.stamp(), "m": time.monotonic() - 601}}
+    assert judged(up=False, record=late, astart="1")[:2] == ("failing", ["env"])
+
+
+def test_killed_heal_is_finished_and_its_maintenance_is_ours(judged, node):
+    record = {"op": {"id": "x", "action": "restart", "step": "stop", **node.stamp()}, "state": "healing"}
+    found, due, env = judged(up=False, status="3", record=record)
+    assert (found, due, env["op"]) == ("failing", ["env"], None)
+
+
+def test_running_heal_is_left_alone(judged, node):
+    record = {"op": {"id": "x", "action": "restart", "step": "stop", **node.stamp()}}
+    with node.env_lock("lb1", "test"):
+        assert judged(up=False, record=record)[:2] == ("healing", [])
+
+
+@pytest.mark.parametrize(("failing", "total", "storms"), [(4, 4, False), (5, 10, False), (6, 10, True), (5, 5, True)])
+def test_storm_needs_a_share_and_a_number(node, world, failing, total, storms):
+    seen = passes.Pass(node)
+    seen.envs = {}
+    for i in range(total):
+        world.env(f"e{i}")
+        env = seen.envs[f"e{i}"] = state.Env(node, f"e{i}")
+        env["intent"] = "running"
+        env.go("failing" if i < failing else "healthy")
+    seen.due = [(e, "http", "") for e in seen.envs.values() if e["state"] == "failing"]
+    policy.storm(seen)
+    assert (bool(seen.storm), bool(seen.due)) == (storms, not storms)
+    if storms:
+        assert "fail at once" in (world.tmp_path / "work/jails-system/e0/monit/history.jsonl").read_text()
+        for env in seen.envs.values():
+            env.go("healthy")
+        policy.storm(seen)
+        assert not seen.storm
+
+
+def test_history_is_bounded_and_each_transition_has_an_id(node, world):
+    world.env("lb1")
+    env = state.Env(node, "lb1")
+    for i in range(250):
+        env.tell("failing", str(i))
+    lines = (world.tmp_path / "work/jails-system/lb1/monit/history.jsonl").read_text().splitlines()
+    records = [json.loads(line) for line in lines]
+    assert len(records) == 200 and records[-1]["reason"] == "249"
+    assert len({r["id"] for r in records}) == 200
+
+
+def test_status_zero_is_not_health():
+    from xml.etree import ElementTree
+
+    def read(xml):
+        return Service(ElementTree.fromstring(xml))
+
+    assert read(service("x")).good_since(0)
+    assert not read(service("x", monitor=0)).good_since(0)
+    assert not read(service("x", monitor=2)).good_since(0)
+    assert not read(service("x", collected=10)).good_since(20)
+    assert not read(service("x", status=32)).good_since(0)
