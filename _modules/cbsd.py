@@ -8,14 +8,13 @@ A verb that changes something returns, whatever the verb::
 
     {"name": …, "emulator": "jail" | "bhyve", "status": …, "jid": …, "changed": bool, "old": …, "new": …}
 
-``status`` is ``on``, ``off``, ``maintenance`` or ``slave`` (``None`` once the env is removed), ``jid`` is the jail id, or the
-process id of a VM, or ``None``. ``old`` and ``new`` hold only what changed, as dicts; ``old`` is ``None`` for an env that did
-not exist before, ``new`` for one that no longer does.
+``status`` is ``on``, ``off``, ``maintenance`` or ``slave`` (``None`` once the env is removed), ``jid`` is the jail id,
+or the process id of a VM, or ``None``. ``old`` and ``new`` hold only what changed, as dicts; ``old`` is ``None`` for an
+env that did not exist before, ``new`` for one that no longer does.
 
-A verb takes ``timeout``, the seconds until CBSD is killed (each stop and start of a restart or rename has that long), and
-``lock_timeout``, the seconds to wait while somebody else starts, stops or changes the same env. It raises
-SaltInvocationError when the caller is wrong and CommandExecutionError, with CBSD's own words, when the world is: the env
-is looked at again after every change, and what is then the case decides, because CBSD exits 0 whatever happens.
+SaltInvocationError means that the caller is wrong, CommandExecutionError that the world is, and comes with CBSD's own
+words. After every change the env is looked at again, and that decides: CBSD exits 0 whatever happens. Verbs hold the
+lock of the env, ``<run>/lock/<env>``, so that at most one start, stop or restart of it is under way, whoever asks.
 
 :configuration: ``cbsd_monit:lookup`` in the minion's configuration, grains or pillar moves a path: ``cbsd``, ``jls``,
     ``jexec``, ``vmm``, ``run``, ``rc_conf`` and ``workdir`` (default: ``cbsd_workdir`` of ``rc_conf``).
@@ -52,22 +51,23 @@ _PREFIXES = {"jail": "j", "bhyve": "b"}
 _COLUMNS = "jname jid status emulator ip4_addr host_hostname path astart protected".split()
 _QUERY_TIMEOUT = 60
 
-# CBSD evaluates `$(…)` in arguments as root, splits them at `~`, expands `*`, and breaks its own database on `'` and `|`.
-# No quoting survives that, hence whitelists.
+# CBSD evaluates `$(…)` in arguments as root, splits them at `~`, expands `*`, and breaks its own database on `'` and
+# `|`. No quoting survives that, hence whitelists.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}\Z")
 _KEY = re.compile(r"[a-z][a-z0-9_]*\Z")
 _VALUE = re.compile(r"(?! )(?!.*  )(?!__slot__:)[ !#&()+,./0-9:;<=>@A-Z\]^_a-z{}-]*(?<! )\Z")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]+\Z")
 _DIRECTORY = re.compile(r"/[A-Za-z0-9._/-]*\Z")
 # They choose the env, the node or the form of the answer, which is for this module to do.
-_RESERVED = {"emulator", "inter", "jname", "mode", "new", "node", "old", "quiet", "workdir"}
+_RESERVED = {"emulator", "inter", "jid", "jname", "mode", "new", "node", "old", "quiet", "status", "workdir"}
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NOISE = re.compile(r"(Execute master script: | :: /|\w+ done in \d+ seconds)")
 
-# CBSD ignores SIGTERM and has children, and Salt's own time-out kills only the process it started. timeout(1) will not do:
-# FreeBSD's waits for every descendant and in the end kills them all, the jail or VM just started included. So: a session of
-# its own, SIGKILL for what is left of that process group, and no waiting for whoever else keeps the output open.
+# CBSD ignores SIGTERM and has children, and Salt's own time-out kills only the process it started. timeout(1) will not
+# do: FreeBSD's waits for every descendant and in the end kills them all, the jail or VM just started included. So: a
+# session of its own, SIGKILL for its process group, and files for the output, which is complete when the command ends
+# and not when the last daemon closes it.
 _RUNNER = r"""
 import os, signal, sys, tempfile
 files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
@@ -101,8 +101,7 @@ for stream, file in zip((sys.stdout.buffer, sys.stderr.buffer), files):
         stream.write(chunk)
         at += len(chunk)
 sys.stderr.buffer.write(late)
-code = os.waitstatus_to_exitcode(status)
-sys.exit(code if code >= 0 else 128 - code)
+sys.exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 """
 
 
@@ -133,7 +132,7 @@ def _check_seconds(verb, **durations):
 
 
 def _check_values(verb, values):
-    """Return ``values`` as CBSD writes them: text, and 1 or 0 for a truth value. All that is wrong is reported at once."""
+    """Return ``values`` as CBSD writes them: text, and 1 or 0 for a truth value. Reports all that is wrong at once."""
     errors, texts = [], {}
     for key, value in salt.utils.args.clean_kwargs(**values).items():
         if not _KEY.match(key) or key in _RESERVED:
@@ -142,8 +141,8 @@ def _check_values(verb, values):
             texts[key] = str(int(value)) if isinstance(value, bool) else str(value)
             if not _VALUE.match(texts[key]):
                 errors.append(
-                    f"{key}: expected printable ASCII without $ ` \\ \" ' ~ | * ? [ % and without blanks that are leading, "
-                    f"trailing or doubled, got {value!r}"
+                    f"{key}: expected printable ASCII without $ ` \\ \" ' ~ | * ? [ %, "
+                    f"and no blanks that are leading, trailing or doubled, got {value!r}"
                 )
         else:
             errors.append(f"{key}: expected text or a number, got {value!r}")
@@ -164,15 +163,16 @@ def _rc_conf_workdir(path):
         with contextlib.suppress(ValueError):
             for word in shlex.split(line, comments=True):
                 if word.startswith("cbsd_workdir="):
-                    workdir = word.partition("=")[2].rstrip(";")
-    if not workdir:
-        raise CommandExecutionError(f"cbsd: {path} sets no cbsd_workdir; is CBSD initialised (cbsd initenv)?")
+                    workdir = word.partition("=")[2].partition(";")[0]
+    if not workdir or not _DIRECTORY.match(workdir):
+        raise CommandExecutionError(f"cbsd: {path} sets no usable cbsd_workdir ({workdir!r}); is CBSD initialised?")
     return workdir
 
 
 def paths():
     """
-    Return where things are on this node: a dict of ``cbsd``, ``jexec``, ``jls``, ``rc_conf``, ``run``, ``vmm`` and ``workdir``.
+    Return where things are on this node: a dict of the paths ``cbsd``, ``jexec``, ``jls``, ``rc_conf``, ``run``,
+    ``vmm`` and ``workdir``.
 
     Raises when CBSD's workdir is not known.
 
@@ -250,8 +250,9 @@ def _cbsd(where, emulator, verb, arguments, timeout, cause=None):
 def _inventory(where):
     """Return every env by name, from one query of the inventory and one look at the kernel, however many there are."""
     for file in ("nc.inventory", "var/db/local.sqlite"):  # without them CBSD makes things up, and exits 0
-        if not os.access(os.path.join(where["workdir"], file), os.R_OK):
-            raise CommandExecutionError(f"cbsd: {where['workdir']}/{file} is missing or not readable; is CBSD initialised?")
+        path = os.path.join(where["workdir"], file)
+        if not os.access(path, os.R_OK):
+            raise CommandExecutionError(f"cbsd: {path} is missing or not readable; is CBSD initialised?")
     lines = _query(where, [where["cbsd"], "-c", f"cbsdsqlro local SELECT {','.join(_COLUMNS)} FROM jails"])
     jids = {}
     if lines:
@@ -283,7 +284,7 @@ def _broken(why):
 
 
 def _row(record, jids, vms):
-    """Return an env as this module shows it. The inventory's own jid and status are stale after a crash; the kernel is asked."""
+    """Return an env as this module shows it. Jid and status are the kernel's: CBSD's are stale after a crash."""
     name, emulator = record["jname"], record["emulator"]
     jid = int(record["jid"]) if record["jid"].isdigit() else 0
     if emulator == "jail":
@@ -324,7 +325,7 @@ def _usable(verb, name, row):
     if row["broken"]:
         raise CommandExecutionError(f"cbsd.{verb}: {name} is broken in CBSD's inventory: {row['broken']}")
     if row["emulator"] not in _PREFIXES:
-        raise CommandExecutionError(f"cbsd.{verb}: {name} is of emulator {row['emulator']}, only jail and bhyve are supported")
+        raise CommandExecutionError(f"cbsd.{verb}: {name} is of emulator {row['emulator']}, not of jail or bhyve")
     return row
 
 
@@ -349,7 +350,7 @@ def _settings(where, verb, name, row, keys):
 
 
 def _same(key, wanted, found):
-    """Whether CBSD would write ``wanted`` as ``found``: it stores sizes in bytes, and a plain ``vm_ram`` means megabytes."""
+    """Whether CBSD stores ``wanted`` as ``found``: sizes become bytes, and a plain ``vm_ram`` means megabytes."""
     size = re.match(r"(\d+)([kmgt]?)b?\Z", wanted.lower())
     if wanted == found or not size or not found.isdigit():
         return wanted == found
@@ -369,7 +370,7 @@ def _changing(verb, timeout, lock_timeout, **names):
 
 @contextlib.contextmanager
 def _locked(where, verb, wait, *names):
-    """Hold the lock of each env, so that at most one start, stop or restart of it is under way, whoever asks."""
+    """Hold the locks of these envs."""
     directory = os.path.join(where["run"], "lock")
     deadline = time.monotonic() + wait
     with contextlib.ExitStack() as locks:
@@ -380,9 +381,8 @@ def _locked(where, verb, wait, *names):
             for name in sorted(set(names)):
                 lock = _acquire(os.path.join(directory, name), deadline)
                 if isinstance(lock, str):
-                    raise CommandExecutionError(
-                        f"cbsd.{verb}: {name} is locked by {lock or 'an unknown process'} (process id, reason); gave up after {wait} s"
-                    )
+                    holder = f"process {lock}" if lock else "an unknown process"
+                    raise CommandExecutionError(f"cbsd.{verb}: {name} is locked by {holder}; gave up after {wait} s")
                 locks.callback(_release, lock)
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()} cbsd.{verb}\n".encode(), 0)
@@ -455,10 +455,11 @@ def _stopped(where, verb, name, row, timeout, cause=None):
 def list_(name="*", emulator=None):
     """
     Return the envs of this node, a dict of dicts by name: ``emulator``, ``status`` (``on``, ``off``, ``maintenance``,
-    ``slave``), ``running`` (the kernel's word), ``jid``, ``ip4_addr``, ``host_hostname``, ``path``, ``astart``, ``protected``.
+    ``slave``), ``running`` (the kernel's word), ``jid``, ``ip4_addr``, ``host_hostname``, ``path``, ``astart``,
+    ``protected`` and ``broken``.
 
     ``broken`` is ``None``, or why CBSD's row of that env cannot be read; all the rest is ``None`` then. An env that is
-    neither jail nor bhyve is listed with the state that CBSD recorded last. Costs two processes however many envs there are.
+    neither jail nor bhyve is listed with the state that CBSD recorded last. Costs two processes, however many envs.
 
     name
         Only envs whose name matches this glob.
@@ -537,6 +538,8 @@ def set_(name, timeout=60, **values):
 
     name
         Name of the jail or VM.
+    timeout
+        Seconds until CBSD is killed.
     values
         Settings by CBSD's names: text, numbers, or truth values for CBSD's 1 and 0.
 
@@ -581,6 +584,8 @@ def start(name, timeout=300, lock_timeout=30):
 
     name
         Name of the jail or VM.
+    timeout, lock_timeout
+        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
 
     CLI Example:
 
@@ -601,6 +606,8 @@ def stop(name, timeout=300, lock_timeout=30):
 
     name
         Name of the jail or VM.
+    timeout, lock_timeout
+        Seconds until CBSD is killed (a jail may take 180), and until waiting for the env's lock is given up.
 
     CLI Example:
 
@@ -621,6 +628,8 @@ def restart(name, timeout=300, lock_timeout=30):
 
     name
         Name of the jail or VM.
+    timeout, lock_timeout
+        Seconds until CBSD is killed, for stop and start each, and until waiting for the env's lock is given up.
 
     CLI Example:
 
@@ -645,6 +654,8 @@ def create(name, emulator="jail", timeout=3600, lock_timeout=30, **values):
         Name of the jail or VM.
     emulator
         ``jail`` or ``bhyve``.
+    timeout, lock_timeout
+        Seconds until CBSD is killed (it may fetch a base system), and until waiting for the env's lock is given up.
     values
         Settings by CBSD's names: text, numbers, or truth values for CBSD's 1 and 0. ``runasap=1`` starts it.
 
@@ -685,6 +696,8 @@ def remove(name, timeout=600, lock_timeout=30):
 
     name
         Name of the jail or VM.
+    timeout, lock_timeout
+        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
 
     CLI Example:
 
@@ -713,6 +726,8 @@ def rename(old, new, restart=False, timeout=600, lock_timeout=30):
         Its new name, which no env has.
     restart
         Stop a running env first and start it afterwards. Without it a running env is an error.
+    timeout, lock_timeout
+        Seconds until CBSD is killed, for stop, rename and start each, and until waiting for the locks is given up.
 
     CLI Example:
 
@@ -724,18 +739,19 @@ def rename(old, new, restart=False, timeout=600, lock_timeout=30):
     with _changing("rename", timeout, lock_timeout, old=old, new=new) as where:
         before = _look(where, "rename", old)
         _look_free(where, "rename", new)
-        if before["running"] and not restart:
-            raise CommandExecutionError(f"cbsd.rename: {old} is running: stop it first, or pass restart=True")
+        if before["running"] and not (restart and before["status"] == "on"):
+            now = f"running (status {before['status']})"
+            raise CommandExecutionError(f"cbsd.rename: {old} is {now}: stop it first, or pass restart=True")
         _stopped(where, "rename", old, before, timeout, "rename")
         ran = _cbsd(where, before["emulator"], "rename", [f"old={old}", f"new={new}"], timeout)
         rows = _inventory(where)
-        done = not ran["killed"] and old not in rows and new in rows
-        name = new if new in rows else old
-        if before["running"] and name in rows:  # also after a failure: it ran before
-            rows[name] = _started(where, "rename", name, rows[name], timeout)
-        if not done:
+        if ran["killed"] or old in rows or new not in rows:
+            if before["running"] and old in rows:
+                with contextlib.suppress(CommandExecutionError):
+                    _started(where, "rename", old, rows[old], timeout)
             raise CommandExecutionError(f"cbsd.rename: {old} is not {new} now; {_words(ran)}")
-        return _report(new, before, rows[new], old={"name": old}, new={"name": new})
+        after = _started(where, "rename", new, rows[new], timeout) if before["running"] else rows[new]
+        return _report(new, before, after, old={"name": old}, new={"name": new})
 
 
 def clone(old, new, host_hostname=None, ip4_addr=None, timeout=3600, lock_timeout=30):
@@ -750,6 +766,8 @@ def clone(old, new, host_hostname=None, ip4_addr=None, timeout=3600, lock_timeou
         Host name of the clone; without it ``new`` in the domain of ``old``.
     ip4_addr
         Its addresses. Without it CBSD gives it those of ``old``, and one of the two has to be changed.
+    timeout, lock_timeout
+        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
 
     CLI Example:
 
@@ -773,8 +791,8 @@ def exec_(name, command, timeout=300):
     """
     Run a program in a running jail and return a dict of ``retcode``, ``stdout`` and ``stderr``.
 
-    There is no shell, neither here nor in the jail, unless ``command`` names one. CBSD is not asked either: it would evaluate
-    the arguments. Raises for a VM, for a jail that does not run, and when the time is up; an exit code is no error.
+    There is no shell, neither here nor in the jail, unless ``command`` names one, and no CBSD, which would evaluate the
+    arguments. Raises for a VM, for a jail that does not run, and when the time is up; an exit code is no error.
 
     name
         Name of the jail.

@@ -240,7 +240,7 @@ def test_workdir_comes_from_rc_conf(node, text, workdir):
 def test_rc_conf_is_not_executed(node):
     (node.root / "rc.conf").write_text(f'cbsd_workdir="$(touch {node.root}/ran; echo /usr/jails)"\n')
     node.lookup.update(rc_conf=str(node.root / "rc.conf"), workdir=None)
-    with pytest.raises(SaltInvocationError, match=r"paths: workdir: expected an absolute path"):
+    with pytest.raises(CommandExecutionError, match=r"sets no usable cbsd_workdir \('\$\(touch"):
         cbsd.paths()
     assert not (node.root / "ran").exists()
 
@@ -637,6 +637,16 @@ def test_a_failed_rename_starts_again_what_ran(node):
     with pytest.raises(CommandExecutionError, match="web1 is not www1 now; .*no space"):
         cbsd.rename("web1", "www1", restart=True)
     assert cbsd.status("web1") == "on"
+    del node.effects["cbsd jstart inter=0 jname=web1"]
+    with pytest.raises(CommandExecutionError, match="no space"):
+        cbsd.rename("web1", "www1", restart=True)
+
+
+def test_a_running_env_in_maintenance_is_not_renamed(node):
+    node.add("web1", jid=7, status=3)
+    with pytest.raises(CommandExecutionError, match=r"web1 is running \(status maintenance\)"):
+        cbsd.rename("web1", "www1", restart=True)
+    assert not node.calls
 
 
 def test_rename_and_clone_to_a_name_in_use_fail(node):
@@ -817,7 +827,9 @@ def test_no_hostile_name_reaches_a_command(node, use, name):
     assert not node.full_calls and not node.run.exists()
 
 
-@pytest.mark.parametrize("name", [bad for bad in HOSTILE_NAMES if bad not in ("*", "web?", "[a-z]", "-a", "--help", "x" * 65)], ids=ascii)
+@pytest.mark.parametrize(
+    "name", [bad for bad in HOSTILE_NAMES if bad not in ("*", "web?", "[a-z]", "-a", "--help", "x" * 65)], ids=ascii
+)
 def test_no_hostile_glob_reaches_list(node, name):
     with pytest.raises(SaltInvocationError):
         cbsd.list_(name)
@@ -918,7 +930,9 @@ def test_a_verb_waits_for_the_lock_and_then_names_who_holds_it(node, verb):
     }
     with lock(node, "web1", "4711 heal\n"):
         began = time.monotonic()
-        with pytest.raises(CommandExecutionError, match=f"cbsd.{verb}: web1 is locked by 4711 heal .*0.3 s"):
+        with pytest.raises(
+            CommandExecutionError, match=f"cbsd.{verb}: web1 is locked by process 4711 heal; gave up after 0.3 s"
+        ):
             uses.get(verb, lambda: getattr(cbsd, verb)("web1", lock_timeout=0.3))()
         assert 0.3 <= time.monotonic() - began < 2
     assert not node.full_calls
@@ -987,7 +1001,9 @@ def test_aliases():
 
 
 def test_every_public_function_says_what_it_returns_and_shows_an_example():
-    public = [f for n, f in vars(cbsd).items() if callable(f) and not n.startswith("_") and f.__module__ == cbsd.__name__]
+    public = [
+        f for n, f in vars(cbsd).items() if callable(f) and not n.startswith("_") and f.__module__ == cbsd.__name__
+    ]
     names = {f.__name__.rstrip("_") for f in public}
     verbs = {"list", "get", "set", "status", "start", "stop", "restart", "create", "remove", "rename", "clone", "exec"}
     assert names == verbs | {"paths"}
