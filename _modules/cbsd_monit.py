@@ -2,12 +2,13 @@
 Turn the pillar's ``cbsd_monit`` into what one CBSD node needs, and ask the node's agent how it fares.
 
 ``validate`` and ``render`` are pure: plain data in, plain data out, no pillar, no clock, nothing written. The SLS reads pillar
-once and passes it as an argument. The vocabulary itself lives in ``cbsd_monit_schema``; this file knows monit's language.
+once and passes it as an argument. ``cbsd_monit_schema`` holds the vocabulary, ``cbsd_monit_pillar`` reads it, ``cbsd_monit_policy`` says
+what it means for a node; this file knows monit's language.
 
 What a template puts out is never trusted: every expression has to be monit text made here, a number, a plain word, or the
 product of the filter ``monit``. An operator's template that forgets the filter is an error, never an injection.
 
-:depends: jinja2 (comes with Salt), cbsd_monit_schema
+:depends: jinja2 (comes with Salt), cbsd_monit_schema, cbsd_monit_pillar, cbsd_monit_policy
 :configuration: ``sync``, ``status``, ``history`` and ``monit_version`` find their programs by ``cbsd_monit:lookup`` in pillar or
     minion configuration.
 """
@@ -136,8 +137,6 @@ def _network(check):
         del said["transport"]
     if kind != "tls" and not said.get("tls"):
         said.pop("verify", None)
-        if said.get("protocol") in ("imaps", "mysqls", "pops", "smtps"):
-            said["verify"] = check["verify"]
     words = [pattern.format(write(said[key])) for key, pattern, write in NETWORK if key in said]
     return " ".join(["failed", *words])
 
@@ -370,7 +369,7 @@ def validate(spec):
 
         salt-call cbsd_monit.validate '{envs: {lb1: {checks: {http: {type: http}}}}}'
     """
-    return __salt__["cbsd_monit_schema.validate"](spec)
+    return __salt__["cbsd_monit_pillar.validate"](spec)
 
 
 def schema():
@@ -390,6 +389,9 @@ def effective(spec, node, envs):
     """
     Return what the pillar means for the envs of a node: ``{name: policy}``, as in ``policy.json``.
 
+    An env is meant by an entry of ``envs``, by a group that holds it, or by the node's own ``envs``; others get none. The nearer
+    wins: defaults, node, groups in the order of their names, env, check.
+
     spec
         The mapping under the pillar key ``cbsd_monit``.
     node
@@ -405,7 +407,7 @@ def effective(spec, node, envs):
 
         salt-call cbsd_monit.effective '{groups: {web: {match: web*}}}' hv1 '[{name: web1, emulator: jail}]'
     """
-    return __salt__["cbsd_monit_schema.effective"](spec, node, envs)
+    return __salt__["cbsd_monit_policy.for_node"](spec, node, envs)["policies"]
 
 
 def render(spec, node, envs, monit_version="5.33.0", template=None, templates=None, lookup=None):
@@ -441,14 +443,12 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
     given = {key: lookup[key] for key in LOOKUP if lookup and lookup.get(key)}
     if spec is None or (isinstance(spec, dict) and isinstance(spec.get("lookup", {}), (dict, type(None)))):
         spec = {**(spec or {}), "lookup": {**((spec or {}).get("lookup") or {}), **given}}
-    spec = validate(spec)
-    settings = __salt__["cbsd_monit_schema.for_node"](spec, node)
-    policies = effective(spec, node, envs)
-    emulators = {env["name"]: env["emulator"] for env in envs}
+    settings = __salt__["cbsd_monit_policy.for_node"](spec, node, envs)
+    spec, policies = settings["spec"], settings["policies"]
     paths = {**LOOKUP, **{key: value for key, value in spec["lookup"].items() if key in LOOKUP}}
     probes = _probes_work(monit_version)
     poll = settings["monit"]["poll"]
-    files, fill, warnings, rendered = _Files(), _Templates().fill, [], {}
+    files, fill, warnings, rendered = _Files(), _Templates().fill, settings["warnings"], {}
     if not probes:
         late = [name for name, check in settings["checks"].items() if check["type"] == "exec"]
         lost = f", and neither are the node's checks {', '.join(late)}" if late else ""
@@ -456,8 +456,6 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
 
     for name, policy in policies.items():
         own = settings["envs"].get(name, {})
-        if emulators[name] == "bhyve":
-            warnings += _without_a_jail(name, policy)
         services = [_service(key, check, poll) for key, check in policy["checks"].items()]
         late = [service["name"] for service in services if service["kind"] == "program"]
         if late and not probes:
@@ -496,18 +494,6 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         "silences": _silences(spec, node, envs),
     }
     return {"config": config, "envs": rendered, "warnings": warnings}
-
-
-def _without_a_jail(name, policy):
-    """Take the checks out of a VM's policy that look into a jail; return why, one sentence each."""
-    said = []
-    for key in [k for k, check in policy["checks"].items() if check.get("in") == "jail"]:
-        del policy["checks"][key]
-        said.append(f"{name} is a VM: the check {key} looks into a jail and is left out")
-    ladders = [policy["on_failure"], *(check["on_failure"] for check in policy["checks"].values())]
-    if any(isinstance(rung, dict) and "service_restart" in rung for ladder in ladders for rung in ladder):
-        said.append(f"{name} is a VM: service_restart does nothing there")
-    return said
 
 
 def _template_of(name, env, spec, template, templates, files):

@@ -1,0 +1,674 @@
+"""
+Read a pillar's ``cbsd_monit`` by the tables of ``cbsd_monit_schema``: the normal form, or every error with its path.
+
+Nothing here reads pillar, files or the clock: the SLS passes the mapping as an argument, plain data comes out.
+
+Values are accepted by allow-list, one per type of field, and never quoted into harmlessness: most of them end up in monit's
+configuration, in an argument list run by root, or in a name that CBSD evaluates. Two types of field are wider because their
+text is data to monit alone: ``regex`` (any printable ASCII; rendered as an escaped monit string) and ``raw`` (monit's own
+language). ``text`` (a silence's reason) may hold letters of any language.
+
+:depends: cbsd_monit_schema
+"""
+
+import copy
+import datetime
+import difflib
+import fnmatch
+import functools
+import ipaddress
+import math
+import re
+
+from salt.exceptions import SaltInvocationError
+
+
+CHECK = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
+UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@functools.lru_cache(maxsize=1)
+def _tables():
+    return __salt__["cbsd_monit_schema.schema"]()
+
+
+class _Expected(Exception):
+    """A value is not what its field asks for: what that would be, where in it, and what is there instead."""
+
+    def __init__(self, what="", at=()):
+        super().__init__(what)
+        self.what, self.at = what, at
+
+
+class _Errors(list):
+    """All that is wrong with a pillar, each as ``path: message``."""
+
+    def say(self, path, message):
+        line = f"{':'.join(path)}: {message}"
+        if line not in self:
+            self.append(line)
+
+    def expected(self, path, what, value, secret=False):
+        got = "a value that is not shown" if secret else _shown(value)
+        hint = ""
+        if isinstance(value, bool) and what != "true or false":
+            hint = " (YAML reads on, off, yes and no as true and false: put it in quotes)"
+        self.say(path, f"expected {what}, got {got}{hint}")
+
+    def unknown(self, path, key, known):
+        near = difflib.get_close_matches(str(key), known, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(sorted(known))}"
+        self.say([*path, _part(key)], f"unknown key, {hint}")
+
+    def stop(self):
+        """Raise all of them as one."""
+        if self:
+            head = f"cbsd_monit: {len(self)} error{'s' if len(self) > 1 else ''} in the pillar"
+            raise SaltInvocationError("\n  ".join([head, *self]))
+
+
+def _shown(value):
+    text = ascii(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _part(key):
+    """Return a key as a part of a path: as it is when it is harmless to print."""
+    return key if isinstance(key, str) and re.fullmatch(r"[\w.*?\[\]!-]+", key, re.ASCII) else _shown(key)
+
+
+def _part_of(value, key, kind):
+    """Read one part of a composite value; an error says which part."""
+    try:
+        return READERS[kind](value[key], {"type": kind})
+    except _Expected as err:
+        raise _Expected(err.what or _tables()["types"][kind], (key, *err.at)) from err
+
+
+# --- Reading values: each reader takes the value and its row, returns the normal form or raises _Expected.
+
+
+def _number(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+        raise _Expected
+    return int(value) if value == int(value) else value
+
+
+def _bounded(value, row, unit=""):
+    low, high = row.get("min", 0), row.get("max", 10**9)
+    if not low <= value <= high:
+        raise _Expected(f"{_tables()['types'][row['type']]} from {low}{unit} to {high}{unit}")
+    return value
+
+
+def _read_bool(value, row):
+    if not isinstance(value, bool):
+        raise _Expected
+    return value
+
+
+def _read_int(value, row):
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise _Expected(f"a whole number {row.get('min', 0)}-{row['max']}")
+    return _bounded(value, row)
+
+
+def _read_number(value, row):
+    return _bounded(_number(value), row)
+
+
+def _read_port(value, row):
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 65535:
+        raise _Expected
+    return value
+
+
+def _read_duration(value, row):
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,9}(?:\.[0-9]{1,3})?)([smhd]?)", value, re.ASCII)
+        if not match:
+            raise _Expected
+        value = float(match[1]) * UNITS[match[2]]
+    value = _bounded(_number(value), row, "s")
+    if row.get("whole") and value != int(value):
+        raise _Expected("a duration of whole seconds")
+    return value
+
+
+def _read_days(value, row):
+    """Days: ``30d``, or the number that an earlier reading made of it."""
+    if isinstance(value, str):
+        value = _read_duration(value, {"type": "days"}) / 86400
+    value = _number(value)
+    if not isinstance(value, int) or not 1 <= value <= 3650:
+        raise _Expected
+    return value
+
+
+def _read_percent(value, row):
+    if isinstance(value, str):
+        if not re.fullmatch(r"[0-9]{1,3}(\.[0-9]{1,2})?%", value, re.ASCII):
+            raise _Expected
+        value = round(float(value[:-1]) / 100, 6)
+    value = _number(value)
+    if not 0 < value <= 1:
+        raise _Expected
+    return value
+
+
+def _read_choice(value, row):
+    if not isinstance(value, str) or value not in row["choices"]:
+        raise _Expected(f"one of {', '.join(row['choices'])}")
+    return value
+
+
+def _read_string(value, row):
+    """Strings with an allow-list: all of it must match, and there is no way out of a directory."""
+    kind = row["type"]
+    flags = 0 if kind == "text" else re.ASCII
+    if not isinstance(value, str) or not re.fullmatch(_tables()["strings"][kind][1], value, flags):
+        raise _Expected
+    if kind != "regex" and ".." in re.split(r"[/:=, ]", value):
+        raise _Expected
+    if kind == "regex":
+        try:
+            re.compile(value)
+        except re.error as err:
+            raise _Expected(f"a regular expression ({err})") from err
+    return value
+
+
+def _read_name(value, row):
+    return False if value is False else _read_string(value, {"type": "word"})
+
+
+def _read_address(value, row):
+    if value in ("ipv4", "ipv6"):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"[0-9A-Fa-f:.]{2,45}", value, re.ASCII):
+        try:
+            return str(ipaddress.ip_address(value))
+        except ValueError:
+            pass
+    raise _Expected
+
+
+def _read_time(value, row):
+    """Return seconds since 1970; a time without a zone is UTC, because YAML turns ``…Z`` into just that."""
+    if isinstance(value, str) and re.fullmatch(r"[0-9T :.Z+-]{10,35}", value, re.ASCII):
+        try:
+            value = datetime.datetime.fromisoformat(re.sub("Z$", "+00:00", value))
+        except ValueError as err:
+            raise _Expected from err
+    elif isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
+        value = datetime.datetime(value.year, value.month, value.day)
+    if isinstance(value, datetime.datetime):
+        if value.tzinfo is None:
+            value = value.replace(tzinfo=datetime.timezone.utc)
+        return int(value.timestamp())
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 10**11:
+        raise _Expected
+    return value
+
+
+def _read_threshold(value, row):
+    limit = {"type": "int", "min": 1, "max": 64}
+    if not isinstance(value, dict):
+        try:
+            return _read_int(value, limit)
+        except _Expected as err:
+            raise _Expected from err
+    if set(value) != {"failures", "within"}:
+        raise _Expected
+    for key in value:
+        try:
+            _read_int(value[key], limit)
+        except _Expected as err:
+            raise _Expected(err.what, (key,)) from err
+    if value["failures"] > value["within"]:
+        raise _Expected
+    return dict(value)
+
+
+def _read_command(value, row):
+    if not isinstance(value, list) or not 1 <= len(value) <= 32:
+        raise _Expected
+    if not isinstance(value[0], str) or value[0].endswith("/"):
+        raise _Expected("the absolute path of a program", (0,))
+    return [_part_of(value, n, "arg" if n else "path") for n in range(len(value))]
+
+
+def _read_ladder(value, row):
+    if isinstance(value, list) and not 1 <= len(value) <= 16:
+        raise _Expected
+    if not isinstance(value, list):
+        return [_read_step(value, row)]
+    return [_part_of(value, n, "step") for n in range(len(value))]
+
+
+def _read_step(value, row):
+    if isinstance(value, str) and value in _tables()["steps"]:
+        return value
+    for key, kind in (("command", "command"), ("service_restart", "word")):
+        if isinstance(value, dict) and list(value) == [key]:
+            return {key: _part_of(value, key, kind)}
+    raise _Expected
+
+
+def _read_headers(value, row):
+    if not isinstance(value, dict) or not 1 <= len(value) <= 20:
+        raise _Expected
+    for name in value:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z][A-Za-z0-9-]*", name, re.ASCII):
+            raise _Expected("the name of a header (letters, digits and -)", (name,))
+    return {name: _part_of(value, name, "header") for name in value}
+
+
+def _read_raw(value, row):
+    """
+    Accept monit statements that concern the env only.
+
+    ``set`` and ``include`` change the whole node. monit reads statements wherever they stand, not only at the start of a
+    line, so the words are refused outside of double-quoted strings. That is only certain to mean the same to monit and to
+    this reader while strings end on their line and ``'`` (which monit extends to the last one of a line) is not used.
+    """
+    if not isinstance(value, str) or not value.strip() or len(value) > 20000:
+        raise _Expected
+    for number, line in enumerate(value.split("\n"), 1):
+        if re.search(r"[^\t -~]", line):
+            raise _Expected(f"printable ASCII only (line {number})")
+        if line.lstrip().startswith("#"):
+            continue
+        if line.count('"') % 2:
+            raise _Expected(f"a closing double quote on the same line (line {number})")
+        bare = re.sub(r'"[^"]*"', " ", line)
+        if "'" in bare:
+            raise _Expected(f"double quotes instead of single ones (line {number})")
+        for word in ("set", "include"):
+            if re.search(rf"(?<![A-Za-z0-9_-]){word}(?![A-Za-z0-9_-])", bare, re.I):
+                raise _Expected(f"no {word!r}, which changes the whole node (line {number})")
+    return value
+
+
+READERS = {
+    "bool": _read_bool,
+    "int": _read_int,
+    "number": _read_number,
+    "port": _read_port,
+    "duration": _read_duration,
+    "days": _read_days,
+    "percent": _read_percent,
+    "choice": _read_choice,
+    "address": _read_address,
+    "name": _read_name,
+    "time": _read_time,
+    "threshold": _read_threshold,
+    "command": _read_command,
+    "ladder": _read_ladder,
+    "headers": _read_headers,
+    "raw": _read_raw,
+    "step": _read_step,
+    # and every type that is a pattern:
+    **dict.fromkeys(
+        "arg env glob header host path place regex salt_url text url url_path word".split(), _read_string
+    ),
+}
+SECRET = ("headers", "raw")
+
+
+class _Reader:
+    """Reads one pillar: walks it along the tables and collects what is wrong."""
+
+    def __init__(self, spec):
+        self.spec = spec
+        self.tables = _tables()
+        self.errors = _Errors()
+
+    def value(self, value, row, path):
+        kind = row["type"]
+        composite = getattr(self, f"_{kind}", None)
+        if composite:
+            return composite(value, row, path)
+        try:
+            return READERS[kind](value, row)
+        except _Expected as err:
+            for part in err.at:
+                value = value[part] if isinstance(value, list) or part in value else part
+            where = [*path, *(_part(part) if isinstance(part, str) else str(part) for part in err.at)]
+            self.errors.expected(where, err.what or self.tables["types"][kind], value, kind in SECRET)
+        return None
+
+    def section(self, value, table, path):
+        """Read a mapping whose keys are the rows of ``table``; keys that are wrong are left out."""
+        if value is None:
+            return {}
+        if not isinstance(value, dict):
+            self.errors.expected(path, "a mapping", value)
+            return {}
+        result = {}
+        for key in value:
+            if key not in table:
+                self.errors.unknown(path, key, table)
+            elif value[key] not in (None, "") or table[key].get("required"):
+                read = self.value(value[key], table[key], [*path, key])
+                if read is not None:
+                    result[key] = read
+        for key, row in table.items():
+            if row.get("required") and key not in value:
+                self.errors.say([*path, key], f"missing: {self.tables['types'][row['type']]}")
+        return result
+
+    def _section(self, value, row, path):
+        read = self.section(value, self.tables["sections"][row["of"]], path)
+        if row["of"] == "silence" and isinstance(value, dict) and not {"env", "group", "node"} & set(value):
+            self.errors.say(path, "missing: env, group or node")
+        if row["of"] == "group" and isinstance(value, dict) and not {"match", "emulator"} & set(value):
+            self.errors.say(path, "missing: match or emulator")
+        return read
+
+    def _map(self, value, row, path):
+        if not isinstance(value, dict):
+            self.errors.expected(path, "a mapping", value)
+            return {}
+        result = {}
+        for name in value:
+            try:
+                _read_string(name, {"type": row["keys"]})
+            except _Expected:
+                self.errors.expected([*path, _part(name)], self.tables["types"][row["keys"]], name)
+                continue
+            result[name] = self._section(value[name], row, [*path, name])
+        return result
+
+    def _list(self, value, row, path):
+        if row["of"] in self.tables["strings"] and isinstance(value, str):
+            value = [value]
+        if not isinstance(value, list):
+            self.errors.expected(path, f"a list of {row['of']}s", value)
+            return []
+        if row["of"] in self.tables["strings"]:
+            read = [self.value(item, {"type": row["of"]}, [*path, str(n)]) for n, item in enumerate(value)]
+        else:
+            read = [self._section(item, row, [*path, str(n)]) for n, item in enumerate(value)]
+        return [item for item in read if item is not None]
+
+    def _any(self, value, row, path):
+        """Data for later: its shape is not ours yet, its strings are held to ``text`` all the same."""
+        if isinstance(value, dict):
+            for key in value:
+                self.value(key, {"type": "text"}, [*path, _part(key)])
+            return {key: self._any(value[key], row, [*path, _part(key)]) for key in value}
+        if isinstance(value, list):
+            return [self._any(item, row, [*path, str(n)]) for n, item in enumerate(value)]
+        if value is None or isinstance(value, (bool, int, float)):
+            return value
+        return self.value(value, {"type": "text"}, path)
+
+    def _checks(self, value, row, path):
+        if not isinstance(value, dict):
+            self.errors.expected(path, "a mapping of checks by name", value)
+            return {}
+        result = {}
+        for name in value:
+            where = [*path, _part(name)]
+            if not isinstance(name, str) or not re.fullmatch(CHECK, name, re.ASCII) or name == "env":
+                self.errors.expected(where, "a check's name (a letter or digit, then also _ and -; not env)", name)
+            elif value[name] is False:
+                result[name] = False
+            else:
+                result[name] = self.check(value[name], row["scope"], where, name)
+        for lower in {name.lower() for name in result}:
+            twins = sorted(name for name in result if name.lower() == lower)
+            if len(twins) > 1:
+                self.errors.say([*path, twins[1]], f"differs from {twins[0]!r} only in case, which monit ignores")
+        return result
+
+    def check(self, value, scope, path, name):
+        if not isinstance(value, dict):
+            self.errors.expected(path, "a mapping", value)
+            return {}
+        kind = value.get("type")
+        if "type" in value:
+            if not isinstance(kind, str) or kind not in self.tables["checks"]:
+                near = difflib.get_close_matches(str(kind), self.tables["checks"], 1, 0.5)
+                hint = f" (did you mean {near[0]!r}?)" if near else ""
+                self.errors.expected([*path, "type"], f"a check type{hint}", kind)
+                return {}
+            if scope not in self.tables["checks"][kind]["scope"]:
+                yet = " yet" if not self.tables["checks"][kind]["scope"] else ""
+                owner = "a node" if scope == "node" else "an env"
+                self.errors.say([*path, "type"], f"{kind!r} is not supported for {owner}{yet}")
+                return {}
+            kinds = [kind]
+        else:
+            kinds = self.inherited(name, scope, path)
+            if not kinds:
+                self.errors.say([*path, "type"], f"missing, and no profile or group gives a check {name!r} to change")
+                return {}
+        # A check without a type changes one that is given elsewhere; where those differ in type, one has to fit.
+        tries = []
+        for kind in kinds:
+            attempt = _Reader(self.spec)
+            read = attempt.section(value, _fields(kind, scope, whole="type" in value), path)
+            if "type" in value:
+                read["type"] = kind
+                for part, message in _rules(read, scope):
+                    attempt.errors.say([*path, *part], message)
+            if not attempt.errors:
+                return read
+            tries.append(attempt.errors)
+        self.errors.extend(line for line in tries[0] if line not in self.errors)
+        return {}
+
+    def inherited(self, name, scope, path):
+        """Return the types that a check of this name may have where the entry at ``path`` inherits from."""
+
+        def part(*keys):
+            value = self.spec
+            for key in keys:
+                value = value.get(key) if isinstance(value, dict) else None
+            return value if isinstance(value, dict) else {}
+
+        def kinds(entry):
+            profiles = entry.get("profiles") if isinstance(entry, dict) else None
+            profiles = [profiles] if isinstance(profiles, str) else profiles if isinstance(profiles, list) else []
+            owners = [entry, *(part("profiles", p) for p in profiles if isinstance(p, str))]
+            for owner in owners:
+                checks = owner.get("checks") if isinstance(owner, dict) else None
+                check = checks.get(name) if isinstance(checks, dict) else None
+                kind = check.get("type") if isinstance(check, dict) else None
+                if isinstance(kind, str) and scope in self.tables["checks"].get(kind, {}).get("scope", ()):
+                    yield kind
+
+        entries = []
+        if scope == "node":
+            entries = list(part("nodes").values())
+        elif path[1] == "groups":
+            entries = [part("groups", path[2])]
+        elif "envs" in path:
+            env = path[path.index("envs") + 1]
+            entries = [entry for entry in part("groups").values() if _matches(entry, env)]
+            entries += [part("envs", env), *(part("nodes", node, "envs", env) for node in part("nodes"))]
+        return sorted({kind for entry in entries for kind in kinds(entry)})
+
+    def slots(self, value, path):
+        """Refuse what Salt would execute when it becomes a state's argument, wherever it stands."""
+        if isinstance(value, dict):
+            for key in value:
+                self.slots(key, [*path, _part(key)])
+                self.slots(value[key], [*path, _part(key)])
+        elif isinstance(value, list):
+            for number, item in enumerate(value):
+                self.slots(item, [*path, str(number)])
+        elif isinstance(value, str) and value.lstrip().startswith("__slot__:"):
+            self.errors.say(path, "a value may not begin with __slot__:, Salt would execute it")
+
+    def references(self, read):
+        """Names that are used must be given, and envs must not wait for each other."""
+        owners = [(["groups", n], e) for n, e in read["groups"].items()]
+        owners += [(["envs", n], e) for n, e in read["envs"].items()]
+        for node, entry in read["nodes"].items():
+            owners += [(["nodes", node, "envs", n], e) for n, e in entry.get("envs", {}).items()]
+        for path, entry in owners:
+            for number, profile in enumerate(entry.get("profiles", [])):
+                if profile not in read["profiles"]:
+                    near = difflib.get_close_matches(profile, read["profiles"], 1, 0.5)
+                    hint = f", did you mean {near[0]!r}?" if near else ""
+                    self.errors.say(["cbsd_monit", *path, "profiles", str(number)], f"no profile {profile!r}{hint}")
+            if "raw" in entry and "raw" in entry.get("checks", {}):
+                self.errors.say(["cbsd_monit", *path, "checks", "raw"], "the name is taken by the env's raw text")
+        for number, silence in enumerate(read["silences"]):
+            if "group" in silence and silence["group"] not in read["groups"]:
+                self.errors.say(["cbsd_monit", "silences", str(number), "group"], f"no group {silence['group']!r}")
+        waits = {name: list(entry.get("depends_on", [])) for name, entry in read["envs"].items()}
+        for path, entry in owners:
+            if path[0] == "nodes":
+                waits.setdefault(path[3], []).extend(entry.get("depends_on", []))
+        for name in sorted(waits):
+            seen, ahead = set(), list(waits[name])
+            while ahead:
+                env = ahead.pop()
+                if env == name:
+                    self.errors.say(["cbsd_monit", "envs", name, "depends_on"], f"{name!r} would wait for itself")
+                    break
+                if env not in seen:
+                    seen.add(env)
+                    ahead += waits.get(env, [])
+
+
+def _matches(group, env, emulator=None):
+    """Does the group (read or not) hold the env? With no emulator given, any will do."""
+    if not isinstance(group, dict):
+        return False
+    globs = group.get("match")
+    globs = [globs] if isinstance(globs, str) else globs if isinstance(globs, list) else None
+    if globs is not None and not any(isinstance(g, str) and fnmatch.fnmatchcase(env, g) for g in globs):
+        return False
+    return emulator is None or group.get("emulator") in (None, emulator)
+
+
+def _fields(kind, scope, whole):
+    """Return the rows of a check of this type; ``whole`` is False for one that only changes an inherited one."""
+    inherited = dict(_tables()["check"])
+    fields = dict(_tables()["checks"][kind]["fields"])
+    if scope == "node":
+        for key in ("start_period", "restart"):
+            del inherited[key]
+        fields.pop("in", None)
+    table = {"type": {"type": "word"}, **inherited, **fields}
+    if not whole:
+        table = {key: {**row, "required": False} for key, row in table.items()}
+    return table
+
+
+def _rules(check, scope):
+    """Yield ``(path, message)`` for what is wrong between the fields of a whole check."""
+    kind = check["type"]
+    if check.get("method") == "HEAD" and "content" in check:
+        yield ["content"], "the answer to HEAD has no content"
+    if kind != "tls" and not check.get("tls", _tables()["checks"][kind]["fields"].get("tls", {}).get("default")):
+        for key in ("verify", "certificate_valid"):
+            if key in check and check[key] is not False:
+                yield [key], "needs tls: true"
+    if kind in ("system", "filesystem"):
+        limits = [key for key in _tables()["checks"][kind]["fields"] if key != "path"]
+        if not set(limits) & set(check):
+            yield [], f"missing: at least one of {', '.join(limits)}"
+    if scope == "node":
+        for key, value in check.items():
+            if "%%" in str(value):
+                yield [key], "a node has no facts to put in"
+        if check.get("address") in ("ipv4", "ipv6"):
+            yield ["address"], f"expected an IP address, got {check['address']!r}"
+        for rung in check.get("on_failure", []):
+            if rung not in ("alert", "event"):
+                yield ["on_failure"], f"for a node only alert and event, got {_shown(rung)}"
+
+
+def _defaults(name, **given):
+    """Return a whole section: its defaults in normal form, with what is given over them."""
+    reader = _Reader({})
+    table = _tables()["sections"][name]
+    whole = reader.section({k: row["default"] for k, row in table.items() if row["type"] != "section"}, table, [name])
+    return {**whole, **given}
+
+
+def validate(spec):
+    """
+    Return the pillar's ``cbsd_monit`` in its normal form: durations in seconds, ladders as lists, defaults filled in.
+
+    A normal form is valid input itself, and stays what it is.
+
+    spec
+        The mapping under the pillar key ``cbsd_monit``; ``None`` is an empty one.
+
+    Raises ``SaltInvocationError`` that names every error with its path.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit_pillar.validate '{envs: {lb1: {checks: {http: {type: http}}}}}'
+    """
+    reader = _Reader(spec)
+    reader.slots(spec, ["cbsd_monit"])
+    table = _tables()["sections"]["cbsd_monit"]
+    read = reader.section(spec, table, ["cbsd_monit"])
+    for key, row in table.items():
+        if row["type"] in ("section", "map"):
+            read.setdefault(key, {})
+    read.setdefault("silences", [])
+    reader.references(read)
+    reader.errors.stop()
+    read["monit"] = _defaults("monit", **read["monit"])
+    read["budget"] = _defaults("budget", **read["budget"])
+    restart = _defaults("restart", **read["defaults"].get("restart", {}))
+    read["defaults"] = {**_defaults("policy", **read["defaults"]), "restart": restart}
+    return read
+
+
+def complete(checks, policy, scope, path):
+    """
+    Return checks with everything they inherit, their types' defaults included.
+
+    checks
+        Normal forms by name, merged from all that contribute to them.
+    policy
+        What they inherit: ``interval``, ``timeout``, …, ``restart``.
+    scope
+        ``env`` or ``node``.
+    path
+        Where they are in the pillar, as a list, for errors.
+
+    Raises ``SaltInvocationError`` for checks that are not whole, or whose parts from here and there do not fit together.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit_pillar.complete '{up: {type: running}}' '{interval: 30, timeout: 5, failure_threshold: 3, …}' env '[]'
+    """
+    errors, result, tables = _Errors(), {}, _tables()
+    for name in sorted(checks):
+        check, where = checks[name], [*path, name]
+        twins = [other for other in checks if other.lower() == name.lower() and other < name]
+        if twins:
+            errors.say(where, f"differs from {twins[0]!r} only in case, which monit ignores")
+        if "type" not in check:
+            errors.say([*where, "type"], f"missing, and nothing here gives a check {name!r} to change")
+            continue
+        fields = _fields(check["type"], scope, whole=True)
+        for key in check:
+            if key not in fields:
+                errors.unknown(where, key, fields)
+        for part, message in _rules(check, scope):
+            errors.say([*where, *part], message)
+        own = [key for key in tables["checks"][check["type"]]["fields"] if key in fields]
+        whole = {key: fields[key]["default"] for key in own if fields[key]["default"] is not None}
+        whole.update({key: policy[key] for key in tables["check"] if key in fields and key != "restart"})
+        whole.update(check)
+        if "restart" in check:
+            whole["restart"] = {**policy["restart"], **check["restart"]}
+        result[name] = copy.deepcopy(whole)
+    errors.stop()
+    return result
