@@ -1,0 +1,543 @@
+"""
+The checks that monit runs for CBSD's jails and bhyve VMs, as one state for all envs of a node.
+
+.. code-block:: yaml
+
+    The checks of this node's envs are live:
+      cbsd_monit.checks_present:
+        - spec: {{ spec | json }}
+
+``spec`` is ``{"pillar": …, "lookup": …}``: the pillar ``cbsd_monit`` as it was written, and the paths of this node
+(``defaults.yaml``). Both are one mapping deep, because Salt executes ``__slot__:`` strings at the first level of a
+state's arguments.
+
+What this state leaves alone: envs that pillar does not name. A ``monitrc.tpl`` that their operator wrote is published by
+the agent all the same.
+
+The other states of this name are in ``cbsd_monit_monitrc.py`` (monit and its control file) and ``cbsd_monit_hooks.py``.
+
+:depends: the execution modules ``cbsd``, ``cbsd_monit`` and ``cbsd_monit_node``
+"""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import logging
+import os
+import re
+import stat
+import tempfile
+import time
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "cbsd_monit"
+
+NEED = ("workdir", "state", "config", "libexec")
+# What the agent is told about paths, besides what pillar says (docs/contract.md, section 4).
+CONFIGURED = "workdir cbsd jls jexec vmm boot_id libexec state run monit monitrc monit_start".split()
+ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
+MADE_BY_AGENT = ("monitrc", "history.jsonl")
+
+
+def __virtual__():
+    if "cbsd_monit.render" not in __salt__:
+        return False, "the execution module cbsd_monit is missing: run saltutil.sync_all"
+    return __virtualname__
+
+
+def _ret(name, comment):
+    return {"name": name, "result": True, "changes": {}, "comment": comment}
+
+
+def _failed(name, err):
+    log.debug("%s failed", name, exc_info=True)
+    return {"name": name, "result": False, "changes": {}, "comment": f"{err}"}
+
+
+def _diff(old, new, path):
+    """What an operator reads: a unified diff; absence is the empty text."""
+    lines = difflib.unified_diff(
+        (old or "").splitlines(), (new or "").splitlines(), f"{path} (old)", f"{path} (new)", lineterm=""
+    )
+    return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
+
+
+# Files: written whole or not at all, and never through somebody else's symlink
+
+
+def _read(name, dir_fd=None):
+    """The text of the regular file ``name``, or None if there is none; with ``dir_fd`` no symlink is followed."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if dir_fd is None else os.O_NOFOLLOW)
+    try:
+        handle = os.open(name, flags, dir_fd=dir_fd)
+    except FileNotFoundError:
+        return None
+    except OSError:
+        if dir_fd is None:
+            raise
+        return None  # a symlink where a file belongs: it is replaced, not read
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        return None
+    with os.fdopen(handle, "rb") as stream:
+        return stream.read().decode("utf-8", "surrogateescape")
+
+
+def _write(name, text, mode=0o600, dir_fd=None):
+    """Replace ``name`` durably; a crash leaves the old or the new file."""
+    folder = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        base = os.path.basename(name)
+        temp = f".{base}.salt-{os.getpid()}"
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temp, dir_fd=folder)
+        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
+        try:
+            with os.fdopen(handle, "wb") as stream:
+                os.fchmod(handle, mode)
+                stream.write(text.encode("utf-8", "surrogateescape"))
+                stream.flush()
+                os.fsync(handle)
+            os.replace(temp, base, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temp, dir_fd=folder)
+            raise
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _unlink(name, dir_fd=None):
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=dir_fd)
+
+
+def _dump(data):
+    return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def _load(text):
+    try:
+        found = json.loads(text or "")
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _env_dirs(workdir):
+    """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
+    top = os.path.join(workdir, "jails-system")
+    try:
+        names = sorted(os.listdir(top))
+    except FileNotFoundError:
+        return {}
+    return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
+
+
+@contextlib.contextmanager
+def _monit_dir(sysdir):
+    """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing is followed."""
+    handle = None
+    top = os.open(sysdir, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            handle = os.open("monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+    except OSError:
+        raise OSError(f"{sysdir}/monit is not a directory (a symlink is not followed)") from None
+    finally:
+        os.close(top)
+    try:
+        yield handle
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+# The checks of one env
+
+
+class _EnvPlan:
+    """What has to happen in one env's ``monit`` directory, so that test mode and the run cannot differ."""
+
+    def __init__(self, env, sysdir, node, wanted, copies=False):
+        self.env, self.sysdir = env, sysdir
+        self.wanted = wanted is not None
+        self.changes, self.error = {}, None
+        with _monit_dir(sysdir) as folder:
+            names = (TPL, POLICY, TPL + LOCAL, POLICY + LOCAL)
+            have = {n: None if folder is None else _read(n, folder) for n in names}
+            self.record = None  # for undo.json
+            if self.wanted:
+                self.record = {"made": True} if folder is None else self._attributes(folder)
+        policy = _load(have[POLICY])
+        pillars = policy.get("origin") == "pillar"
+        self.ours = pillars and policy.get("node") == node and (copies or policy.get("env") == env)
+        self.adopted = have[TPL] is not None and not self.wanted and not self.ours
+        self.after = {n: have[n] for n in (TPL, POLICY)}
+        self.moves = []
+        if self.wanted:
+            if have[TPL] is not None and not pillars and have[TPL + LOCAL] is None:
+                self.moves = [(n, n + LOCAL) for n in (POLICY, TPL) if have[n] is not None]
+            self.after = {TPL: wanted[TPL], POLICY: _dump(wanted[POLICY])}
+        else:  # also what a run that was interrupted has left aside
+            back = [n for n in (TPL, POLICY) if have[n + LOCAL] is not None and (self.ours or have[n] is None)]
+            self.moves = [(n + LOCAL, n) for n in back]
+            self.after.update({n: None for n in self.after if self.ours}, **{n: have[n + LOCAL] for n in back})
+        for file in (TPL, POLICY):
+            if have[file] != self.after[file]:
+                self.changes[file] = {"diff": _diff(have[file], self.after[file], file)}
+        if self.record and "was" in self.record:
+            mode, uid, gid = self.record["was"]
+            self.changes["directory"] = {"old": f"{mode:04o} {uid}:{gid}", "new": f"0700 {os.geteuid()}:{gid}"}
+
+    @staticmethod
+    def _attributes(folder):
+        info = os.fstat(folder)
+        found = [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
+        return None if found[:2] == [0o700, os.geteuid()] else {"was": found}
+
+    @property
+    def overlay(self):
+        """What the agent would find, for a pass that writes nothing."""
+        if self.after[TPL] is None:
+            return None
+        return {TPL: self.after[TPL], POLICY: _load(self.after[POLICY]) or None}
+
+    @property
+    def comment(self):
+        if not self.wanted:
+            return "the operator's own template is put back" if self.moves else "pillar's checks are removed"
+        return "the operator's own template is kept as monitrc.tpl.local" if self.moves else "checks are written"
+
+    def apply(self):
+        with contextlib.suppress(FileExistsError):
+            if self.wanted:
+                os.mkdir(os.path.join(self.sysdir, "monit"), 0o700)
+        with _monit_dir(self.sysdir) as folder:
+            if self.wanted:
+                os.fchmod(folder, 0o700)
+                os.fchown(folder, os.geteuid(), -1)
+                self._move(folder)
+                for file in (POLICY, TPL):  # the policy first: it says whose the template is
+                    if file in self.changes:
+                        _write(file, self.after[file], dir_fd=folder)
+            else:
+                for file in (TPL, POLICY) if self.ours else ():
+                    _unlink(file, folder)
+                self._move(folder)
+            os.fsync(folder)
+
+    def give_back(self, record, purge):
+        """The directory as it was, if nothing of the env's own is left in it; True if there is nothing left to undo."""
+        with _monit_dir(self.sysdir) as folder:
+            if folder is None:
+                return True
+            for file in MADE_BY_AGENT if purge else ():
+                _unlink(file, folder)
+            if "was" in record:
+                mode, uid, gid = record["was"]
+                os.fchown(folder, uid, gid)
+                os.fchmod(folder, mode)
+        with contextlib.suppress(OSError):  # not empty: history.jsonl belongs to the env
+            if record.get("made"):
+                os.rmdir(os.path.join(self.sysdir, "monit"))
+                return True
+        return not record.get("made")
+
+    def _move(self, folder):
+        for old, new in self.moves:
+            os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
+
+    def report(self, fun, result, comment=None):
+        """One entry of ``sub_state_run``: an env prints and counts as a state of its own."""
+        now = time.strftime("%H:%M:%S.000000")
+        low = {"name": self.env, "state": __virtualname__, "__id__": f"Checks of {self.env}", "fun": fun}
+        return {
+            "name": self.env,
+            "changes": self.changes if result is not False or not comment else {},
+            "result": result,
+            "comment": f"{self.env}: {comment or self.comment}.",
+            "duration": 0.0,
+            "start_time": now,
+            "low": low,
+        }
+
+
+def _wake(paths, overlay=None):
+    """One pass of the agent; with ``overlay`` it only says what it would do, were the envs in it as written there."""
+    wake = os.path.join(paths["libexec"], "wake")
+    if not os.path.exists(wake):
+        raise OSError(f"{wake} is missing: apply cbsd_monit.agent first")
+    argv = [wake, "sync", "--json"]
+    temp = None
+    try:
+        if overlay is not None:
+            handle, temp = tempfile.mkstemp(prefix="cbsd_monit.", suffix=".json")  # 0600
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                json.dump(overlay, stream)
+            argv += ["--dry-run", "--overlay", temp]
+        found = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, stdin="", timeout=600)
+    finally:
+        if temp:
+            os.unlink(temp)
+    try:
+        return json.loads(found["stdout"])
+    except ValueError:
+        said = found["stderr"].strip() or found["stdout"].strip() or "no output"
+        raise OSError(f"{' '.join(argv[:3])} exited {found['retcode']}: {said}") from None
+
+
+# The checks of all envs
+
+
+def _monit_version(monit):
+    """monit's version as text, or None where it is not installed yet; what may be rendered depends on it."""
+    if not monit or not os.path.exists(monit):
+        return None
+    said = __salt__["cmd.run_all"]([monit, "-V"], python_shell=False, ignore_retcode=True, stdin="")
+    found = re.search(r"version\s+([0-9.]+)", said["stdout"])
+    return found.group(1) if found else None
+
+
+def _file_change(path, text, label):
+    """({label: {"diff"}} or {}, and whether the file has to be written) for a file that belongs to us alone."""
+    old = _read(path)
+    mode_is = None if old is None else stat.S_IMODE(os.stat(path).st_mode)
+    if old == text and mode_is == 0o600:
+        return {}
+    if old == text:
+        return {label: {"mode": {"old": f"{mode_is:04o}", "new": "0600"}}}
+    return {label: {"diff": _diff(old, text, os.path.basename(path))}}
+
+
+def _sync(ret, paths, overlay):
+    """Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``; returns its reasons."""
+    ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(paths["config"])
+    if __opts__["test"] and not ready:
+        if overlay:
+            ret["changes"]["monit"] = "would be published and reloaded"
+        return {}
+    try:
+        answer = _wake(paths, overlay if __opts__["test"] else None)
+    except OSError as err:
+        return {"the agent": str(err)}
+    done = {key: answer[key] for key in ("changed", "reloaded", "started") if answer.get(key)}
+    if done:
+        ret["changes"]["monit"] = done
+    reasons = {env: f"quarantined, monit says: {said}" for env, said in (answer.get("quarantined") or {}).items()}
+    reasons.update(answer.get("errors") or {})
+    if answer.get("error"):
+        reasons["the agent"] = answer["error"]
+    return reasons
+
+
+def _conclude(ret, plans, reasons, fun, said):
+    """Envs that changed or failed as sub-states; the state's own result and sentence."""
+    entries = []
+    live = None if __opts__["test"] else True
+    for plan in plans:
+        reason = plan.error or reasons.get(plan.env)
+        if reason or plan.changes:
+            entries.append(plan.report(fun, False if reason else live, reason))
+    if entries:
+        ret["sub_state_run"] = entries
+    changed = {p.env: p.comment for p in plans if p.changes and not p.error}
+    if changed:
+        ret["changes"]["envs"] = changed
+    if ret["changes"] and __opts__["test"]:
+        ret["result"] = None
+    sentences = [said(len(changed))]
+    failed = {**{p.env: p.error for p in plans if p.error}, **reasons}
+    if failed:
+        ret["result"] = False
+        sentences.append("Not live, while all others are: " + "; ".join(f"{e}: {r}" for e, r in sorted(failed.items())))
+    ret["comment"] = ". ".join(sentences) + "."
+    return ret
+
+
+class _Broken(_EnvPlan):
+    """An env that cannot be planned; its files stay as they are."""
+
+    def __init__(self, env, reason):
+        self.env, self.error = env, reason
+        self.changes, self.moves, self.wanted, self.record = {}, [], False, None
+        self.ours = self.adopted = False
+
+
+def _plan(env, sysdir, node, wanted, copies=False):
+    try:
+        if sysdir is None:
+            return _Broken(env, f"CBSD lists it, but jails-system/{env} is no directory")
+        return _EnvPlan(env, sysdir, node, wanted, copies)
+    except OSError as err:
+        return _Broken(env, str(err))
+
+
+def _apply(plans, state, dirs):
+    plans = [p for p in plans if p.changes]
+    records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
+    records = {env: record for env, record in records.items() if env in dirs}
+    for plan in plans:
+        if plan.record:
+            records.setdefault(plan.env, plan.record)
+    __salt__["cbsd_monit_node.remember"](state, "envs", records)
+    for plan in plans:
+        try:
+            plan.apply()
+        except OSError as err:
+            plan.error = str(err)
+    _give_back([p for p in plans if not p.wanted and not p.error], state, purge=False)
+
+
+def _give_back(plans, state, purge):
+    records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
+    for plan in plans:
+        if plan.give_back(records.get(plan.env, {}), purge):
+            records.pop(plan.env, None)
+    __salt__["cbsd_monit_node.remember"](state, "envs", records)
+
+
+def checks_present(name, spec, node=None, lookup=None, template=None, templates=None):
+    """
+    The checks that pillar names are live on this node, for all of its envs, in one pass.
+
+    Writes template and policy of every env that pillar names, the node's configuration for the agent, and lets the agent
+    publish them. What pillar made for an env that it no longer names is taken away. A template of the operator's own is
+    kept as ``monitrc.tpl.local`` while pillar names its env, and comes back afterwards. The result is ``False`` when an env
+    could not go live; all others are live nevertheless.
+
+    name
+        Only for the report.
+    spec
+        ``{"pillar": the pillar cbsd_monit, "lookup": the node's paths}``.
+    node
+        This node, as pillar knows it. Default: the minion id.
+    lookup
+        Paths that win over those of ``spec``.
+    template, templates
+        The text of a template that replaces the formula's own for all envs, or for single ones (by name).
+
+    .. code-block:: yaml
+
+        The checks of this node's envs are live:
+          cbsd_monit.checks_present:
+            - spec: {{ {"pillar": settings, "lookup": lookup} | json }}
+    """
+    try:
+        return _checks_present(name, spec, node or __opts__["id"], lookup or {}, template, templates)
+    except Exception as err:  # a state reports, it never raises
+        return _failed(name, err)
+
+
+def _checks_present(name, spec, node, lookup, template, templates):
+    ret = _ret(name, "")
+    paths = __salt__["cbsd_monit_node.paths"](spec, need=NEED, **lookup)
+    workdir, state, config = paths["workdir"], paths["state"], paths["config"]
+    listed = __salt__["cbsd.list"]()
+    envs = [
+        {"name": env, "emulator": row["emulator"]}
+        for env, row in sorted(listed.items())
+        if row["emulator"] in ("jail", "bhyve") and ENV_NAME.match(env)
+    ]
+    more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
+    rendered = __salt__["cbsd_monit.render"](
+        spec["pillar"], node, envs, monit_version=_monit_version(paths.get("monit")), lookup=paths, **more
+    )
+    dirs = _env_dirs(workdir)
+    wanted = rendered["envs"]
+    plans = [_plan(e["name"], dirs.get(e["name"]), node, wanted.get(e["name"])) for e in envs]
+    plans += [_Broken(n, f"CBSD's row: {row['broken']}") for n, row in sorted(listed.items()) if row.get("broken")]
+
+    trust = {
+        p.env: {f: hashlib.sha256(p.after[f].encode("utf-8", "surrogateescape")).hexdigest() for f in (TPL, POLICY)}
+        for p in plans
+        if p.wanted
+    }
+    before = _load(_read(os.path.join(state, "trust.json")))
+    trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
+    configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
+    own = [
+        (config, _dump(configuration), "config"),
+        (os.path.join(state, "trust.json"), _dump(trust), "trust"),
+    ]
+    own = [(path, text, change) for path, text, label in own if (change := _file_change(path, text, label))]
+    for _, _, change in own:
+        ret["changes"].update(change)
+    overlay = {p.env: p.overlay for p in plans if p.changes}
+    if "config" in ret["changes"]:
+        overlay[""] = {"config": configuration}
+
+    if not __opts__["test"]:
+        for path, text, _ in own:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _write(path, text)
+        _apply(plans, state, dirs)
+    reasons = _sync(ret, paths, overlay)
+    adopted = [p.env for p in plans if p.adopted]
+
+    def said(number):
+        verb = "would be" if __opts__["test"] else "were"
+        sentence = f"{len(trust)} envs are named by pillar, {number} of this node's envs {verb} changed"
+        if adopted:
+            sentence += f". Published as their operator wrote them: {', '.join(adopted)}"
+        if rendered.get("warnings"):
+            sentence += ". Note: " + "; ".join(rendered["warnings"])
+        return sentence
+
+    return _conclude(ret, plans, reasons, "checks_present", said)
+
+
+def checks_absent(name, spec=None, node=None, lookup=None):
+    """
+    No env of this node has anything that pillar or the agent made: templates, policies, rendered rules, history.
+
+    Templates that were set aside for pillar's come back, and the agent publishes what is left. CBSD is not asked.
+
+    .. code-block:: yaml
+
+        No env has anything of cbsd_monit:
+          cbsd_monit.checks_absent:
+            - spec: {{ {"lookup": lookup} | json }}
+    """
+    try:
+        return _checks_absent(name, spec, node or __opts__["id"], lookup or {})
+    except Exception as err:
+        return _failed(name, err)
+
+
+def _checks_absent(name, spec, node, lookup):
+    ret = _ret(name, "")
+    paths = __salt__["cbsd_monit_node.paths"](spec, need=NEED, **lookup)
+    workdir, state = paths["workdir"], paths["state"]
+    dirs = _env_dirs(workdir)
+    plans = [_plan(env, sysdir, node, None, copies=True) for env, sysdir in dirs.items()]
+    known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
+    left = {p.env: [] for p in plans if p.ours or p.env in known}
+    for env in left:
+        left[env] = [f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))]
+    trust = os.path.join(state, "trust.json")
+    if os.path.exists(trust):
+        ret["changes"]["trust"] = "removed"
+    if any(left.values()):
+        ret["changes"]["made by the agent"] = {e: files for e, files in left.items() if files}
+    if not __opts__["test"]:
+        _unlink(trust)
+        _apply(plans, state, dirs)
+    overlay = {p.env: p.overlay for p in plans if p.changes}
+    unpublished = ""
+    if overlay and os.path.exists(os.path.join(paths["libexec"], "wake")):
+        reasons = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
+        unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
+    if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
+        _give_back([p for p in plans if p.env in left and not p.error], state, purge=True)
+
+    def said(number):
+        verb = "would be" if __opts__["test"] else "were"
+        sentence = f"Pillar's checks of {number} envs {verb} removed" if number else "No env has a check of pillar's"
+        return f"{sentence}. The agent said: {unpublished}" if unpublished else sentence
+
+    return _conclude(ret, plans, {}, "checks_absent", said)

@@ -1,0 +1,268 @@
+"""
+CBSD's hooks: every env of this node, and every env made later, announces what happens to it.
+
+What these states leave alone: every hook that is neither ours nor of CBSD's own module monit.
+
+:depends: the execution module ``cbsd_monit_node``
+"""
+
+import contextlib
+import hashlib
+import logging
+import os
+import re
+import shutil
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "cbsd_monit"
+
+NEED = ("workdir", "libexec", "state")
+ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+HOOK = "cbsd_monit"
+HOOKS = (
+    "master_prestart.d",
+    "master_poststart.d",
+    "master_prestop.d",
+    "master_poststop.d",
+    "master_create.d",
+    "remove.d",
+)
+# A jail's clone.d runs before the copy is made; master_reboot.d when the guest of a VM reboots itself.
+HOOKS_OF = {"jail": HOOKS + ("clone.d",), "bhyve": HOOKS + ("master_reboot.d",)}
+ALL_HOOKS = HOOKS + ("clone.d", "master_reboot.d")
+# The hooks of CBSD's own module monit: links to it, or the scripts it ships.
+UPSTREAM_NAMES = ("monit", "monit.sh")
+UPSTREAM_LINK = re.compile(r"(^|/)modules/monit\.d/")
+UPSTREAM_TEXT = re.compile(r"\bcbsd\s+monit\b|\bmonit\s+summary\b|/monit/monitrc\b")
+
+
+def __virtual__():
+    if "cbsd_monit_node.paths" not in __salt__:
+        return False, "the execution module cbsd_monit_node is missing: run saltutil.sync_all"
+    return __virtualname__
+
+
+def _ret(name, comment):
+    return {"name": name, "result": True, "changes": {}, "comment": comment}
+
+
+def _failed(name, err):
+    log.debug("%s failed", name, exc_info=True)
+    return {"name": name, "result": False, "changes": {}, "comment": f"{err}"}
+
+
+def _pending(ret, comment):
+    return {**ret, "result": None, "comment": comment}
+
+
+def _env_dirs(workdir):
+    """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
+    top = os.path.join(workdir, "jails-system")
+    try:
+        names = sorted(os.listdir(top))
+    except FileNotFoundError:
+        return {}
+    return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
+
+
+def _kind(name, sysdir):
+    """``jail``, ``bhyve`` or None for a directory with hooks, by the names CBSD gives skeletons and files."""
+    if sysdir is None:
+        for kind in HOOKS_OF:
+            if re.search(rf"(^|-){kind}-", name):
+                return kind
+        return None
+    if os.path.isdir(os.path.join(sysdir, "master_reboot.d")) or os.path.exists(os.path.join(sysdir, "bhyve.conf")):
+        return "bhyve"
+    return "jail" if os.path.isdir(os.path.join(sysdir, "clone.d")) else None
+
+
+def _hook_owners(workdir, skeletons):
+    """{directory: kind} of all that holds hook directories: skeletons and envs; and the skeletons that do not exist."""
+    share = os.path.join(workdir, "share")
+    names = sorted(os.listdir(share)) if os.path.isdir(share) else []
+    found, missing = {}, []
+    for name in names:
+        path = os.path.join(share, name)
+        kind = _kind(name, None)
+        # A default skeleton that is not there is left to initenv, which fills it only where it does not exist.
+        if kind and name.endswith(("-system-default", "-system-skel")) and os.path.isdir(path):
+            found[path] = kind
+    for skeleton in skeletons:
+        path = os.path.join(share, skeleton)
+        if os.path.isdir(path):
+            found.setdefault(path, _kind(os.path.basename(path), None))
+        else:
+            missing.append(path)
+    found.update((path, _kind(env, path)) for env, path in _env_dirs(workdir).items())
+    return found, missing
+
+
+def _upstream(path):
+    """True if ``path`` is a hook of CBSD's own module monit."""
+    if os.path.islink(path):
+        return bool(UPSTREAM_LINK.search(os.readlink(path)))
+    try:
+        with open(path, encoding="utf-8", errors="replace") as stream:
+            return os.path.isfile(path) and bool(UPSTREAM_TEXT.search(stream.read(65536)))
+    except OSError:
+        return False
+
+
+def hooks_present(name, spec=None, workdir=None, libexec=None, state=None, skeletons=None):
+    """
+    CBSD runs ``wake`` whenever an env of this node starts, stops, is made or removed, now and for envs made later.
+
+    Links it into the hook directories of every env and of the skeletons; missing hook directories are made. Hooks of CBSD's own module
+    monit are set aside meanwhile, because two would act on one failure. No command is run.
+
+    workdir, libexec, state
+        Paths that win over those of ``spec``.
+    skeletons
+        Further skeletons: paths, or names below ``WORKDIR/share``. Known by themselves: ``*-system-default`` and
+        ``*-system-skel`` of jails and VMs.
+
+    .. code-block:: yaml
+
+        CBSD announces starts, stops and removals of every env:
+          cbsd_monit.hooks_present:
+            - spec: {{ {"lookup": lookup} | json }}
+    """
+    try:
+        paths = __salt__["cbsd_monit_node.paths"](
+            spec, need=NEED, workdir=workdir, libexec=libexec, state=state, skeletons=skeletons
+        )
+        return _hooks_present(name, paths)
+    except Exception as err:
+        return _failed(name, err)
+
+
+def _hooks_present(name, paths):
+    ret = _ret(name, "All hooks are in place.")
+    workdir, libexec, state = (paths[key] for key in NEED)
+    target = os.path.join(libexec, "wake")
+    owners, missing = _hook_owners(workdir, paths.get("skeletons") or [])
+    made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
+    for owner, kind in owners.items():
+        for hook in HOOKS_OF.get(kind, HOOKS):
+            folder = os.path.join(owner, hook)
+            if os.path.islink(folder):
+                wrong.append(f"{folder} is a symlink, in which CBSD finds no hook")
+                continue
+            if not os.path.isdir(folder):
+                made.append(folder)
+            link = os.path.join(folder, HOOK)
+            if not os.path.islink(link) or os.readlink(link) != target:
+                linked.append(link)
+                if os.path.isfile(link) and not os.path.islink(link):
+                    aside.append(link)
+            for other in UPSTREAM_NAMES:
+                other = os.path.join(folder, other)
+                if os.path.lexists(other) and _upstream(other):
+                    aside.append(other)
+    for key, found in (("directories", made), ("links", linked), ("set aside", aside)):
+        if found:
+            ret["changes"][key] = found
+    if ret["changes"] and __opts__["test"]:
+        ret = _pending(ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside.")
+    elif ret["changes"]:
+        record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
+        entries = {e["path"]: e for e in record.get("aside", ())}
+        entries.update((path, _copy_aside(path, state)) for path in aside)
+        made_so_far = {*filter(os.path.isdir, record.get("made", ())), *made}
+        __salt__["cbsd_monit_node.remember"](
+            state, "hooks", {"aside": [entries[path] for path in sorted(entries)], "made": sorted(made_so_far)}
+        )
+        for path in aside:
+            os.unlink(path)
+        for folder in made:
+            os.mkdir(folder)
+            os.chmod(folder, 0o775)
+        for link in linked:
+            temp = os.path.join(os.path.dirname(link), f".{HOOK}.new")
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temp)
+            os.symlink(target, temp)
+            os.replace(temp, link)
+        ret["comment"] = f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
+    if wrong:
+        ret["result"] = False
+        ret["comment"] += " " + "; ".join(wrong) + "."
+    return ret
+
+
+def _copy_aside(path, state):
+    """What is needed to put a hook back; it cannot stay in its directory, because CBSD runs whatever lies there."""
+    if os.path.islink(path):
+        return {"path": path, "link": os.readlink(path)}
+    kept = os.path.join(state, "aside", hashlib.sha256(path.encode()).hexdigest()[:16])
+    os.makedirs(os.path.dirname(kept), 0o700, exist_ok=True)
+    shutil.copy2(path, kept)
+    info = os.stat(path)
+    return {"path": path, "file": kept, "owner": [info.st_uid, info.st_gid]}
+
+
+def hooks_absent(name, spec=None, workdir=None, libexec=None, state=None, skeletons=None):
+    """
+    No env and no skeleton has a hook of ours; what ``hooks_present`` set aside or made is as it was.
+
+    .. code-block:: yaml
+
+        CBSD's hooks are as they were:
+          cbsd_monit.hooks_absent:
+            - spec: {{ {"lookup": lookup} | json }}
+    """
+    try:
+        paths = __salt__["cbsd_monit_node.paths"](
+            spec, need=NEED, workdir=workdir, libexec=libexec, state=state, skeletons=skeletons
+        )
+        return _hooks_absent(name, paths)
+    except Exception as err:
+        return _failed(name, err)
+
+
+def _hooks_absent(name, paths):
+    ret = _ret(name, "There is no hook of ours.")
+    workdir, libexec, state = (paths[key] for key in NEED)
+    target = os.path.join(libexec, "wake")
+    owners, _ = _hook_owners(workdir, paths.get("skeletons") or [])
+    links = [os.path.join(owner, hook, HOOK) for owner in owners for hook in ALL_HOOKS]
+    links = [link for link in links if os.path.islink(link) and os.readlink(link) == target]
+    record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
+    entries = record.get("aside", [])
+    back = [e for e in entries if os.path.isdir(os.path.dirname(e["path"]))]
+    made = [folder for folder in record.get("made", ()) if os.path.isdir(folder)]
+    for key, found in (("links", links), ("put back", [e["path"] for e in back]), ("directories", made)):
+        if found:
+            ret["changes"][key] = found
+    if not ret["changes"]:
+        return ret
+    if __opts__["test"]:
+        return _pending(ret, f"{len(links)} hooks would be removed, {len(back)} would be put back.")
+    for link in links:
+        os.unlink(link)
+    for entry in back:
+        _put_back(entry)
+    for folder in made:
+        with contextlib.suppress(OSError):  # somebody's own hook lies there now
+            os.rmdir(folder)
+    __salt__["cbsd_monit_node.remember"](state, "hooks", {})
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.join(state, "aside"))
+    ret["comment"] = f"{len(links)} hooks were removed, {len(back)} were put back."
+    return ret
+
+
+def _put_back(entry):
+    path = entry["path"]
+    if os.path.lexists(path):
+        return  # somebody was faster
+    if "link" in entry:
+        os.symlink(entry["link"], path)
+        return
+    temp = f"{path}.new"
+    shutil.copy2(entry["file"], temp)
+    os.chown(temp, *entry["owner"])
+    os.replace(temp, path)
+    os.unlink(entry["file"])

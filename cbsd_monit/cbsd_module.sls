@@ -1,0 +1,29 @@
+{#- The module step of CBSD's own chapter, for those who want `cbsd monit jname=ENV` beside this formula; not part of
+    init.sls, and nothing here needs it.  The same as `cbsd module mode=install monit`, which fetches from one fixed
+    address, takes an empty directory for an installed module, and cannot be asked what it would do. #}
+{%- from "cbsd_monit/map.jinja" import lookup with context %}
+{%- set workdir = lookup.workdir or salt["cbsd.paths"]()["workdir"] %}
+
+CBSD's module monit is fetched:
+  git.cloned:
+    - name: {{ lookup.module_url | json }}
+    - target: {{ (lookup.distdir ~ "/modules/monit.d") | json }}
+
+CBSD's module monit is switched on:
+  file.append:
+    - name: {{ (workdir ~ "/etc/modules.conf") | json }}
+    - text: monit.d
+    - require:
+      - git: CBSD's module monit is fetched
+
+CBSD knows the command monit:
+  cmd.run:
+    - name: {{ (lookup.distdir ~ "/sudoexec/initenv inter=0") | json }}
+    - python_shell: false
+    - stdin: ''
+    - env:
+        workdir: {{ workdir | json }}
+        NOCOLOR: '1'
+    - creates: {{ (workdir ~ "/modules/monit") | json }}
+    - require:
+      - file: CBSD's module monit is switched on

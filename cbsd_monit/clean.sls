@@ -1,0 +1,42 @@
+{#- Takes back what init.sls did, in reverse, and leaves: the package (unless lookup:remove_package), monit running and
+    enabled as it is if it had a control file of its own, the directories that held our files, and CBSD's module if
+    cbsd_module.sls installed it. #}
+{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+
+cron no longer wakes the agent:
+  file.absent:
+    - name: {{ lookup.cron | json }}
+
+CBSD's hooks are as they were:
+  cbsd_monit.hooks_absent:
+    - spec: {{ spec | json }}
+
+No env has anything of cbsd_monit:
+  cbsd_monit.checks_absent:
+    - spec: {{ spec | json }}
+    - require:
+      - cbsd_monit: CBSD's hooks are as they were
+
+monit's control file is as it was:
+  cbsd_monit.include_absent:
+    - name: {{ lookup.monitrc | json }}
+    - spec: {{ spec | json }}
+    - require:
+      - cbsd_monit: No env has anything of cbsd_monit
+{%- for what in ["libexec", "config", "state", "run"] %}
+
+The agent has left {{ lookup[what] }}:
+  file.absent:
+    - name: {{ lookup[what] | json }}
+    - require:
+      - file: cron no longer wakes the agent
+      - cbsd_monit: monit's control file is as it was
+{%- endfor %}
+{%- if lookup.remove_package and lookup.package %}
+
+monit is not installed:
+  pkg.removed:
+    - name: {{ lookup.package | json }}
+    - require:
+      - cbsd_monit: monit's control file is as it was
+{%- endif %}

@@ -1,0 +1,14 @@
+{#- The one line in monitrc.  A literal upstream include line is replaced by it, and put back by clean.sls. #}
+{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+
+include:
+  - cbsd_monit.package
+  - cbsd_monit.agent
+
+monit includes what cbsd_monit publishes:
+  cbsd_monit.include_present:
+    - name: {{ lookup.monitrc | json }}
+    - spec: {{ spec | json }}
+    - require:
+      - sls: cbsd_monit.package
+      - sls: cbsd_monit.agent

@@ -1,0 +1,40 @@
+{#- monit runs now and after a boot, and cron watches the watcher. #}
+{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+
+include:
+  - cbsd_monit.agent
+  - cbsd_monit.config
+
+cron lets the agent look at the node each minute:
+  file.managed:
+    - name: {{ lookup.cron | json }}
+    - contents: {{ ("* * * * * root " ~ lookup.libexec ~ "/wake sync") | json }}
+    - user: root
+    - group: {{ lookup.rootgroup | json }}
+    - mode: '0644'
+    - makedirs: true
+    - require:
+      - sls: cbsd_monit.agent
+
+{%- if lookup.service and "service.enable" in salt %}
+
+monit is enabled and runs:
+  service.running:
+    - name: {{ lookup.service | json }}
+    - enable: true
+    - require:
+      - sls: cbsd_monit.config
+{%- elif lookup.service %}
+
+monit is enabled and runs:
+  test.fail_without_changes:
+    - name: >-
+        Salt {{ grains["saltversion"] }} has no service module for {{ grains["os"] }}: install saltext-freebsd into Salt's Python,
+        or set cbsd_monit:lookup:service to false (then monit is started by the agent, and enabling it at boot is yours).
+{%- endif %}
+
+monit answers on its socket:
+  cbsd_monit.running:
+    - spec: {{ spec | json }}
+    - require:
+      - sls: cbsd_monit.config
