@@ -1,0 +1,86 @@
+"""CBSD's reading of `ip4_addr` (subr/tools.subr, subr/nc.subr) and its pool of addresses."""
+import re
+
+IPV4 = re.compile(r"([0-9]{1,3}\.){3}[0-9]{1,3}")
+PRIVATE = ((10 << 24, 8), (172 << 24 | 16 << 16, 12), (192 << 24 | 168 << 16, 16))
+UNRESOLVED = re.compile(r"dhcp(v6)?|realdhcp", re.IGNORECASE)
+
+
+def without_interface(text):
+    """`em0#10.0.0.3/24` -> `10.0.0.3/24`; in a mixed list only the items with `#` survive."""
+    special = [item.rpartition("#")[2] for item in text.split(",") if item.find("#") > 0]
+    return ",".join(special) or text
+
+
+def family(address):
+    """4, 6, or 0 for what CBSD does not take for an address. There is no check of the range."""
+    if address.count(".") >= 3:
+        return 4 if IPV4.fullmatch(address) else 0
+    return 6 if ":" in address else 0
+
+
+def number(address):
+    """An IPv4 address as a number; octets above 255 spill over, as nobody checks them."""
+    value = 0
+    for octet in address.split("."):
+        value = value * 256 + int(octet)
+    return value
+
+
+def is_private(address):
+    """Whether an IPv4 address lies in one of the three private networks."""
+    return any(number(address) >> (32 - bits) == net >> (32 - bits) for net, bits in PRIVATE)
+
+
+class Addresses:
+    """The facts that hooks are told about an `ip4_addr`, and the items CBSD complains about."""
+
+    def __init__(self, ip4_addr):
+        self.facts = dict.fromkeys(
+            (
+                "ipv4_first_public",
+                "ipv4_first_private",
+                "ipv4_first",
+                "ipv6_first_public",  # CBSD exports the two but never computes them
+                "ipv6_first_private",
+                "ipv6_first",
+            ),
+            "",
+        )
+        self.known, self.unknown = [], []
+        for item in filter(None, re.split("[, ]", ip4_addr)):
+            item = without_interface(item)
+            address = item.split("/")[0]
+            kind = family(address)
+            if kind:
+                self.known.append(item)
+                self._note(kind, address)
+            elif not UNRESOLVED.fullmatch(item):
+                self.unknown.append(item)
+
+    def _note(self, kind, address):
+        self._first(f"ipv{kind}_first", address)
+        if kind == 4:
+            self._first("ipv4_first_private" if is_private(address) else "ipv4_first_public", address)
+
+    def _first(self, fact, address):
+        self.facts[fact] = self.facts[fact] or address
+
+    def loopback(self):
+        """The first IPv4 address when it is one this machine can have, else an empty text."""
+        first = self.facts["ipv4_first"]
+        return first if first.startswith("127.") else ""
+
+
+def lease(pool, used):
+    """The first free address of a pool; `used` are the `ip4_addr` of all environments."""
+    network, _, bits = pool.partition("/")
+    base = number(network)
+    items = [item for text in used for item in text.split(",")]
+    taken = {item.rpartition("#")[2].split("/")[0] for item in items}
+    for offset in range(1, 2 ** (32 - int(bits)) - 1):
+        value = base + offset
+        address = ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))
+        if address not in taken:
+            return address
+    return None

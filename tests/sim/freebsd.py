@@ -1,0 +1,301 @@
+"""Programs of the base system: jls(8), jexec(8), sysrc(8), and service(8) inside a jail."""
+import json
+import os
+import pwd
+import subprocess
+import sys
+
+from sim.kernel import Kernel
+from sim.layout import Layout
+from sim.services import RcConf, Services
+
+
+def main(program, root, argv):
+    """Run one of the programs; its exit code."""
+    return PROGRAMS[program](Layout(root), argv)
+
+
+# -- jls -------------------------------------------------------------------------------------------
+
+PARAMETERS = {
+    "jid": lambda name, jail: str(jail["jid"]),
+    "name": lambda name, jail: name,
+    "path": lambda name, jail: jail["path"],
+    "host.hostname": lambda name, jail: jail["hostname"],
+    "ip4.addr": lambda name, jail: ipv4(jail),
+    "dying": lambda name, jail: "false",
+    "persist": lambda name, jail: "false",
+}
+
+
+def ipv4(jail):
+    """The IPv4 addresses of a jail, as jls shows them."""
+    items = [item.rpartition("#")[2].split("/")[0] for item in jail["ip4"].split(",")]
+    return ",".join(item for item in items if item.count(".") == 3)
+
+
+def jls(layout, argv):
+    """jls [-dhNnqsv] [--libxo json] [-j jail] [parameter ...]"""
+    flags, wanted, parameters, as_json = set(), None, [], False
+    words = iter(argv)
+    for word in words:
+        if word in ("--libxo", "--libxo=json"):
+            as_json = (next(words, "") if word == "--libxo" else "json").startswith("json")
+        elif word.startswith("-j"):
+            wanted = word[2:] or next(words, "")
+        elif word.startswith("-"):
+            flags.update(word[1:])
+        else:
+            parameters.append(word)
+    kernel = Kernel(layout)
+    found = sorted(kernel.jails().items(), key=lambda item: item[1]["jid"])
+    if wanted is not None:
+        found = [item for item in [kernel.find(wanted)] if item]
+        if not found:
+            sys.stderr.write(f'jls: jail "{wanted}" not found\n')
+            return 1
+    unknown = [name for name in parameters if name not in PARAMETERS]
+    if unknown:
+        sys.stderr.write(f"jls: unknown parameter: {unknown[0]}\n")
+        return 1
+    if as_json:
+        print_json(found)
+    elif parameters or flags & set("nshq"):
+        print_parameters(found, parameters or list(PARAMETERS), flags)
+    else:
+        print("   JID  IP Address      Hostname                      Path")
+        for name, jail in found:
+            address = ipv4(jail).split(",")[0]
+            print(f"{jail['jid']:6}  {address:15.15} {jail['hostname']:29.29} {jail['path']:.74}")
+    return 0
+
+
+def print_parameters(found, parameters, flags):
+    """One jail a line: values, or name=value with -n."""
+    if "h" in flags:
+        print(*parameters)
+    for name, jail in found:
+        values = [PARAMETERS[parameter](name, jail) or "-" for parameter in parameters]
+        if flags & set("ns"):
+            values = [f"{key}={value}" for key, value in zip(parameters, values)]
+        print(*values)
+
+
+def print_json(found):
+    """The output of libxo."""
+    entries = [
+        {
+            "jid": jail["jid"],
+            "ipv4": ipv4(jail).split(",")[0],
+            "hostname": jail["hostname"],
+            "path": jail["path"],
+            "name": name,
+        }
+        for name, jail in found
+    ]
+    print(json.dumps({"__version": "2", "jail-information": {"jail": entries}}))
+
+
+# -- jexec -----------------------------------------------------------------------------------------
+
+
+def jexec(layout, argv):
+    """jexec [-l] [-n] [-d dir] [-u user | -U user] jail [command ...]"""
+    user = directory = ""
+    words = list(argv)
+    while words and words[0].startswith("-") and words[0] != "--":
+        flag = words.pop(0)
+        if flag[1:2] in ("u", "U"):
+            user = flag[2:] or words.pop(0)
+        elif flag[1:2] == "d":
+            directory = flag[2:] or words.pop(0)
+        elif flag.strip("-ln"):
+            sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
+            return 1
+    if words[:1] == ["--"]:
+        words.pop(0)
+    if not words:
+        sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
+        return 1
+    kernel = Kernel(layout)
+    found = kernel.find(words[0])
+    if not found:
+        sys.stderr.write(f'jexec: jail "{words[0]}" not found\n')
+        return 1
+    return execute(kernel, found[0], words[1:] or ["/bin/sh"], dict(os.environ), user, directory)
+
+
+def execute(kernel, name, argv, environment, user="", directory=""):
+    """Become a process of a jail and run a program there. Returns only when that is impossible.
+
+    The root of the jail is a directory of this machine, not a new root: absolute paths of programs are
+    looked up below it first, relative ones in its bin and usr/local/bin.
+    """
+    jail = kernel.jails()[name]
+    data = jail["data"]
+    environment = kernel.jail_environment(name, jail, environment)
+    kernel.add_process(name, os.getpid())
+    if user and user != "root":
+        try:
+            entry = pwd.getpwnam(user)
+        except KeyError:
+            sys.stderr.write(f"jexec: {user}: no such user\n")
+            return 1
+    try:
+        os.chdir(os.path.join(data, directory.lstrip("/")))
+    except OSError as error:
+        sys.stderr.write(f"jexec: chdir(): {error.strerror}\n")
+        return 1
+    if user and user != "root":
+        os.initgroups(user, entry.pw_gid)
+        os.setgid(entry.pw_gid)
+        os.setuid(entry.pw_uid)
+    argv = [*argv]
+    if argv[:2] == ["/bin/sh", "-c"]:
+        first, blank, rest = argv[2].partition(" ")
+        argv[2] = inside(kernel.layout, data, first) + blank + rest
+    program = inside(kernel.layout, data, argv[0])
+    try:
+        os.execvpe(program, [program, *argv[1:]], environment)
+    except OSError as error:
+        sys.stderr.write(f"jexec: {argv[0]}: {error.strerror}\n")
+        return 127 if isinstance(error, FileNotFoundError) else 126
+
+
+def inside(layout, data, program):
+    """The file of this machine that an absolute path names in a jail."""
+    if not program.startswith("/"):
+        return program
+    own = os.path.join(data, program.lstrip("/"))
+    provided = os.path.join(layout.jailbin, os.path.basename(program))
+    return next((path for path in (own, provided) if os.access(path, os.X_OK)), program)
+
+
+# -- in a jail -------------------------------------------------------------------------------------
+
+
+def this_jail(layout):
+    """(kernel, name, record) of the jail that this process is in."""
+    name, jid = os.environ["CBSD_SIM_JAIL"].rsplit(":", 2)[1:]
+    kernel = Kernel(layout)
+    jail = kernel.read()["jails"].get(name)
+    return (kernel, name, jail) if jail and str(jail["jid"]) == jid else (kernel, name, None)
+
+
+def service(layout, argv):
+    """service -e | service NAME VERB"""
+    kernel, name, jail = this_jail(layout)
+    if not jail:
+        sys.stderr.write("service: the jail is gone\n")
+        return 1
+    services = Services(kernel, name, jail)
+    if argv[:1] == ["-e"]:
+        for package in services.packages():
+            if services.enabled(package):
+                print(f"/usr/local/etc/rc.d/{package}")
+        return 0
+    words = [word for word in argv if not word.startswith("-")]
+    if len(words) < 2:
+        sys.stderr.write("usage: service <rc.d script> start|stop|etc.\n")
+        return 1
+    code, text = services.run(words[0], words[1])
+    sys.stdout.write(text)
+    return code
+
+
+def sysrc(layout, argv):
+    """sysrc [-f file] [-n] [-x] name[=value] ...; in a jail, its own rc.conf."""
+    path, names_only, delete, words = layout.rcconf, False, False, []
+    if "CBSD_SIM_JAIL" in os.environ:
+        jail = this_jail(layout)[2]
+        path = os.path.join(jail["data"], "etc/rc.conf")
+    arguments = iter(argv)
+    for word in arguments:
+        if word == "-f":
+            path = next(arguments, path)
+        elif word.startswith("-"):
+            names_only, delete = names_only or "n" in word, delete or "x" in word
+        else:
+            words.append(word)
+    conf, code = RcConf(path), 0
+    for word in words:
+        key, assigned, value = word.partition("=")
+        known = conf.read()
+        if assigned:
+            conf.write(**{key: value})
+            print(value if names_only else f"{key}: {known.get(key, '')} -> {value}")
+        elif key not in known:
+            sys.stderr.write(f"sysrc: unknown variable '{key}'\n")
+            code = 1
+        elif delete:
+            del known[key]
+            os.unlink(path)
+            conf.write(**known)
+        else:
+            print(known[key] if names_only else f"{key}: {known[key]}")
+    return code
+
+
+def jails_astart(layout, argv):
+    """rc.d/jails-astart: what rc does with the environments of the node at boot and at shutdown."""
+    cbsd = os.path.join(layout.bin, "cbsd")
+    if argv[:1] == ["start"]:
+        return astart(layout, cbsd)
+    from sim.inventory import Inventory  # not needed by the other programs, and not cheap
+
+    inventory = Inventory(layout, Kernel(layout))
+    for jname in inventory.names("emulator='bhyve'"):
+        if Kernel(layout).vm_pid(jname):
+            subprocess.run([cbsd, "bstop", f"jname={jname}"], check=False)
+    for jname in inventory.names("emulator='jail'"):
+        # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, so nothing is stopped.
+        subprocess.run([cbsd, "jstop", f"name={jname}"], stdout=subprocess.DEVNULL, check=False)
+    return 0
+
+
+def astart(layout, cbsd):
+    """Start what has astart=1: all jails side by side, and all machines."""
+    from sim.inventory import Inventory
+
+    inventory = Inventory(layout, Kernel(layout))
+    inventory.write("UPDATE jails SET status='0' WHERE status='3'")
+    running = []
+    for command, emulator in (("jstart", "jail"), ("bstart", "bhyve")):
+        names = inventory.names(f"emulator='{emulator}'")
+        chosen = [name for name in names if autostarted(inventory, name, emulator)]
+        if chosen:
+            argv = [cbsd, command, "inter=0", *chosen]
+            running.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+    for process in running:
+        process.wait()
+    return 0
+
+
+def autostarted(inventory, jname, emulator):
+    """astart of a machine is in its own settings."""
+    if emulator == "bhyve":
+        return inventory.settings(jname).get("astart") == "1"
+    return inventory.value(jname, "astart") == "1"
+
+
+def bhyverun(layout, argv):
+    """share/bhyverun.sh -c CONF: the guest has powered itself off, bhyve has ended."""
+    jname = os.path.basename(os.path.dirname(argv[argv.index("-c") + 1]))
+    kernel = Kernel(layout)
+    kernel.destroy_vm(jname)
+    cbsd = os.path.join(layout.bin, "cbsd")
+    times = 2 if "--twice" in argv else 1
+    stops = [[cbsd, "bstop", "cbsd_queue_name=none", f"jname={jname}"]] * times
+    for process in [subprocess.Popen(stop, stdin=subprocess.DEVNULL) for stop in stops]:
+        process.wait()
+    return 0
+
+
+PROGRAMS = {
+    "jls": jls,
+    "jexec": jexec,
+    "sysrc": sysrc,
+    "service": service,
+    "jails-astart": jails_astart,
+    "bhyverun.sh": bhyverun,
+}

@@ -1,0 +1,886 @@
+"""Commands for jails: create, start, stop, restart, remove, rename, clone, change, execute."""
+import os
+import shutil
+import subprocess
+import time
+
+from sim import freebsd, services, shell
+from sim.addresses import family
+from sim.inventory import JAIL_ARGS
+from sim.session import read_conf
+
+# jcreate:572-595: only these directories of share/jail-system-default reach a new jail.
+HOOK_DIRS = """clone-local.d clone.d create.d facts.d master_create.d master_poststart.d master_poststop.d
+master_prestart.d master_prestop.d remove.d rename.d start.d stop.d""".split()
+
+# etc/defaults/jail-freebsd-default.conf
+DEFAULTS = {
+    "devfs_ruleset": "4",
+    "allow_mount": "1",
+    "allow_nullfs": "1",
+    "allow_fdescfs": "1",
+    "allow_devfs": "1",
+    "exec_timeout": "180",
+    "exec_fib": "0",
+    "stop_timeout": "900",
+    "mount_fdescfs": "1",
+    "allow_dying": "1",
+    "allow_procfs": "1",
+    "allow_tmpfs": "1",
+    "baserw": "0",
+    "mdsize": "0",
+    "mount_src": "0",
+    "mount_obj": "0",
+    "mount_ports": "1",
+    "mount_kernel": "0",
+    "mount_devfs": "1",
+    "astart": "1",
+    "interface": "auto",
+    "vnet": "0",
+    "applytpl": "1",
+    "floatresolv": "1",
+    "mkhostsfile": "1",
+    "exec_start": "/bin/sh /etc/rc",
+    "exec_stop": "/bin/sh /etc/rc.shutdown",
+    "emulator": "jail",
+    "ip4_addr": "DHCP",
+    "b_order": "10",
+    "ver": "native",
+    "arch": "native",
+    "protected": "0",
+    "hidden": "0",
+}
+CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel delpkglist environment
+etcupdate_init flavor from fstablocal inter interface2 jconf jname jprofile nic_hwaddr pkg_bootstrap
+pkglist quiet removejconf runasap sysrc zfs_snapsrc jailsysskeldir systemskeldir"""
+
+NATIVE = {"ver": "14.1", "arch": "amd64"}
+
+# jset:1052: what can be changed while the jail runs, without more ado.
+LIVE = """astart applytpl floatresolv exec_consolelog devfs_ruleset protected hidden boot_delay cpuset
+host_hostname mount_src mount_ports mount_kernel mount_fdescfs mount_procfs mount_linprocfs mount_linsysfs
+allow_mount allow_raw_sockets allow_read_msgbuf allow_vmm allow_mlock allow_nfsd allow_reserved_ports
+allow_unprivileged_proc_debug""".split()
+NEEDS_ALLOW_MOUNT = """allow_nullfs allow_fusefs allow_linprocfs allow_linsysfs allow_tmpfs allow_procfs
+allow_fdescfs""".split()
+
+
+def paths_of(layout, jname):
+    """The columns that hold paths of a jail of this name."""
+    return {
+        "path": layout.work("jails", jname),
+        "data": layout.data(jname),
+        "mount_fstab": layout.work("jails-fstab", jname, "fstab"),
+        "rcconf": layout.work("jails-rcconf", f"rc.conf_{jname}"),
+    }
+
+
+# -- jcreate ---------------------------------------------------------------------------------------
+
+
+def jcreate(session):
+    """Create a jail (sudoexec/jcreate)."""
+    keys = f"{CREATE_KEYS} {' '.join(JAIL_ARGS)}"
+    # jail-freebsd-default.conf is read after the environment, so only other names leak in from it.
+    reset = {key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")}
+    reset.update(dict.fromkeys(("sysrc", "from", "flavor", "ci_user_pubkey", "environment"), ""))
+    args = session.parse(optional=keys, sudo=True, reset=reset)
+    wanted = {key: value for key, value in args.given.items() if value}
+    if args["jconf"]:
+        if not os.path.isfile(args["jconf"]):
+            session.fail("{N1}no such jconf file{N0}")
+        wanted = {**source_conf(args["jconf"]), **wanted}
+    jname = wanted.get("jname")
+    if not jname:
+        session.fail("{N1}please set for jcreate: {N2}{N0}")
+    quiet = wanted.get("quiet") == "1"
+    if session.inventory.load(jname) is not None:
+        return already_there(session, jname, wanted)
+    row = new_row(session, jname, wanted)
+    session.queue("jail", "jcreate", jname, f"ip4_addr={row['ip4_addr']}", "status=1")
+    if not quiet:
+        session.say("{N1}Please wait: {N2}this will take a while...{N0}")
+    make_system_dir(session, row, quiet)
+    populate(row, wanted)
+    # The script stays where it looked for the skeleton, and so do the master_create.d hooks.
+    os.makedirs(session.layout.work("share/FreeBSD-jail-skel"), exist_ok=True)
+    os.chdir(session.layout.work("share/FreeBSD-jail-skel"))
+    if row["ip4_addr"].upper() == "DHCP":
+        row["ip4_addr"] = session.inventory.lease() or session.fail(
+            f"{{W1}}jcreate error: {{N1}}{jname}: no free IP address for DHCP in 'nodeippool',"
+            " please check: {N2}cbsd initenv-tui{N0}"
+        )
+    registered = session.inventory.register(row)
+    if not quiet:
+        enjoy(session, jname)
+    session.inventory.update(jname, state_time=int(time.time()))
+    services.install(row["data"], wanted.get("pkglist", ""), wanted.get("sysrc", ""))
+    if wanted.get("runasap") == "1" and registered:
+        session.cbsd("jstart", f"jname={jname}", f"quiet={int(quiet)}")
+    running = int(session.kernel.jid(jname) != 0)
+    session.queue("jail", "jcreate", jname, "status=2", f"data_status={running}")
+    if not quiet:
+        session.done()
+    # Exported from what was given, not from the row: the hooks see neither a jid nor a status.
+    exported = {key: row.get(key, "0") for key in JAIL_ARGS}
+    session.export_for_hooks({**exported, "jname": jname})
+    session.hooks.run(jname, "master_create.d", quiet)
+    session.hooks.in_jail(row, "create.d", start_if_off=True)
+    return 0
+
+
+def already_there(session, jname, wanted):
+    """The name is taken: refuse, or change the jail to what the configuration says."""
+    if wanted.get("autorestart", "0") == "0":
+        hint = "already exist, use autorestart=1 for updating via jset"
+        session.fail(f"{{N1}}jail {jname} {hint}{{N0}}")
+    fixed = ("jname", "path", "data", "rcconf", "mount_fstab", "emulator", "persist", "mdsize")
+    changes = [
+        f"{key}={value}"
+        for key, value in wanted.items()
+        if key in JAIL_ARGS
+        and key not in fixed
+        and value not in ("native", "DHCP")
+        and session.inventory.value(jname, key) != value
+    ]
+    if changes:
+        running = session.kernel.jid(jname)
+        if running:
+            session.cbsd("jstop", f"jname={jname}")
+        session.cbsd("jset", f"jname={jname}", *changes)
+        if running:
+            session.cbsd("jstart", f"jname={jname}")
+    return 0
+
+
+def source_conf(path):
+    """A jconf is shell code and is sourced as such; the assignments it makes."""
+    keys = [*JAIL_ARGS, *CREATE_KEYS.split()]
+    script = f'. "{path}"\n' + "".join(f'echo "{key}=${{{key}}}"\n' for key in keys)
+    command = ["/usr/bin/env", "-i", "/bin/sh", "-c", script]
+    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
+    pairs = (line.partition("=") for line in done.stdout.decode().splitlines())
+    return {key: value for key, _, value in pairs if value}
+
+
+def new_row(session, jname, wanted):
+    """The row of a new jail: defaults, the profile, then what was asked for."""
+    layout = session.layout
+    row = {"jname": jname, "host_hostname": f"{jname}.my.domain", **DEFAULTS, **paths_of(layout, jname)}
+    for name in filter(None, ("default", wanted.get("jprofile"))):
+        for directory in ("etc/defaults", "etc"):
+            profile = read_conf(layout.work(directory, f"jail-freebsd-{name}.conf"))
+            row.update({key: value for key, value in profile.items() if key in JAIL_ARGS})
+    row.update({key: value for key, value in wanted.items() if key in JAIL_ARGS})
+    for key, value in NATIVE.items():
+        if row[key] == "native":
+            row[key] = value
+    return row
+
+
+def make_system_dir(session, row, quiet):
+    """`jails-system/JNAME`: all of the profile's skeleton, then the hook directories of the default one."""
+    layout, jname = session.layout, row["jname"]
+    target = layout.system(jname)
+    shutil.rmtree(target, ignore_errors=True)
+    os.makedirs(os.path.join(target, "traffic"))
+    with open(os.path.join(target, "descr"), "w", encoding="utf-8"):
+        pass
+    profile = session.args["jprofile"] or "default"
+    system_skel = session.args["jailsysskeldir"]
+    system_skel = system_skel or layout.work(f"share/FreeBSD-{row['emulator']}-{profile}-system-skel")
+    if os.path.isdir(system_skel):
+        if not quiet:
+            session.say(f"{{N1}}jcreate: copy system skel from: {{N2}}{system_skel}{{N0}}")
+        copy_tree(system_skel, target)
+    elif not quiet:
+        session.say(f"{{N1}}jcreate: system skel dir not found: {{N2}}{system_skel}{{N0}}")
+    skel = session.args["systemskeldir"] or configured_skel(layout)
+    copy_hook_dirs(session, skel, target, HOOK_DIRS, 0o775)
+
+
+def configured_skel(layout):
+    """`systemskeldir`, which an operator can change in jail-freebsd-default.conf."""
+    conf = read_conf(layout.work("etc/jail-freebsd-default.conf"))
+    skel = conf.get("systemskeldir", layout.work("share/jail-system-default"))
+    return skel.replace("${workdir}", layout.workdir).replace("$workdir", layout.workdir)
+
+
+def copy_hook_dirs(session, skel, target, names, mode):
+    """Make the hook directories and fill them from a skeleton; they belong to the user cbsd."""
+    for name in names:
+        directory = os.path.join(target, name)
+        os.makedirs(directory, exist_ok=True)
+        os.chmod(directory, mode)
+        if os.path.isdir(os.path.join(skel, name)):
+            copy_tree(os.path.join(skel, name), directory)
+        for place, directories, files in os.walk(directory):
+            for entry in (place, *(os.path.join(place, name) for name in directories + files)):
+                session.chown(entry)
+
+
+def copy_tree(source, target):
+    """rsync -a: links stay links."""
+    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+
+
+def populate(row, wanted):
+    """The root of the jail: the directories in which tests and services put something."""
+    shutil.rmtree(row["data"], ignore_errors=True)
+    for directory in ("bin", "etc", "tmp", "root", "usr/local/bin", "var/run", "var/log"):
+        os.makedirs(os.path.join(row["data"], directory))
+    os.makedirs(row["path"], exist_ok=True)
+    os.makedirs(os.path.dirname(row["mount_fstab"]), exist_ok=True)
+    for name in (row["mount_fstab"], row["mount_fstab"] + ".local"):
+        with open(name, "a", encoding="utf-8"):
+            pass
+    if wanted.get("fstablocal"):
+        shutil.copy(wanted["fstablocal"], row["mount_fstab"] + ".local")
+
+
+def enjoy(session, jname):
+    """What jcreate says when the jail is there."""
+    hints = (
+        ("To edit VM properties use", f"cbsd jconfig jname={jname}"),
+        ("To start VM use", f"cbsd jstart {jname}"),
+        ("To stop VM use", f"cbsd jstop {jname}"),
+        ("To remove VM use", f"cbsd jremove {jname}"),
+        ("For attach VM console use", f"cbsd jlogin {jname}"),
+    )
+    session.say("")
+    for text, command in hints:
+        session.say(f"{{N1}}{text}: {{N2}}{command}{{N0}}")
+    session.say("")
+    session.say(f"{{N1}}Creating {jname} complete: {{N2}}Enjoy!{{N0}}")
+
+
+# -- jstart ----------------------------------------------------------------------------------------
+
+
+def jstart(session):
+    """Start jails (sudoexec/jstart)."""
+    keys = "delay environment jname inter quiet"
+    args = session.parse(optional=keys, sudo=True, reset={"jname": "", "delay": ""})
+    existing, jname = session.names_of("jail", "No jail specified")
+    if len(existing) > 1:
+        session.side_by_side("jstart", existing, ["inter=0"])
+        session.done()
+        session.fail("{N1}Multiple start: {N2}done{N0}", 0)
+    quiet = args["quiet"] == "1"
+    row = session.load(jname)
+    if not row:
+        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+    wait_delay(args["delay"])
+    adjust_native(session, row, quiet)
+    refuse_state(session, row)
+    if row["jid"] != "0":
+        session.fail(f"{{N1}}Jail {jname} already running, jid: {{N2}}{row['jid']}{{N0}}")
+    take_lock(session, jname, quiet)
+    session.queue("jail", "jstart", jname, "status=1", f"workdir={session.layout.workdir}")
+    if row["emulator"] == "bhyve":
+        text = f"{{N1}}For bhyve mode use: {{N2}}cbsd bstart jname={jname} {{N1}}instead.{{N0}}"
+        session.fail(text, 0)
+    start(session, row, quiet)
+    if not quiet:
+        session.done()
+    return 0
+
+
+def wait_delay(delay):
+    """`delay=N`."""
+    try:
+        time.sleep(float(delay or 0))
+    except ValueError:
+        pass
+
+
+def adjust_native(session, row, quiet):
+    """`native` becomes the version and architecture of the host, in the row too."""
+    for key, value in NATIVE.items():
+        if row.get(key) == "native":
+            row[key] = value
+            session.inventory.update(row["jname"], **{key: value})
+            if not quiet:  # jstart says "version" for both
+                session.say(f"{{N1}}adjust version: {{N2}}native -> {NATIVE['ver']}{{N0}}")
+
+
+def refuse_state(session, row):
+    """Neither a slave nor an environment in maintenance can be started."""
+    if row["status"] == "2":
+        session.fail(
+            "{N1}Jail in slave mode. Please {N2}cbsd jswmode mode=master{N1} first{N0}",
+        )
+    if row["status"] == "3":
+        session.fail("{N1}Jail in maintenance mode{N0}")
+
+
+def take_lock(session, jname, quiet):
+    """The lock is for a file system shared between nodes: an own one is stale (jstart:348-374)."""
+    path = session.layout.system(jname, "locked")
+    if not os.path.isfile(path):
+        return
+    with open(path, encoding="utf-8") as source:
+        holder = source.read().strip()
+    minutes = int((time.time() - os.stat(path).st_mtime) / 60)
+    if holder in ("", session.layout.nodename()):
+        message = f"{{N1}}Remove my stale lock file: {{N2}}{path}{{N0}}"
+    elif minutes > 30:
+        message = (
+            f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} node{{N0}}\n"
+            f"{{N1}}But lock age is too old: {minutes} min. Removing!!!{{N0}}"
+        )
+    else:
+        if not quiet:
+            age = f"node, lock age: {minutes} min."
+            session.say(f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}")
+        advice = "You may remove the lockfile if you believe that jail is not running on this node"
+        session.fail(f"{{N1}}{advice}: {{N2}}rm -f {path}{{N0}}")
+    if not quiet:
+        session.say(message)
+    os.unlink(path)
+
+
+def start(session, row, quiet):
+    """From the tests to the row: what runs in which order when one jail starts (facts 5.2)."""
+    layout, kernel, jname = session.layout, session.kernel, row["jname"]
+    if session.args["inter"]:
+        session.environment["NOINTER"] = "1"
+    run_mnt_start(session, row, quiet)
+    session.hooks.tests(jname, quiet)
+    resolve_dhcp(session, row)
+    session.addresses(row["ip4_addr"])
+    session.export_for_hooks(row)
+    session.hooks.run(jname, "master_prestart.d", quiet)
+    if row["interface"] == "auto":
+        nic = layout.settings()["nic"]
+        if session.addresses(row["ip4_addr"]).known and not quiet:
+            session.say(f"{{N1}}Default NIC automatically selected: {{N2}}{nic}{{N0}}")
+    if kernel.jid(jname):
+        # Another jstart was faster: mounting fails, which ends this one (facts 2.7).
+        session.fail(f"{{N1}}already mounted: {{N2}}{row['path']}{{N0}}")
+    if not quiet:
+        session.say("{N1}set resource limit: [ {N2}{N1}]{N0}")
+        session.say("{N1}jail renice: {N2}1{N0}")
+        session.say(f"{{N1}}Starting jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
+    os.makedirs(row["path"], exist_ok=True)
+    jid = kernel.create_jail(jname, row["path"], row["data"], row["host_hostname"], row["ip4_addr"])
+    if jid:
+        time.sleep(kernel.slowness(jname, "start"))
+        services.Services(kernel, jname, kernel.read()["jails"][jname]).boot()
+        session.inventory.update(jname, state_time=int(time.time()))
+        session.hooks.in_jail(row, "start.d")
+    # The variable jid is new, status is set after the hooks, the row later still (jstart:1091-1121).
+    jid = kernel.jid(jname)
+    session.environment["jid"] = str(jid)
+    session.hooks.run(jname, "master_poststart.d", quiet)
+    if jid:
+        with open(layout.system(jname, "locked"), "w", encoding="utf-8") as lock:
+            lock.write(layout.nodename() + "\n")
+        session.chown(layout.system(jname, "locked"))
+    else:
+        run_column(session, row, "exec_master_poststop", "Master exec afterstop")
+        session.hooks.run(jname, "master_poststop.d", quiet)
+    session.inventory.update(jname, jid=jid, status=int(jid != 0))
+    session.queue("jail", "jstart", jname, "status=2", "data_status=1", f"workdir={layout.workdir}")
+
+
+def run_mnt_start(session, row, quiet):
+    """`mnt_start`: a program that provides the data; its failure ends the start."""
+    program, jname = row["mnt_start"], row["jname"]
+    if program in ("", "0"):
+        return
+    if not os.access(program, os.R_OK | os.X_OK):
+        session.fail(f"mnt_start script not exist or not executable: {program}")
+    if not quiet:
+        session.say(f"{{N1}}Execute mnt_start script: {{N2}}{program}{{N0}}...")
+    fstab = session.layout.work("jails-fstab", jname)
+    options = ["-d", row["data"], "-f", fstab, "-j", jname, "-s", session.layout.system(jname)]
+    if subprocess.run([program, *options], env=session.environment, check=False).returncode:
+        session.fail(f"{{W1}}error: {{N1}}mnt_start script failed: {{N2}}{program} {jname}{{N0}}")
+
+
+def resolve_dhcp(session, row):
+    """Replace DHCP by an address of the pool. The pattern has a capital P: `dhcp` is not resolved."""
+    items = row["ip4_addr"].split(",")
+    resolved = [
+        session.inventory.lease() or item if item[:3].upper() == "DHC" and item[3:] == "P" else item
+        for item in items
+    ]
+    if resolved != items:
+        session.cbsd("jset", f"jname={row['jname']}", f"ip4_addr={','.join(resolved)}")
+        row["ip4_addr"] = ",".join(resolved)
+
+
+def run_column(session, row, column, title):
+    """exec_master_*: a command in the row, split at blanks and run on the host."""
+    command = row.get(column, "")
+    if command not in ("", "0"):
+        session.say(f"{{N1}}{row['jname']} {title}: {{N2}}{command}{{N0}}")
+        environment = {**session.environment, "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
+        try:
+            subprocess.run(command.split(), env=environment, check=False)
+        except OSError:
+            session.say(f"{session.layout.bin}/cbsd: {command.split()[0]}: not found", stream=2)
+
+
+# -- jstop -----------------------------------------------------------------------------------------
+
+
+def jstop(session):
+    """Stop jails (sudoexec/jstop). The result of jail -r is ignored."""
+    session.parse(optional="fast inter jname", sudo=True, reset={"jname": "", "fast": ""})
+    existing, jname = session.names_of("jail", "No jail specified")
+    if len(existing) > 1:
+        for name in existing:
+            try:
+                child = session.cbsd("jstop", f"jname={name}", background=True, env={"NOINTER": "1"})
+                child.wait(timeout=5)
+            except subprocess.TimeoutExpired:
+                pass
+        session.done()
+        session.fail("{N1}Multiple stop: {N2}done{N0}", 0)
+    row = session.load(jname)
+    if not row:
+        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+    if row["jid"] == "0":
+        session.fail(f"{{N1}}Not Running: {{N2}}{jname}{{N0}}")
+    if row["status"] == "3":
+        session.fail("{N1}Jail in maintenance mode{N0}")
+    if row["emulator"] == "bhyve":
+        session.fail(f"{{N1}}For bhyve jail use: {{N2}}cbsd bstop {jname} {{N1}}instead{{N0}}")
+    stop(session, row)
+    session.done()
+    return 0
+
+
+def stop(session, row):
+    """The stop of one running jail (facts 5.3)."""
+    layout, kernel, jname = session.layout, session.kernel, row["jname"]
+    workdir = f"workdir={layout.workdir}"
+    session.queue("jail", "jstop", jname, "status=1", workdir)
+    session.addresses(row["ip4_addr"])
+    session.export_for_hooks(row)
+    session.hooks.run(jname, "master_prestop.d")
+    run_column(session, row, "exec_master_prestop", "Master exec prestop")
+    session.say(f"{{N1}}Stopping jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
+    if kernel.jid(jname):
+        session.hooks.in_jail(row, "stop.d")
+    if session.args["fast"] != "1":
+        time.sleep(kernel.slowness(jname, "stop"))
+    kernel.destroy_jail(jname)
+    run_column(session, row, "exec_master_poststop", "Master exec afterstop")
+    session.hooks.run(jname, "master_poststop.d")
+    session.inventory.update(jname, jid=0, status=0, state_time=int(time.time()))
+    try:
+        os.unlink(layout.system(jname, "locked"))
+    except FileNotFoundError:
+        pass
+    session.queue("jail", "jstop", jname, "status=2", "data_status=0", workdir)
+
+
+def jrestart(session):
+    """Stop and start what runs; everything else is skipped, with exit code 0 (jrestart:63-107)."""
+    args = session.parse(optional="jname", reset={"jname": " ".join(session.argv)})
+    if not args["jname"]:
+        return 0
+    names = args["jname"].split()
+    if "*" in args["jname"]:
+        names = session.inventory.matching(args["jname"], "jail") or names
+    for jname in names:
+        row = session.load(jname)
+        if row is None:
+            session.say(f"{{N1}}no such jail: {{N2}}{jname}{{N0}}")
+            continue
+        if row.get("jid", "0") == "0":
+            continue
+        workdir = f"workdir={session.layout.workdir}"
+        session.queue("jail", "jrestart", jname, "status=1", workdir)
+        session.cbsd("jstop", f"jname={jname}")
+        session.cbsd("jstart", f"jname={jname}")
+        state = f"data_status={int(session.inventory.value(jname, 'jid') not in ('', '0'))}"
+        session.queue("jail", "jrestart", jname, "status=2", state, workdir)
+        session.done()
+    session.done()
+    return 0
+
+
+# -- jdestroy --------------------------------------------------------------------------------------
+
+
+def jdestroy(session):
+    """Remove jails (sudoexec/jdestroy, which jremove is another name of)."""
+    args = session.parse(optional="jname inter", sudo=True)
+    session.command = session.environment["CBSD_APP"] = "jdestroy"
+    words = args.raw[1:] if args["inter"] else args.raw  # `shift`, whatever the first word is
+    if args["jname"]:
+        words = [args["jname"]]
+        if "*" in args["jname"]:
+            words = session.inventory.matching(args["jname"], "jail") or words
+    if not words:
+        session.fail("Give me jname")
+    for jname in words:
+        destroy_one(session, jname)
+    session.done()
+    return 0
+
+
+def destroy_one(session, jname):
+    """Remove one jail: remove.d while it still runs, then stop it, then everything of it."""
+    row = session.load(jname)
+    if not row:
+        session.say(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+        return
+    if row["protected"] == "1":
+        session.say(f"{{N1}}Protected/locked jail. Skip for remove: {{N2}}{jname}{{N0}}")
+        return
+    session.queue("jail", "jremove", jname, "status=1")
+    if os.path.isdir(session.layout.system(jname, "remove.d")):
+        session.addresses(row["ip4_addr"])
+        session.export_for_hooks(row)
+        session.hooks.run(jname, "remove.d")
+    if row["jid"] != "0":
+        if row["emulator"] == "bhyve":
+            session.cbsd("bstop", f"jname={jname}", "noacpi=1")
+        else:
+            session.cbsd("jstop", f"jname={jname}", "fast=1")
+    erase(session, row)
+    session.queue("jail", "jremove", jname, "status=2")
+
+
+def erase(session, row):
+    """Data, row, and at the very end the directory with the hooks: nothing runs after that."""
+    layout, jname = session.layout, row["jname"]
+    session.kernel.destroy_jail(jname)
+    remove(row["data"])
+    session.inventory.write(f"DELETE FROM jails WHERE jname='{jname}'")
+    for path in (layout.work("jails-fstab", jname), layout.system(jname), layout.work("vm", jname)):
+        remove(path)
+    remove(layout.work("jails", jname))
+
+
+def remove(path):
+    """Remove a file, a link or a tree."""
+    if os.path.islink(path) or os.path.isfile(path):
+        os.unlink(path)
+    else:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+# -- jrename, jclone -------------------------------------------------------------------------------
+
+
+def jrename(session):
+    """Rename a jail. Hostname and address stay unless given; no hook runs (jrename:181)."""
+    args = session.parse("old new", "host_hostname ip4_addr restart", reset={"restart": "0"})
+    layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
+    jid = inventory.value(old, "jid")  # of the row: a jail that crashed counts as online
+    if not jid:
+        session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
+    if inventory.value(new, "jid"):
+        session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
+    session.queue("jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1")
+    if jid != "0":
+        if args["restart"] != "1":
+            session.fail(
+                f"{{N1}}Jail is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1{{N1}}"
+                " to auto stop and start jail during rename{N0}"
+            )
+        session.cbsd("jstop", f"jname={old}")
+    row = session.load(old)
+    if row["emulator"] == "bhyve":
+        session.fail("{N1}Jail in bhyve mode. Use {N2}cbsd brename{N1} instead{N0}")
+    check_data(session, old, new)
+    session.say("{N1}Rename{N0}", end="")
+    session.kernel.destroy_jail(old)
+    move_fstab(layout, old, new)
+    address = args["ip4_addr"] or row["ip4_addr"]
+    if address.upper() == "DHCP":
+        address = inventory.lease() or session.fail(
+            "{N1}No free IP address for DHCP in nodeippool{N0}"
+        )
+        session.say(f"{{N1}}Selected IP: {{N2}}{address}{{N0}}")
+    hostname = args["host_hostname"] or row["host_hostname"]
+    inventory.update(
+        old, **{**paths_of(layout, new), "jname": new, "ip4_addr": address, "host_hostname": hostname}
+    )
+    os.rename(layout.data(old), layout.data(new))
+    os.makedirs(layout.work("jails", new), exist_ok=True)
+    session.say("{N1}.{N0}", end="")
+    if os.path.isdir(layout.system(old)):
+        os.rename(layout.system(old), layout.system(new))
+    if args["restart"] == "1" and jid != "0":
+        session.cbsd("jstart", f"jname={new}")
+    state = f"data_status={int(inventory.value(new, 'jid') != '0')}"
+    session.queue("jail", "jrename", new, "status=2", state)
+    session.say("{N2}ok{N0}")
+    session.done()
+    return 0
+
+
+def check_data(session, old, new):
+    """Rename and clone need the data of the one and no data of the other."""
+    source, target = session.layout.data(old), session.layout.data(new)
+    if not os.path.isdir(source):
+        session.fail(f"{{N1}}No jail data: {{N2}}{source}{{N0}}")
+    if os.path.isdir(target):
+        try:
+            os.rmdir(target)
+        except OSError:
+            session.fail(f"{{N1}}Jail data already exist and it not empty: {{N2}}{target}{{N0}}")
+
+
+def move_fstab(layout, old, new):
+    """The fstab directory moves with the jail."""
+    source, target = layout.work("jails-fstab", old), layout.work("jails-fstab", new)
+    if os.path.isdir(source):
+        os.rename(source, target)
+        rewrite_fstab(target, old, new)
+    else:
+        os.makedirs(target, exist_ok=True)
+
+
+def rewrite_fstab(directory, old, new):
+    """sed s:/OLD:/NEW:g"""
+    for name in ("fstab", "fstab.local"):
+        path = os.path.join(directory, name)
+        if os.path.isfile(path):
+            with open(path, encoding="utf-8") as source:
+                text = source.read()
+            with open(path, "w", encoding="utf-8") as out:
+                out.write(text.replace(f"/{old}", f"/{new}"))
+
+
+def jclone(session):
+    """Clone a jail: the address is that of the source unless given, the hooks come along."""
+    optional = "ip4_addr checkstate verbose promote clone_method mac_reinit"
+    args = session.parse("old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"})
+    layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
+    jid = inventory.value(old, "jid")
+    if not jid:
+        session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
+    if args["checkstate"] == "1" and jid != "0":
+        session.fail(
+            f"{{N1}}jail is online, please stop them: {{N2}}{old}{{N1}} (or use {{N2}}checkstate=0{{N1}}){{N0}}"
+        )
+    if inventory.value(new, "jid"):
+        session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
+    address = args["ip4_addr"] or inventory.value(old, "ip4_addr")
+    session.queue("jail", "jclone", new, f"ip4_addr={args['ip4_addr']}", "status=1")
+    if address.upper() == "DHCP":
+        address = inventory.lease() or session.fail(
+            "{N1}no free IPv4 address for DHCP in nodeippool{N0}"
+        )
+        session.say(f"{{N1}}Selected IPv4: {{N2}}{address}{{N0}}")
+    row = session.load(old)
+    if row["emulator"] == "bhyve":
+        session.fail("{N1}Jail in bhyve mode. Use {N2}cbsd brename{N1} instead{N0}")
+    session.addresses(row["ip4_addr"])
+    session.export_for_hooks(row, newjname=new, newdata=layout.data(new))
+    session.hooks.run(old, "clone.d")
+    local = session.hooks.run_local(old, "clone-local.d")
+    if local == 2:
+        session.fail("{N1}clone-local.d hook failed, cancel clone{N0}")
+    if local == 1:
+        session.say("{N1}clone-local.d hook success{N0}")
+    if local == 0:
+        check_data(session, old, new)
+    session.say("{N1}Cloning.{N0}", end="")
+    copy = {**row, **paths_of(layout, new), "jname": new, "jid": "0", "status": "0"}
+    copy.update(ip4_addr=address, host_hostname=args["host_hostname"])
+    inventory.register(copy)
+    clone_fstab(layout, old, new)
+    session.say("{N1}.{N0}", end="")
+    if local == 0:
+        copy_tree(layout.data(old), layout.data(new))
+    elif not os.path.isdir(layout.data(new)):
+        target = layout.data(new)
+        text = "jclone error: local script succeeded, however destination dir doesn't exist"
+        session.say(f"{{N1}}{text}: {{N2}}{target}{{N0}}")
+        session.cbsd("jremove", f"jname={new}")
+        raise shell.Exit(1)
+    session.say("{N1}.{N0}", end="")
+    os.makedirs(layout.work("jails", new), exist_ok=True)
+    remove(layout.system(new))
+    copy_tree(layout.system(old), layout.system(new))
+    session.say("{N1}.{N0}", end="")
+    session.queue("jail", "jclone", new, "status=2", "data_status=0")
+    session.say("{N2}ok{N0}")
+    session.done()
+    return 0
+
+
+def clone_fstab(layout, old, new):
+    """The fstab directory of a clone."""
+    source, target = layout.work("jails-fstab", old), layout.work("jails-fstab", new)
+    os.makedirs(target, exist_ok=True)
+    if os.path.isdir(source):
+        copy_tree(source, target)
+        rewrite_fstab(target, old, new)
+
+
+# -- jset ------------------------------------------------------------------------------------------
+
+
+def jset(session):
+    """Change parameters: prints `key: value` for each one that is another than before."""
+    keys = f"autorestart jconf {' '.join(JAIL_ARGS)} nice nic_address"
+    args = session.parse("jname", keys)
+    jname = args["jname"]
+    if "*" in jname:
+        changes = [argument for argument in args.raw if not argument.startswith("jname")]
+        for name in session.inventory.matching(jname, "jail"):
+            session.cbsd("jset", f"jname={name}", *changes)
+        return 0
+    row = session.inventory.load(jname)
+    if not row:
+        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+    if args["jconf"]:
+        return 0 if already_there(session, jname, {**source_conf(args["jconf"]), "autorestart": "1"}) else 1
+    changed = False
+    for word in " ".join(args.raw).split():
+        key = word.partition("=")[0]
+        if key not in JAIL_ARGS or key in ("exec_poststop", "exec_poststart"):
+            continue
+        if session.inventory.value(jname, key) != args[key]:
+            changed = set_one(session, row, key, args[key]) or changed
+    if changed and args["autorestart"] == "1":
+        session.cbsd("jrestart", jname)
+    return 0
+
+
+def set_one(session, row, key, value):
+    """Change one parameter of a jail; whether it needs a restart to take effect."""
+    jname = row["jname"]
+    if row["jid"] != "0" and key not in LIVE:
+        if key == "ip4_addr":
+            return set_address_live(session, row, value)
+        if key in NEEDS_ALLOW_MOUNT:
+            store(session, jname, key, value)
+            if value != "0" and session.inventory.value(jname, "allow_mount") == "0":
+                store(session, jname, "allow_mount", "1")
+            return False
+        if session.args["autorestart"] != "1":
+            session.say(f"{key}: {{N1}}on-the-fly currently unimplemented{{N0}}")
+            return False
+    if key == "ip4_addr":
+        value = validate_address(session, jname, value)
+        if value == session.inventory.value(jname, key):
+            return False
+    if value == "native" and key in NATIVE:
+        value = NATIVE[key]
+    store(session, jname, key, value)
+    if key in ("ip4_addr", "host_hostname", "protected"):
+        session.queue("jail", "update", jname, f"{key}={value}", "status=1")
+    return True
+
+
+def store(session, jname, key, value):
+    """Write one parameter and say so; a broken statement is not noticed."""
+    session.inventory.update(jname, **{key: value})
+    session.say(f"{key}: {{N1}}{value}{{N0}}")
+
+
+def validate_address(session, jname, value):
+    """`|` becomes `#`; an interface must exist; an address somebody has is only warned about.
+
+    The list is looked at as one word, so only a single address is really checked (jset:77-150).
+    """
+    value = value.replace("|", "#")
+    address = value.split("/")[0]
+    interface, special, _ = value.partition("#") if "#" in address else (address, "", "")
+    if special and not interface.startswith("vhid") and interface != session.layout.settings()["nic"]:
+        text = f"jset for {jname} error: interface not exist"
+        session.fail(f"{{N1}}{text}: {{N2}}{interface}{{N0}}")
+    mine = address.rpartition("#")[2]
+    if family(mine) == 4:
+        for other, theirs in session.inventory.rows("SELECT jname,ip4_addr FROM jails ORDER BY rowid"):
+            used = [item.rpartition("#")[2].split("/")[0] for item in theirs.split(",")]
+            if other != jname and mine in used:
+                session.say(
+                    f"{{W1}}jset warning: {{N1}}IP address {{N2}}{mine}{{N1}}"
+                    f" already assigned to jail: {{N2}}{other}{{N0}}"
+                )
+    return value
+
+
+def set_address_live(session, row, value):
+    """Move a running jail to other addresses (`modify_ipaddr`)."""
+    jname = row["jname"]
+    if row["interface"] == "0":
+        text = "on-the-fly currently disabled because option interface is 0"
+        session.say(f"ip4_addr: {{N1}}{text}{{N0}}")
+        return False
+    value = validate_address(session, jname, value)
+    nic = session.layout.settings()["nic"]
+    for item in row["ip4_addr"].split(","):
+        address = item.rpartition("#")[2].split("/")[0]
+        if family(address):
+            command = f"/sbin/ifconfig {nic} {inet(address)} {address} -alias"
+            session.say(f"{{N1}}Remove old IP: {{N2}}{command}{{N0}}")
+    items = [session.inventory.lease() or i if i.upper() == "DHCP" else i for i in value.split(",")]
+    for item in items:
+        address = item.rpartition("#")[2].split("/")[0]
+        if family(address):
+            full = item if "/" in item else f"{item}/{24 if family(address) == 4 else 64}"
+            command = f"/sbin/ifconfig {nic} {inet(address)} {full} alias"
+            session.say(f"{{N1}}Setup new IP: {{N2}}{command}{{N0}}")
+    store(session, jname, "ip4_addr", ",".join(items))
+    session.queue("jail", "update", jname, f"ip4_addr={','.join(items)}", "status=1")
+    with session.kernel.changing() as state:
+        if jname in state["jails"]:
+            state["jails"][jname]["ip4"] = ",".join(items)
+    return False
+
+
+def inet(address):
+    """ifconfig's word for a family."""
+    return "inet" if family(address) == 4 else "inet6"
+
+
+# -- jexec, jswmode --------------------------------------------------------------------------------
+
+
+def jexec(session):
+    """Run a command in a running jail; `jname=` is thrown away as the first argument, whatever it is."""
+    args = session.parse(optional="cmd dir environment jname shell user", sudo=True)
+    jname = args["jname"]
+    if not jname:
+        session.fail("{N1}jexec: give me jname{N0}")
+    words = [w for w in args.raw[1:] if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")]
+    command = args["cmd"] or " ".join(words)
+    row = session.load(jname)
+    if row is None:
+        session.fail(f"{{N1}}no such jail: {{N2}}{jname}{{N0}}")
+    if row.get("emulator") == "bhyve":
+        session.fail("{N1}Not for bhyve mode{N0}")
+    if row.get("jid", "0") == "0":
+        session.fail("Not running")
+    own = session.layout.system(jname, "cmd", (command.split() or ["-"])[0])
+    if os.access(own, os.X_OK) and os.path.isfile(own):
+        session.say(f"[debug] external command: {command.split()[0]}", stream=2)
+        session.export_for_hooks(row)
+        os.execve(own, [own, *command.split()[1:]], session.environment)
+    argv = ["/bin/sh", "-c", command] if command else ["/bin/sh"]
+    return freebsd.execute(session.kernel, jname, argv, session.environment, args["user"], args["dir"])
+
+
+def jswmode(session):
+    """Switch between master, slave and maintenance: write `status` and the reason."""
+    args = session.parse("jname mode", "comment")
+    status = {"master": 0, "slave": 2, "maintenance": 3}.get(args["mode"])
+    if status is None:
+        session.fail("{N1}Unknown mode. Valid is: {N2}master, slave, maintenance{N0}")
+    if session.inventory.load(args["jname"]) is None:
+        session.fail(f"{{N1}}No such jail: {{N2}}{args['jname']}{{N0}}")
+    columns = {"status": status}
+    if args["comment"]:
+        columns["maintenance"] = args["comment"]
+    session.inventory.update(args["jname"], **columns)
+    return 0
+
+
+def jcleanup(session):
+    """Clear what is left of a jail; a running one is removed without any hook (jcleanup:41)."""
+    args = session.parse("jname")
+    session.kernel.destroy_jail(args["jname"])
+    return 0

@@ -1,0 +1,283 @@
+"""The kernel of the node: which jails and machines exist, and the processes that they are.
+
+A jail is a process group around one sleeping process, which stands for the init, cron and syslogd of a
+real one: the jail exists while that process runs. A machine is one process as well, its pid being
+what CBSD takes for its jid. State is one JSON file, changed under a lock, because any number of
+simulated commands run at the same time.
+"""
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from sim import procs
+from sim.layout import write_atomic
+
+SLEEP = "/bin/sleep"
+TCPD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tcpd.py")
+EMPTY = {"next_jid": 1, "jails": {}, "vms": {}, "fail_start": [], "slow": {}, "off": {}}
+
+
+class Kernel:
+    """What `jail`, `jls`, `jexec` and `bhyvectl` see."""
+
+    def __init__(self, layout):
+        self.layout = layout
+        self.file = os.path.join(layout.kernel, "state.json")
+        self.boot_id_file = os.path.join(layout.kernel, "boot_id")
+        self.runs = os.path.join(layout.kernel, "run")
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def read(self):
+        """The state, as it was at one instant."""
+        try:
+            with open(self.file, encoding="utf-8") as source:
+                return {**EMPTY, **json.load(source)}
+        except FileNotFoundError:
+            return json.loads(json.dumps(EMPTY))
+
+    @contextlib.contextmanager
+    def changing(self):
+        """The state under its lock; what the block leaves in it is written."""
+        with open(os.path.join(self.layout.kernel, "lock"), "w", encoding="utf-8") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            state = self.read()
+            yield state
+            write_atomic(self.file, json.dumps(state))
+
+    def boot(self, jid_start):
+        """A new boot: nothing runs, jids start again. Fault injection stays, it belongs to the test."""
+        os.makedirs(self.runs, exist_ok=True)
+        with self.changing() as state:
+            state.update(next_jid=jid_start, jails={}, vms={})
+        write_atomic(self.boot_id_file, f"{time.time_ns():x}-{os.getpid():x}\n")
+
+    # -- jails -------------------------------------------------------------------------------------
+
+    def jails(self):
+        """name -> record of the jails that exist."""
+        found = self.read()["jails"]
+        return {name: jail for name, jail in found.items() if procs.alive(jail["holder"])}
+
+    def jid(self, name):
+        """The jid of a jail, 0 when there is none."""
+        return self.jails().get(name, {}).get("jid", 0)
+
+    def find(self, name_or_jid):
+        """(name, record) as jail(8) programs look one up, or None."""
+        for name, jail in self.jails().items():
+            if name_or_jid in (name, str(jail["jid"])):
+                return name, jail
+        return None
+
+    def marker(self, name, jail):
+        """The environment setting that every process of a jail is started with."""
+        return f"CBSD_SIM_JAIL={self.layout.root}:{name}:{jail['jid']}"
+
+    def jail_environment(self, name, jail, inherited):
+        """The environment of a process that is started in a jail."""
+        key, _, value = self.marker(name, jail).partition("=")
+        path = ":".join(
+            [
+                os.path.join(jail["data"], "bin"),
+                os.path.join(jail["data"], "usr/local/bin"),
+                self.layout.jailbin,
+                "/sbin:/bin:/usr/sbin:/usr/bin",
+            ]
+        )
+        return {**inherited, key: value, "PATH": path}
+
+    def create_jail(self, name, path, data, hostname, addresses):
+        """`jail -c`: the new jid, or 0 when the kernel refuses or has a jail of that name."""
+        self.release_address(name)
+        with self.changing() as state:
+            old = state["jails"].get(name)
+            if name in state["fail_start"] or (old and procs.alive(old["holder"])):
+                return 0
+            jail = {
+                "jid": state["next_jid"],
+                "path": path,
+                "data": data,
+                "hostname": hostname,
+                "ip4": addresses,
+                "pids": [],
+            }
+            state["next_jid"] += 1
+            environment = self.jail_environment(name, jail, {})
+            jail["holder"] = spawn([f"{name}: init", "infinity"], SLEEP, environment)
+            state["jails"][name] = jail
+        return jail["jid"]
+
+    def add_process(self, name, pid):
+        """Count a process among those of a jail."""
+        with self.changing() as state:
+            if name in state["jails"]:
+                jail = state["jails"][name]
+                jail["pids"] = [ident for ident in jail["pids"] if procs.alive(ident)]
+                jail["pids"].append(procs.identity(pid))
+
+    def destroy_jail(self, name):
+        """`jail -r`: every process of the jail is killed, then the jail is gone."""
+        jail = self.read()["jails"].get(name)
+        if jail:
+            procs.exterminate([jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail))
+            with self.changing() as state:
+                if state["jails"].get(name, {}).get("jid") == jail["jid"]:
+                    del state["jails"][name]
+        self.occupy_address(name)
+
+    # -- machines ----------------------------------------------------------------------------------
+
+    def vm_pid(self, name):
+        """The process id of a running machine, else 0."""
+        vm = self.read()["vms"].get(name)
+        return vm["holder"][0] if vm and procs.alive(vm["holder"]) else 0
+
+    def vmm(self, name):
+        """The device node that exists while the kernel has the machine."""
+        return os.path.join(self.layout.vmm, name)
+
+    def create_vm(self, name, guest, address):
+        """bhyve(8): the pid of the machine, 0 when it does not come up.
+
+        `guest` tells which service the operating system in it runs, see `Node.guest`.
+        """
+        self.release_address(name)
+        with self.changing() as state:
+            if name in state["fail_start"]:
+                return 0
+            marker = f"{self.layout.root}:{name}:{time.time_ns()}"
+            environment = {"CBSD_SIM_VM": marker, "PATH": "/bin:/usr/bin"}
+            holder = spawn([f"bhyve: {name}", "infinity"], SLEEP, environment)
+            pids = []
+            if guest and address:
+                options = [address, str(guest["port"]), name, "--delay", str(guest["boot_delay"])]
+                command = [sys.executable, "-IS", TCPD, *options]
+                pids.append(spawn(command, sys.executable, environment))
+            state["vms"][name] = {"holder": holder, "pids": pids, "marker": f"CBSD_SIM_VM={marker}"}
+        with open(self.vmm(name), "w", encoding="utf-8"):
+            pass
+        return holder[0]
+
+    def destroy_vm(self, name):
+        """`bhyvectl --destroy`: the machine, its guest and its device are gone."""
+        vm = self.read()["vms"].get(name)
+        if vm:
+            procs.exterminate([vm["holder"], *vm["pids"]], vm["marker"])
+            with self.changing() as state:
+                if state["vms"].get(name, {}).get("holder") == vm["holder"]:
+                    del state["vms"][name]
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.vmm(name))
+        self.occupy_address(name)
+
+    # -- faults ------------------------------------------------------------------------------------
+
+    def slowness(self, name, what):
+        """How many seconds `start` or `stop` of an environment takes on top."""
+        return self.read()["slow"].get(name, {}).get(what, 0)
+
+    def set_off(self, name, ports, address):
+        """What the address of `name` does while it is down: nothing, or swallow connections to `ports`."""
+        self.release_address(name)
+        with self.changing() as state:
+            state["off"].pop(name, None)
+            if ports:
+                state["off"][name] = {"ports": ports, "address": address, "holder": None}
+        if not (self.jid(name) or self.vm_pid(name)):
+            self.occupy_address(name)
+
+    def occupy_address(self, name):
+        """While `name` is down its ports accept nothing: a connection there runs into its time-out.
+
+        A listening socket with a full queue drops further SYNs, which is how a host behind a dropping
+        firewall or one that lost power looks to a client.
+        """
+        with self.changing() as state:
+            off = state["off"].get(name)
+            if not off or procs.alive(off["holder"]):
+                return
+            sockets = [end for port in off["ports"] for end in full_queue(off["address"], port)]
+            fds = [end.fileno() for end in sockets]
+            off["holder"] = spawn([f"{name}: blackhole", "infinity"], SLEEP, {}, fds)
+            for end in sockets:
+                end.close()
+
+    def release_address(self, name):
+        """Give the ports back before `name` starts."""
+        with self.changing() as state:
+            off = state["off"].get(name)
+            if off:
+                procs.exterminate([off["holder"]] if off["holder"] else [])
+                off["holder"] = None
+
+    # -- the commands that run now -----------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def running(self):
+        """Register this process, so that a power failure of the node finds it."""
+        record = os.path.join(self.runs, str(os.getpid()))
+        os.makedirs(self.runs, exist_ok=True)
+        with open(record, "w", encoding="utf-8") as out:
+            json.dump(procs.identity(os.getpid()), out)
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(record)
+
+    def running_commands(self):
+        """The identities of the simulated commands that run."""
+        found = []
+        for name in os.listdir(self.runs) if os.path.isdir(self.runs) else ():
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                with open(os.path.join(self.runs, name), encoding="utf-8") as source:
+                    found.append(json.load(source))
+        return found
+
+    def power_off(self):
+        """Every process of the node dies at once; no hook runs."""
+        procs.exterminate(self.running_commands())
+        state = self.read()
+        for name in list(state["jails"]):
+            self.destroy_jail(name)
+        for name in list(state["vms"]):
+            self.destroy_vm(name)
+        for name in state["off"]:
+            self.release_address(name)
+
+
+def spawn(argv, executable, environment, fds=()):
+    """Start a daemon of the simulated host in a session of its own; its identity."""
+    process = subprocess.Popen(
+        argv,
+        executable=executable,
+        env=environment,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        pass_fds=fds,
+    )
+    return procs.identity(process.pid)
+
+
+def full_queue(address, port):
+    """Sockets that, while they are open, make every further connection to the port hang."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind((address, port))
+    listener.listen(0)
+    ends = [listener]
+    for _ in range(3):
+        client = socket.socket()
+        client.setblocking(False)
+        client.connect_ex((address, port))
+        ends.append(client)
+    return ends

@@ -1,0 +1,86 @@
+"""Where the files of one node are, and what is configured about the node itself."""
+import json
+import os
+
+VERSION = "14.1.3a"
+
+# What CBSD gives to hooks, and what a FreeBSD root shell has (subr/jcreate.subr resets to it).
+HOST_PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
+
+DEFAULTS = {
+    "nodename": "node1.my.domain",
+    "nic": "em0",
+    "jid_start": 1,
+    "ippool": "10.10.0.0/24",
+    # How long one second of `delay=` lasts when CBSD itself spreads a mass start over time.
+    "delay_unit": 0.05,
+    # Module name -> git repository; without an entry a module cannot be fetched: there is no network.
+    "module_url": {},
+}
+
+
+class Layout:
+    """The directories of a node below `root`."""
+
+    def __init__(self, root, workdir=None):
+        self.root = os.path.abspath(root)
+        self.workdir = workdir or self.path("usr/jails")
+        self.distdir = self.path("usr/local/cbsd")
+        self.bin = self.path("bin")
+        self.jailbin = self.path("usr/local/libexec/jail")
+        self.kernel = self.path("kernel")
+        self.vmm = self.path("dev/vmm")
+        self.rcconf = self.path("etc/rc.conf")
+        self.simconf = self.path("etc/sim.json")
+        self.cbsd_log = self.path("log/cbsd.log")
+        self.hooks_log = self.path("log/hooks.log")
+
+    def path(self, relative):
+        """A path below the root of the node."""
+        return os.path.join(self.root, relative)
+
+    def work(self, *parts):
+        """A path below CBSD's working directory."""
+        return os.path.join(self.workdir, *parts)
+
+    def system(self, jname, *parts):
+        """A path below `jails-system/JNAME`."""
+        return self.work("jails-system", jname, *parts)
+
+    def data(self, jname, *parts):
+        """A path below the root of a jail or the disk directory of a VM."""
+        return self.work("jails-data", jname + "-data", *parts)
+
+    def settings(self):
+        """The configuration of the simulator for this node."""
+        try:
+            with open(self.simconf, encoding="utf-8") as conf:
+                return {**DEFAULTS, **json.load(conf)}
+        except FileNotFoundError:
+            return dict(DEFAULTS)
+
+    def nodename(self):
+        """CBSD's own name of the node, which it writes into locks."""
+        try:
+            with open(self.work("nodename"), encoding="utf-8") as name:
+                return name.read().split()[0]
+        except (FileNotFoundError, IndexError):
+            return ""
+
+
+def append_json(path, record):
+    """Append one line to a log that many processes write: one write(2), so lines never mix."""
+    fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+    try:
+        os.write(fd, (json.dumps(record) + "\n").encode())
+    finally:
+        os.close(fd)
+
+
+def write_atomic(path, text, mode=0o644):
+    """Replace a file so that a reader sees either the old or the new text."""
+    temporary = f"{path}.{os.getpid()}"
+    with open(temporary, "w", encoding="utf-8") as out:
+        out.write(text)
+    os.chmod(temporary, mode)
+    os.replace(temporary, path)

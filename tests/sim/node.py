@@ -1,0 +1,380 @@
+"""A whole simulated node: made, broken, rebooted and removed.
+
+    python tests/sim/node.py --root DIR create
+    python tests/sim/node.py --root DIR crash lb1
+
+or, in a test, `Node(root).create()`. The programs of the node are in `DIR/bin`; `DIR/log/cbsd.log` has
+one line for the start and one for the end of each CBSD command, `DIR/log/hooks.log` one for each hook.
+"""
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+if __package__ in (None, ""):  # run as a program: make `sim` importable, and nothing of it by accident
+    sys.path[0] = os.path.dirname(HERE)
+
+from sim import modules  # noqa: E402
+from sim.addresses import Addresses  # noqa: E402
+from sim.cbsd import COMMANDS  # noqa: E402
+from sim.inventory import Inventory  # noqa: E402
+from sim.kernel import Kernel  # noqa: E402
+from sim.layout import DEFAULTS, HOST_PATH, Layout  # noqa: E402
+
+# Isolated, without site: a simulated command starts in a few hundredths of a second.
+PYTHON = getattr(sys, "_base_executable", None) or sys.executable
+CBSD_WRAPPER = """\
+#!{python} -IS
+import sys
+sys.path.insert(0, {tests!r})
+from sim.cbsd import main
+sys.exit(main({root!r}, sys.argv[1:]))
+"""
+PROGRAM_WRAPPER = """\
+#!{python} -IS
+import sys
+sys.path.insert(0, {tests!r})
+from sim.freebsd import main
+sys.exit(main({program!r}, {root!r}, sys.argv[1:]))
+"""
+# The commands without `cbsd` in front, for CBSD's own shell (`cbsd -c`, scripts of modules).
+BUILTIN_WRAPPER = """\
+#!{python} -IS
+import os, sys
+sys.path.insert(0, {tests!r})
+from sim import cbsd
+from sim.layout import Layout
+name = os.path.basename(sys.argv[0])
+if name.startswith("cbsdsql"):
+    sys.exit(cbsd.sql(Layout({root!r}, os.environ["workdir"]), sys.argv[1:]))
+sys.exit(cbsd.main({root!r}, [name] + sys.argv[1:]))
+"""
+
+
+class Error(Exception):
+    """The request makes no sense for this node."""
+
+
+class Node:
+    """One simulated host with CBSD on it, in the directory `root`."""
+
+    def __init__(self, root):
+        self.layout = Layout(root)
+        self.root, self.workdir, self.bin = self.layout.root, self.layout.workdir, self.layout.bin
+        self.kernel = Kernel(self.layout)
+        self.inventory = Inventory(self.layout, self.kernel)
+
+    # -- made and removed --------------------------------------------------------------------------
+
+    def create(self, name=DEFAULTS["nodename"], configured=True, **settings):
+        """Make the node: `settings` as in `sim.layout.DEFAULTS`.
+
+        With `configured=False` its rc.conf names no workdir, so that the environment has to.
+        """
+        layout = self.layout
+        if os.path.exists(layout.simconf):
+            raise Error(f"{self.root} is a node already")
+        os.makedirs(layout.path("etc"), exist_ok=True)
+        with open(layout.simconf, "w", encoding="utf-8") as out:
+            json.dump({**DEFAULTS, "nodename": name, **settings}, out, indent=1)
+        for path in (layout.vmm, layout.kernel, layout.path("log"), layout.jailbin, layout.bin):
+            os.makedirs(path, exist_ok=True)
+        for directory in ("modules", "rc.d", "share", "sudoexec"):
+            os.makedirs(os.path.join(layout.distdir, directory))
+        os.makedirs(layout.workdir)
+        with open(layout.rcconf, "w", encoding="utf-8") as out:
+            out.write(f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else "")
+        with open(layout.work("nodename"), "w", encoding="utf-8") as out:
+            out.write(name + "\n")
+        self._install_programs()
+        modules.initialise(layout)
+        modules.write_subr(layout)
+        database = f"inv.{name}.sqlite"
+        self.inventory.create(layout.work("var/db", database))
+        os.symlink(layout.work("var/db", database), layout.work("var/db/local.sqlite"))
+        self.kernel.boot(layout.settings()["jid_start"])
+        return self
+
+    def _install_programs(self):
+        layout = self.layout
+        self._wrapper(os.path.join(layout.bin, "cbsd"), CBSD_WRAPPER, 0o550)
+        for program in ("jls", "jexec", "sysrc"):
+            self._wrapper(os.path.join(layout.bin, program), PROGRAM_WRAPPER, program=program)
+        for program in ("service", "sysrc"):
+            self._wrapper(os.path.join(layout.jailbin, program), PROGRAM_WRAPPER, program=program)
+        for directory, program in (("rc.d", "jails-astart"), ("share", "bhyverun.sh")):
+            path = os.path.join(layout.distdir, directory, program)
+            self._wrapper(path, PROGRAM_WRAPPER, program=program)
+        commands = os.path.join(layout.bin, "commands")
+        os.makedirs(commands)
+        self._wrapper(os.path.join(commands, ".command"), BUILTIN_WRAPPER)
+        for command in (*COMMANDS, "cbsdsqlro", "cbsdsqlrw"):
+            os.symlink(".command", os.path.join(commands, command))
+        os.symlink("../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv"))
+
+    def _wrapper(self, path, template, mode=0o755, **values):
+        text = template.format(python=PYTHON, tests=os.path.dirname(HERE), root=self.root, **values)
+        with open(path, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.chmod(path, mode)
+
+    def destroy(self):
+        """End every process of the node and remove it. Once more does nothing."""
+        if not os.path.isdir(self.root):
+            return
+        if not os.path.exists(self.layout.simconf):
+            if os.listdir(self.root):
+                raise Error(f"{self.root} is not a node")
+            os.rmdir(self.root)
+            return
+        if os.path.isdir(self.layout.kernel):
+            self.kernel.power_off()
+        for name in os.listdir(self.root):
+            if name != "etc":  # what says that this is a node goes last
+                shutil.rmtree(self.layout.path(name))
+        shutil.rmtree(self.root)
+
+    def reset(self, fixture):
+        """A new node with the environments of a fixture of the recorded cases."""
+        from sim import fixtures  # the only part that needs PyYAML
+
+        description = fixtures.load()
+        chosen = description["fixtures"][fixture]
+        chosen = description["fixtures"][chosen.get("same_node_as", fixture)]
+        self.destroy()
+        settings = {"nic": description["nic"], "jid_start": description["jid_start"]}
+        self.create(configured=False, ippool=description["nodeippool"], **settings)
+        fixtures.Builder(self.layout, description).build(chosen)
+
+    # -- used --------------------------------------------------------------------------------------
+
+    def environment(self, **changes):
+        """The environment in which a program should run cbsd; `changes` with None remove."""
+        environment = {
+            "PATH": HOST_PATH,
+            "HOME": "/root",
+            "TERM": "xterm",
+            "workdir": self.workdir,
+            "NOCOLOR": "1",
+            "NOINTER": "1",
+            "NO_CBSD_HISTORY": "yes",
+            **changes,
+        }
+        return {key: value for key, value in environment.items() if value is not None}
+
+    def cbsd(self, *argv, env=None, timeout=60, **options):
+        """Run a command of CBSD; a CompletedProcess with texts.
+
+        The process group is killed when the time is up: SIGTERM would not end it.
+        """
+        process = subprocess.Popen(
+            [os.path.join(self.bin, "cbsd"), *argv],
+            env=self.environment(**(env or {})),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+            text=True,
+            **options,
+        )
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+            raise
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def status(self):
+        """What the kernel has, and what is injected."""
+        state = self.kernel.read()
+        vms = {name: self.kernel.vm_pid(name) for name in state["vms"]}
+        with open(self.kernel.boot_id_file, encoding="utf-8") as boot_id:
+            boot_id = boot_id.read().strip()
+        return {
+            "boot_id": boot_id,
+            "jails": {name: jail["jid"] for name, jail in self.kernel.jails().items()},
+            "vms": {name: pid for name, pid in vms.items() if pid},
+            **{key: state[key] for key in ("fail_start", "slow", "off")},
+        }
+
+    def log(self):
+        """The records of log/cbsd.log."""
+        return read_log(self.layout.cbsd_log)
+
+    def hooks_log(self):
+        """The records of log/hooks.log."""
+        return read_log(self.layout.hooks_log)
+
+    # -- broken ------------------------------------------------------------------------------------
+
+    def crash(self, name):
+        """The kernel loses a jail or a machine: its processes die, nothing of CBSD is told."""
+        self.kernel.destroy_jail(name)
+        self.kernel.destroy_vm(name)
+
+    def fail_start(self, name, off=False):
+        """From now on (or, with `off`, no longer) the kernel refuses to create it."""
+        with self.kernel.changing() as state:
+            names = [known for known in state["fail_start"] if known != name]
+            state["fail_start"] = names if off else [*names, name]
+
+    def slow(self, name, start=0.0, stop=0.0):
+        """How much longer its start and its stop take."""
+        with self.kernel.changing() as state:
+            state["slow"][name] = {"start": start, "stop": stop}
+
+    def off(self, name, mode="refuse", ports=(80, 8080)):
+        """What its address does while it is down: `refuse` connections, or be a `blackhole`."""
+        address = Addresses(self.inventory.value(name, "ip4_addr")).loopback()
+        if mode == "blackhole" and not address:
+            raise Error(f"{name} has no address in 127/8")
+        self.kernel.set_off(name, list(ports) if mode == "blackhole" else [], address)
+
+    # -- machines ----------------------------------------------------------------------------------
+
+    def guest(self, name, port=8080, boot_delay=0.5, service="tcpd"):
+        """What the operating system in a machine runs, some time after each start of the machine."""
+        if not self.inventory.is_a(name, "bhyve"):
+            raise Error(f"no machine {name}")
+        if service != "tcpd":
+            raise Error(f"a guest cannot run {service}")
+        with open(self.layout.data(name, "sim-guest.json"), "w", encoding="utf-8") as out:
+            json.dump({"port": port, "boot_delay": boot_delay}, out)
+
+    def guest_poweroff(self, name, twice=False):
+        """The guest switches itself off: bhyverun.sh calls bstop, so both stop hooks run.
+
+        bstop kills the bhyverun.sh that called it; its end shows in the pipe that it inherits. With
+        `twice` the hooks run a second time at the same time, as the race of facts 5.10 has it.
+        """
+        self._running(name)
+        conf = os.path.join(self.layout.system(name), "bhyve.conf")
+        program = os.path.join(self.layout.distdir, "share/bhyverun.sh")
+        argv = [program, "-c", conf, *(["--twice"] if twice else [])]
+        subprocess.run(
+            argv, env=self.environment(), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+
+    def guest_reboot(self, name):
+        """The guest restarts: another process, only master_reboot.d runs."""
+        from sim.machines import guest_of
+        from sim.session import Session
+
+        self._running(name)
+        row = self.inventory.load(name)
+        self.kernel.destroy_vm(name)
+        session = Session(self.layout, "bhyverun.sh", [], self.environment()).prepare()
+        session.export_for_hooks(row)
+        session.hooks.run(name, "master_reboot.d", quiet=True)
+        address = Addresses(row["ip4_addr"]).loopback()
+        pid = self.kernel.create_vm(name, guest_of(self.layout, name), address)
+        self.cbsd("bset", f"jname={name}", f"vm_pid={pid}")
+
+    def _running(self, name):
+        if not self.kernel.vm_pid(name):
+            raise Error(f"the machine {name} does not run")
+
+    # -- the host ----------------------------------------------------------------------------------
+
+    def shutdown(self):
+        """An orderly shutdown: machines are stopped with their hooks, jails just end."""
+        self._astart("stop")
+        self.kernel.power_off()
+
+    def boot(self, astart=True):
+        """A (re)boot: everything that ran is gone without hooks, rows are stale, astart=1 is started."""
+        self.kernel.power_off()
+        self.kernel.boot(self.layout.settings()["jid_start"])
+        for name in os.listdir(self.layout.vmm):
+            os.unlink(self.kernel.vmm(name))
+        if astart:
+            self._astart("start")
+        for name in self.kernel.read()["off"]:
+            if not (self.kernel.jid(name) or self.kernel.vm_pid(name)):
+                self.kernel.occupy_address(name)
+
+    def _astart(self, what):
+        program = os.path.join(self.layout.distdir, "rc.d/jails-astart")
+        environment = self.environment(ALWAYS_NO="1")
+        subprocess.run(
+            [program, what], env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
+        )
+
+
+def read_log(path):
+    """The records of a log."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as source:
+        return [json.loads(line) for line in source]
+
+
+# -- the command line ------------------------------------------------------------------------------
+
+
+def parser():
+    """The options of this program."""
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top.add_argument("--root", required=True, help="directory of the node")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, text, *names):
+        added = commands.add_parser(name, help=text)
+        for positional in names:
+            added.add_argument(positional)
+        return added
+
+    create = command("create", "make a node")
+    create.add_argument("--name", default=DEFAULTS["nodename"])
+    create.add_argument("--nic", default=DEFAULTS["nic"])
+    create.add_argument("--jid-start", type=int, default=DEFAULTS["jid_start"])
+    create.add_argument("--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from")
+    command("reset", "a new node with a fixture of the recorded cases", "fixture")
+    command("destroy", "end all its processes and remove it")
+    command("status", "what the kernel has, as JSON")
+    command("crash", "the kernel loses a jail or machine", "name")
+    fail = command("fail-start", "the kernel refuses to create it", "name")
+    fail.add_argument("--off", action="store_true", help="no longer")
+    slow = command("slow", "its start or stop takes longer", "name")
+    slow.add_argument("--start", type=float, default=0.0, metavar="SECONDS")
+    slow.add_argument("--stop", type=float, default=0.0, metavar="SECONDS")
+    off = command("off", "what its address does while it is down", "name")
+    off.add_argument("mode", choices=("refuse", "blackhole"))
+    off.add_argument("--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")])
+    guest = command("guest", "what the guest in a machine runs", "name")
+    guest.add_argument("--service", default="tcpd")
+    guest.add_argument("--port", type=int, default=8080)
+    guest.add_argument("--boot-delay", type=float, default=0.5, metavar="SECONDS")
+    poweroff = command("guest-poweroff", "the guest switches itself off", "name")
+    poweroff.add_argument("--twice", action="store_true", help="the stop hooks run twice, concurrently")
+    command("guest-reboot", "the guest restarts", "name")
+    boot = command("boot", "the node reboots")
+    boot.add_argument("--no-astart", action="store_true", help="start nothing")
+    command("shutdown", "the node shuts down")
+    return top
+
+
+def main(argv=None):
+    """The program."""
+    options = vars(parser().parse_args(argv))
+    node, command = Node(options.pop("root")), options.pop("command")
+    if command == "boot":
+        options = {"astart": not options["no_astart"]}
+    try:
+        result = getattr(node, command.replace("-", "_"))(**options)
+    except Error as error:
+        sys.stderr.write(f"node.py: {error}\n")
+        return 1
+    if command == "status":
+        print(json.dumps(result, indent=1))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
