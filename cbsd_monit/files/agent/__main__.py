@@ -230,7 +230,10 @@ def main(argv):
                 pass
             return run(node)
         if command == "sync":
-            overlay = files.read_json(args[args.index("--overlay") + 1]) if "--overlay" in args else None
+            overlay = files.read_json(args[args.index("--overlay") + 1]) if "--overlay" in args else {}
+            new = overlay.pop("", None)  # the node's own configuration, as it would be
+            if new:
+                node.use({**node.conf, **new["config"]})
             return sync(node, "--json" in args, "--dry-run" in args, overlay)
         if command == "look":
             if passes.look(node):

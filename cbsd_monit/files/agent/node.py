@@ -38,6 +38,15 @@ class Node:
             raise AgentError(f"cannot read {path}: {err}; run the formula first") from None
         if conf.get("schema") != SCHEMA:
             raise AgentError(f"{path}: expected schema {SCHEMA}, got {conf.get('schema')!r}")
+        self.use(conf)
+        for path in (self.state, self.run, *map(self.in_state, ("inbox", "envs", "generations"))):
+            os.makedirs(path, 0o700, exist_ok=True)
+        for name in ("lock", "dead"):
+            os.makedirs(os.path.join(self.run, name), 0o700, exist_ok=True)
+        self.boot = self._boot_id()
+
+    def use(self, conf):
+        """Take ``conf`` for the node's configuration."""
         self.conf = conf
         self.name = conf["node"]
         self.workdir = conf["workdir"]
@@ -48,11 +57,6 @@ class Node:
         self.budget = {**DEFAULT_BUDGET, **conf.get("budget", {})}
         self.silences = conf.get("silences", [])
         self.wake = os.path.join(conf["libexec"], "wake")
-        for path in (self.state, self.run, *map(self.in_state, ("inbox", "envs", "generations"))):
-            os.makedirs(path, 0o700, exist_ok=True)
-        for name in ("lock", "dead"):
-            os.makedirs(os.path.join(self.run, name), 0o700, exist_ok=True)
-        self.boot = self._boot_id()
 
     def in_state(self, *names):
         return os.path.join(self.state, *names)

@@ -1,0 +1,337 @@
+"""
+The whole loop on one simulated node: real Salt, real monit, real nginx, the agent as deployed.
+
+One node for all tests of the file, each with its own envs: they must not disturb each other, which is a test of its own.
+"""
+import json
+import pathlib
+import subprocess
+import time
+import urllib.request
+
+import pytest
+
+BASE = {
+    "monit": {"poll": "1s"},
+    "defaults": {
+        "interval": "1s",
+        "timeout": "1s",
+        "failure_threshold": 2,
+        "start_period": "15s",
+        "restart": {"attempts": 3, "interval": "10m", "delay": "2s"},
+    },
+    "budget": {"max_concurrent": 2, "boot_grace": "10s"},
+    "profiles": {"nginx": {"checks": {"http": {"type": "http", "port": 80, "path": "/"}}}},
+}
+
+
+def http(address, port=80):
+    try:
+        with urllib.request.urlopen(f"http://{address}:{port}/", timeout=1) as answer:
+            return answer.status
+    except OSError:
+        return None
+
+
+def until(condition, seconds, what):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {seconds} s: {what() if callable(what) else what}")
+
+
+class Loop:
+    """The node, its pillar, and the short words that the tests use."""
+
+    def __init__(self, node):
+        self.node, self.envs = node, {}
+        self.settings = json.loads(json.dumps(BASE))
+
+    def jail(self, name, last, package="nginx", settings="nginx_enable=YES", **pillar):
+        address = f"127.77.1.{last}"
+        words = [f"jname={name}", f"ip4_addr={address}", "inter=0"]
+        if package:
+            words += [f"pkglist={package}", f"sysrc={settings}"]
+        done = self.node.sim.cbsd("jcreate", *words)
+        assert done.returncode == 0, done.stdout
+        if pillar:
+            self.envs[name] = pillar
+        return address
+
+    def apply(self, test=False):
+        self.node.pillar({**self.settings, "envs": self.envs})
+        return self.node.apply(test=test)
+
+    def live(self, *names, seconds=40):
+        for name in names:
+            self.node.sim.cbsd("jstart", f"jname={name}")
+        for name in names:
+            self.state(name, "healthy", seconds)
+
+    def state(self, name, state, seconds=40):
+        assert self.node.wait_state(name, state, seconds), (
+            f"{name} is not {state}: {json.dumps(self.node.status().get(name))}\n{self.node.agent_log()}"
+        )
+
+    def transitions(self, name):
+        return [r["transition"] for r in self.node.history(name)]
+
+    def starts(self, name, verb="jstart"):
+        return [c for c in self.node.commands() if c[0] == verb and f"jname={name}" in c]
+
+    def healed(self, name, times=1, seconds=40):
+        until(
+            lambda: self.transitions(name).count("healed") >= times,
+            seconds,
+            lambda: f"{name} healed {times} times: {self.transitions(name)}\n{self.node.agent_log()}",
+        )
+
+
+@pytest.fixture(scope="module")
+def loop(salt_node):
+    loop = Loop(salt_node())
+    loop.jail("lb1", 11, profiles=["nginx"])
+    loop.jail("db1", 12, "tcpd", "tcpd_port=8080", checks={"app": {"type": "tcp", "port": 8080}})
+    results = loop.apply()
+    assert all(r["result"] for r in results), loop.node.summary(results)
+    loop.live("lb1", "db1")
+    return loop
+
+
+def test_stopped_nginx_is_served_again_after_exactly_one_restart(loop):
+    kernel = loop.node.running()
+    starts = len(loop.starts("lb1"))
+    loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+    assert http("127.77.1.11") is None
+    loop.healed("lb1")
+    assert http("127.77.1.11") == 200
+    time.sleep(4)
+    assert len(loop.starts("lb1")) == starts + 1
+    assert loop.node.running()["db1"] == kernel["db1"]
+    assert loop.transitions("db1").count("healing") == 0
+
+
+def test_jail_killed_behind_cbsds_back_is_started_again(loop):
+    before = loop.transitions("lb1").count("healed")
+    stops = len(loop.starts("lb1", "jstop"))
+    loop.node.sim.crash("lb1")
+    loop.healed("lb1", before + 1)
+    assert http("127.77.1.11") == 200
+    assert len(loop.starts("lb1", "jstop")) == stops, "a dead jail is started, not restarted"
+
+
+def test_operators_stop_is_respected_and_a_start_ends_it(loop):
+    starts = len(loop.starts("db1"))
+    loop.node.sim.cbsd("jstop", "jname=db1")
+    loop.state("db1", "stopped")
+    time.sleep(8)
+    loop.node.agent("sync")
+    time.sleep(2)
+    assert loop.node.status()["db1"]["state"] == "stopped"
+    assert "operator" in loop.node.status()["db1"]["reason"]
+    assert len(loop.starts("db1")) == starts
+    assert http("127.77.1.12", 8080) is None
+    loop.live("db1")
+
+
+def test_stop_of_a_failing_env_is_respected(loop):
+    loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+    loop.node.sim.cbsd("jstop", "jname=lb1")
+    loop.state("lb1", "stopped")
+    time.sleep(5)
+    assert loop.node.status()["lb1"]["state"] == "stopped"
+    assert "lb1" not in loop.node.running()
+    loop.live("lb1")
+
+
+def test_typed_restart_is_neither_a_failure_nor_a_stop(loop):
+    before = loop.transitions("lb1").count("healing")
+    loop.node.sim.cbsd("jrestart", "jname=lb1")
+    loop.state("lb1", "healthy")
+    time.sleep(3)
+    assert loop.transitions("lb1").count("healing") == before
+    assert loop.node.status()["lb1"]["intent"] == "running"
+
+
+def test_agent_killed_in_the_middle_of_a_heal_is_finished_by_the_next(loop):
+    before = loop.transitions("lb1").count("healed")
+    loop.node.sim.slow("lb1", start=2, stop=2)
+    try:
+        loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+        until(lambda: "lb1" not in loop.node.running(), 30, "the heal stops lb1")
+        assert loop.node.kill_agent()
+    finally:
+        loop.node.sim.slow("lb1", start=0, stop=0)
+    loop.healed("lb1", before + 1, 60)
+    assert http("127.77.1.11") == 200
+
+
+def test_monit_killed_is_started_by_the_next_sync(loop):
+    assert loop.node.kill_monit()
+    time.sleep(0.5)
+    answer = json.loads(loop.node.agent("sync", "--json"))
+    assert answer["started"] is True
+    loop.node.sim.crash("lb1")
+    loop.healed("lb1", loop.transitions("lb1").count("healed") + 1)
+
+
+def test_syntax_error_in_raw_is_that_envs_alone(loop):
+    loop.jail("bad1", 13, "tcpd", "tcpd_port=8080", raw="if faild port 8080 then alert\n")
+    results = loop.apply()
+    said = loop.node.summary(results)
+    assert "bad1" in said and "syntax error" in said
+    status = loop.node.status()
+    loop.node.sim.cbsd("jstart", "jname=bad1")
+    loop.state("bad1", "quarantined")
+    assert status["lb1"]["state"] == status["db1"]["state"] == "healthy"
+    assert "OK" in subprocess.run(
+        ["monit", "-t", "-c", str(loop.node.monitrc)], capture_output=True, text=True, check=True
+    ).stdout
+    del loop.envs["bad1"]
+    assert all(r["result"] for r in loop.apply())
+    assert "bad1" not in loop.node.status()
+
+
+def test_upstreams_template_put_there_by_hand_works(loop):
+    address = loop.jail("hand1", 14)
+    folder = pathlib.Path(loop.node.sim.workdir) / "jails-system/hand1/monit"
+    folder.mkdir()
+    (folder / "monitrc.tpl").write_text(
+        "check host %%JNAME%% with address %%IPV4_FIRST%%\n"
+        "\tif failed port 80 protocol http\n"
+        '\tthen exec "/usr/local/bin/cbsd jrestart %%JNAME%%"\n'
+        "\t\trepeat every 1 cycles\n"
+    )
+    loop.live("hand1")
+    loop.node.sim.cbsd("jexec", "jname=hand1", "service", "nginx", "stop")
+    loop.healed("hand1")
+    assert http(address) == 200
+    results = loop.apply()
+    assert all(r["result"] for r in results)
+    assert (folder / "monitrc.tpl").read_text().startswith("check host %%JNAME%%"), "an operator's file is left alone"
+
+
+@pytest.mark.parametrize("ip4_addr", ["DHCP6-none", "0"])
+def test_env_without_an_address_says_so_and_breaks_nothing(loop, ip4_addr):
+    name = "noip" + str(len(ip4_addr))
+    loop.node.sim.cbsd("jcreate", f"jname={name}", "ip4_addr=0", "inter=0")
+    loop.envs[name] = {"profiles": ["nginx"]}
+    said = loop.node.summary(loop.apply())
+    assert "no address yet" in said
+    del loop.envs[name]
+    assert all(r["result"] for r in loop.apply())
+
+
+def test_vm_is_healed_by_its_own_verbs(loop):
+    sim = loop.node.sim
+    sim.cbsd("bcreate", "jname=vm1", "ip4_addr=127.77.1.50", "vm_ram=1g", "vm_cpus=1", "vm_os_type=linux", "inter=0")
+    sim.guest("vm1", service="tcpd", port=8080)
+    loop.envs["vm1"] = {"checks": {"app": {"type": "tcp", "port": 8080}}}
+    assert all(r["result"] for r in loop.apply())
+    sim.cbsd("bstart", "jname=vm1", "inter=0")
+    loop.state("vm1", "healthy")
+    sim.crash("vm1")
+    loop.healed("vm1")
+    assert http("127.77.1.50", 8080) == 200
+    sim.cbsd("bstop", "jname=vm1")
+    loop.state("vm1", "stopped")
+    time.sleep(3)
+    assert loop.node.status()["vm1"]["state"] == "stopped"
+
+
+def test_renamed_env_keeps_its_checks_under_its_new_name(loop):
+    loop.jail("old1", 15, profiles=["nginx"])
+    assert all(r["result"] for r in loop.apply())
+    loop.live("old1")
+    loop.node.sim.cbsd("jstop", "jname=old1")
+    loop.state("old1", "stopped")
+    loop.node.sim.cbsd("jrename", "old=old1", "new=new1", "host_hostname=new1.my.domain")
+    loop.live("new1")
+    summary = loop.node.monit("summary")
+    assert "new1.http" in summary and "old1" not in summary
+    assert "renamed" in loop.transitions("new1")
+    loop.node.sim.crash("new1")
+    loop.healed("new1")
+
+
+def test_removed_env_leaves_nothing(loop):
+    loop.jail("gone1", 16, profiles=["nginx"])
+    assert all(r["result"] for r in loop.apply())
+    loop.live("gone1")
+    loop.node.sim.cbsd("jremove", "jname=gone1")
+    until(lambda: "gone1" not in loop.node.monit("summary"), 20, "monit forgets gone1")
+    until(lambda: "gone1" not in loop.node.status(), 20, "the agent forgets gone1")
+    assert not (loop.node.state_dir / "envs/gone1.json").exists()
+
+
+def test_clone_of_a_running_env_never_gives_monit_a_name_twice(loop):
+    loop.node.sim.cbsd(
+        "jclone", "old=lb1", "new=lb1b", "host_hostname=lb1b.my.domain", "ip4_addr=127.77.1.17", "checkstate=0"
+    )
+    loop.node.agent("sync")
+    assert subprocess.run(["monit", "-t", "-c", str(loop.node.monitrc)], check=False).returncode == 0
+    loop.live("lb1b")
+    assert "lb1b.http" in loop.node.monit("summary")
+    loop.node.sim.cbsd("jremove", "jname=lb1b")
+
+
+def test_second_run_changes_nothing(loop):
+    loop.apply()
+    root = loop.node.root
+
+    def snapshot():
+        kept = {}
+        for path in root.rglob("*"):
+            words = str(path.relative_to(root))
+            if words.startswith(("salt", "log", "var/run", "kernel")) or "sqlite" in words or path.is_dir():
+                continue
+            if path.is_symlink() or not path.is_file() or path.name in ("agent.log", "monit.state"):
+                continue
+            kept[words] = (path.stat().st_mtime_ns, path.stat().st_ino)
+        return kept
+
+    log = root / "log/monit.log"
+    reloads = log.read_text().count("Reinitializing")
+    before = snapshot()
+    dry = loop.apply(test=True)
+    assert {r["__id__"]: r["changes"] for r in dry if r["changes"] or r["result"] is not True} == {}
+    again = loop.apply()
+    assert {r["__id__"]: r["changes"] for r in again if r["changes"]} == {}
+    assert snapshot() == before
+    assert log.read_text().count("Reinitializing") == reloads
+
+
+HOSTILE = ["$(touch {x})", "../x", 'a"b', "a\nb", "a|b", "a~b", "`touch {x}`", "ü", "a'b", "__slot__:salt:cmd.run(touch {x})"]
+
+
+@pytest.mark.parametrize("where", ["name", "check", "path", "address", "content", "command"])
+def test_hostile_pillar_is_refused_with_its_path_and_nothing_happens(loop, tmp_path, where):
+    marker = tmp_path / "x"
+    for template in HOSTILE:
+        value = template.format(x=marker)
+        envs = {
+            "name": {value: {"profiles": ["nginx"]}},
+            "check": {"lb1": {"checks": {value: {"type": "running"}}}},
+            "path": {"lb1": {"checks": {"c": {"type": "http", "port": 80, "path": "/" + value}}}},
+            "address": {"lb1": {"checks": {"c": {"type": "tcp", "port": 80, "address": value}}}},
+            "content": {"lb1": {"checks": {"c": {"type": "http", "port": 80, "path": "/", "content": value}}}},
+            "command": {"lb1": {"checks": {"c": {"type": "exec", "in": "jail", "command": [value]}}}},
+        }[where]
+        published = (loop.node.state_dir / "published").read_text()
+        loop.node.pillar({**loop.settings, "envs": envs})
+        try:
+            answer = loop.node.apply("cbsd_monit.checks")
+            said = loop.node.summary(answer)
+            failed = [r for r in answer if r["result"] is False]
+        except RuntimeError as err:
+            said, failed = str(err), [1]
+        if not failed and where in ("content", "path"):
+            continue  # harmless there: quoted for monit, proved by monit's own parse
+        assert failed, (value, said)
+        assert "cbsd_monit:envs" in said, (value, said)
+        assert not marker.exists()
+        assert (loop.node.state_dir / "published").read_text() == published
+    assert all(r["result"] for r in loop.apply())
