@@ -22,7 +22,6 @@ import re
 
 from salt.exceptions import SaltInvocationError
 
-
 CHECK = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -285,7 +284,7 @@ def _read_raw(value, row):
         if "'" in bare:
             raise _Expected(f"double quotes instead of single ones (line {number})")
         for word in ("set", "include"):
-            if re.search(rf"(?<![A-Za-z0-9_-]){word}(?![A-Za-z0-9_-])", bare, re.I):
+            if re.search(rf"(?<![A-Za-z_-]){word}(?![A-Za-z0-9_-])", bare, re.I):
                 raise _Expected(f"no {word!r}, which changes the whole node (line {number})")
     return value
 
@@ -349,7 +348,7 @@ class _Reader:
         for key in value:
             if key not in table:
                 self.errors.unknown(path, key, table)
-            elif value[key] not in (None, "") or table[key].get("required"):
+            elif value[key] is not None or table[key].get("required"):
                 read = self.value(value[key], table[key], [*path, key])
                 if read is not None:
                     result[key] = read
@@ -359,6 +358,8 @@ class _Reader:
         return result
 
     def _section(self, value, row, path):
+        if row["of"] == "lookup" and isinstance(value, dict):
+            value = {key: given for key, given in value.items() if given != ""}  # '' in defaults.yaml: nothing
         read = self.section(value, self.tables["sections"][row["of"]], path)
         if row["of"] == "silence" and isinstance(value, dict) and not {"env", "group", "node"} & set(value):
             self.errors.say(path, "missing: env, group or node")

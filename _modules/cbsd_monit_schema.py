@@ -26,7 +26,7 @@ STRINGS = {
     "host": ("a host name, with or without a port", rf"([A-Za-z0-9.-]|{FACT})+(:[0-9]{{1,5}})?"),
     "header": ("letters, digits, blanks and .,:;/=@+*_()-", rf"([A-Za-z0-9 .,:;/=@+*_()-]|{FACT})*"),
     "arg": ("an argument (letters, digits, blanks and _./:=,@%+-; no ..)", r"[A-Za-z0-9_./:=,@%+ -]+"),
-    "text": ("a sentence without quotes and shell characters", r"[\w .,:;!?()#/@+%=-]{1,200}"),
+    "text": ("a sentence without double quotes and shell characters", r"[\w .,:;!?()#/@+%='-]{0,200}"),
     "regex": ("a regular expression in printable ASCII", r"[ -~]{1,500}"),
     "salt_url": ("a file on the Salt file server, salt://…", r"salt://[A-Za-z0-9_./-]+(\?saltenv=[A-Za-z0-9_.-]+)?"),
 }
