@@ -1,11 +1,15 @@
-"""The program `cbsd`: finds the command and runs it (bin/cbsdsh)."""
+"""The program `cbsd`: finds the command and runs it (bin/cbsdsh).
+
+Here and in the modules it uses, an import inside a function is one that few commands need: a test waits
+for the start of hundreds of these processes.
+"""
 import importlib
 import os
-import shlex
 import signal
 import sys
+import time
 
-from sim.layout import HOST_PATH, VERSION, Layout
+from sim.layout import HOST_PATH, NESTED, VERSION, Layout, append_json
 
 # command -> module and function; modules are imported when they are needed, to start fast.
 COMMANDS = {
@@ -47,11 +51,43 @@ SYSTEM_PATH = "/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 
 def main(root, argv):
     """Run `cbsd ARGV`; the exit code."""
+    parent = os.environ.pop(NESTED, None)
     workdir = os.environ.get("workdir") or configured_workdir(Layout(root).rcconf)
-    if not workdir:
-        sys.stderr.write("cbsd: no workdir defined\n")
-        return 1
-    layout = Layout(root, workdir)
+    layout = Layout(root, workdir or None)
+    log = Log(layout, argv, parent)
+    code = 255
+    try:
+        code = dispatch(layout, argv) if workdir else no_workdir()
+    finally:
+        log.write("end", rc=code)
+    return code
+
+
+class Log:
+    """log/cbsd.log: tests count commands and look at who ran them.
+
+    A program that replaces this process leaves no line for its end.
+    """
+
+    def __init__(self, layout, argv, parent):
+        self.layout = layout
+        self.who = {"pid": os.getpid(), "ppid": os.getppid(), "argv": argv, "nested": bool(parent)}
+        self.who["parent_pid"] = int(parent) if parent else None
+        self.write("start")
+
+    def write(self, event, **more):
+        """One line."""
+        append_json(self.layout.cbsd_log, {"t": time.time(), "event": event, **self.who, **more})
+
+
+def no_workdir():
+    """Neither the environment nor rc.conf names the working directory."""
+    sys.stderr.write("cbsd: no workdir defined\n")
+    return 1
+
+
+def dispatch(layout, argv):
+    """Find what `cbsd ARGV` means and run it."""
     if not argv or argv[0] == "-c":
         return script(layout, argv[1] if len(argv) > 1 else None)
     command, arguments = argv[0], argv[1:]
@@ -78,7 +114,7 @@ def configured_workdir(rcconf):
 
 
 def run(layout, command, arguments):
-    """Run one of CBSD's own commands, logged."""
+    """Run one of CBSD's own commands."""
     from sim.inventory import BrokenRow
     from sim.session import Session
     from sim.shell import Exit
@@ -90,18 +126,13 @@ def run(layout, command, arguments):
     session.prepare()
     module, _, function = COMMANDS[command].partition(".")
     with session.kernel.running():
-        session.log("start")
-        code = 255
         try:
-            code = getattr(importlib.import_module(f"sim.{module}"), function)(session)
+            return getattr(importlib.import_module(f"sim.{module}"), function)(session)
         except Exit as end:
-            code = end.code
+            return end.code
         except BrokenRow:
             session.say("export: =0: bad variable name", stream=2)
-            code = 2
-        finally:
-            session.log("end", code)
-    return code
+            return 2
 
 
 def find_external(layout, command):
@@ -139,6 +170,8 @@ def run_external(layout, command, arguments, path):
 
 def script(layout, code):
     """`cbsd -c CODE`, or CBSD's shell reading standard input. The SQL builtins are commands here."""
+    import shlex
+
     words = shlex.split(code) if code and not set(code) & set("|&;<>$`\n") else []
     if words and words[0] in ("cbsdsqlro", "cbsdsqlrw"):
         return sql(layout, words[1:])

@@ -1,8 +1,6 @@
 """Hook scripts on the host (subr/jcreate.subr:152-237)."""
 import errno
 import os
-import random
-import shutil
 import stat
 import subprocess
 import time
@@ -73,6 +71,8 @@ class HookRunner:
         files = executables(source)
         if not files or not os.path.isdir(row["data"]):
             return
+        import shutil
+
         target = os.path.join(row["data"], "tmp", directory)
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(source, target, symlinks=True)
@@ -119,7 +119,10 @@ def executables(directory):
             mode = entry.stat(follow_symlinks=False).st_mode
             if regular and mode & (stat.S_IXUSR | stat.S_IXGRP | stat.S_IXOTH):
                 found.append(entry.name)
-    random.shuffle(found)
+    if len(found) > 1:
+        import random
+
+        random.shuffle(found)
     return found
 
 

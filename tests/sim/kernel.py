@@ -9,7 +9,6 @@ import contextlib
 import fcntl
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -270,6 +269,8 @@ def spawn(argv, executable, environment, fds=()):
 
 def full_queue(address, port):
     """Sockets that, while they are open, make every further connection to the port hang."""
+    import socket
+
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((address, port))

@@ -7,6 +7,9 @@ VERSION = "14.1.3a"
 # What CBSD gives to hooks, and what a FreeBSD root shell has (subr/jcreate.subr resets to it).
 HOST_PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 
+# Internal to the simulator: a command that another command runs. It never reaches a hook.
+NESTED = "CBSD_SIM_NESTED"
+
 DEFAULTS = {
     "nodename": "node1.my.domain",
     "nic": "em0",

@@ -9,10 +9,7 @@ from sim.addresses import Addresses
 from sim.hooks import HookRunner
 from sim.inventory import Inventory
 from sim.kernel import Kernel
-from sim.layout import HOST_PATH, VERSION, append_json
-
-# Internal to the simulator: a command that another command runs. It never reaches a hook.
-NESTED = "CBSD_SIM_NESTED"
+from sim.layout import HOST_PATH, NESTED, VERSION
 
 COLOURS = {
     "N0": "\033[0m",
@@ -31,7 +28,6 @@ class Session:
 
     def __init__(self, layout, command, argv, environment):
         self.layout, self.command = layout, command
-        self.parent = environment.pop(NESTED, None)
         self.environment = environment
         self.kernel = Kernel(layout)
         self.inventory = Inventory(layout, self.kernel)
@@ -246,23 +242,6 @@ class Session:
             subprocess.run(words, env=self.environment, stdin=subprocess.DEVNULL, check=False)
         except OSError:
             self.say(f"{self.layout.bin}/cbsd: {backend[0]}: not found", stream=2)
-
-    # -- log ---------------------------------------------------------------------------------------
-
-    def log(self, event, code=None):
-        """One line of the node's own log, for tests to count commands."""
-        record = {
-            "t": time.time(),
-            "event": event,
-            "pid": os.getpid(),
-            "ppid": os.getppid(),
-            "argv": [self.command, *self.argv],
-            "nested": self.parent is not None,
-            "parent_pid": int(self.parent) if self.parent else None,
-        }
-        if code is not None:
-            record["rc"] = code
-        append_json(self.layout.cbsd_log, record)
 
 
 def read_conf(path):
