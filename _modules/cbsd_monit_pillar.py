@@ -19,6 +19,7 @@ import functools
 import ipaddress
 import math
 import re
+import warnings
 
 from salt.exceptions import SaltInvocationError
 
@@ -170,11 +171,20 @@ def _read_string(value, row):
     if kind != "regex" and ".." in re.split(r"[/:=, ]", value):
         raise _Expected
     if kind == "regex":
-        try:
-            re.compile(value)
-        except re.error as err:
-            raise _Expected(f"a regular expression ({err})") from err
+        _read_regex(value)
     return value
+
+
+def _read_regex(value):
+    """Refuse what the C library of a node would not compile, or would read in another way than its author."""
+    if re.search(r"\\[A-Za-z0-9]|\(\?", value):
+        raise _Expected("a POSIX regular expression: [0-9] for \\d, [[:space:]] for \\s, no (?…)")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python wonders about [[:space:]]
+            re.compile(value)
+    except re.error as err:
+        raise _Expected(f"a regular expression ({err})") from err
 
 
 def _read_name(value, row):
@@ -484,8 +494,8 @@ class _Reader:
         entries = []
         if scope == "node":
             entries = list(part("nodes").values())
-        elif path[1] == "groups":
-            entries = [part("groups", path[2])]
+        elif path[1] == "groups":  # an env may be in several
+            entries = list(part("groups").values())
         elif "envs" in path:
             env = path[path.index("envs") + 1]
             entries = [entry for entry in part("groups").values() if _matches(entry, env)]
@@ -496,13 +506,14 @@ class _Reader:
         """Refuse what Salt would execute when it becomes a state's argument, wherever it stands."""
         if isinstance(value, dict):
             for key in value:
-                self.slots(key, [*path, _part(key)])
-                self.slots(value[key], [*path, _part(key)])
+                self.slots(key, [*path, key])
+                self.slots(value[key], [*path, key])
         elif isinstance(value, list):
             for number, item in enumerate(value):
                 self.slots(item, [*path, str(number)])
         elif isinstance(value, str) and value.lstrip().startswith("__slot__:"):
-            self.errors.say(path, "a value may not begin with __slot__:, Salt would execute it")
+            where = [_part(part) for part in path]
+            self.errors.say(where, "a value may not begin with __slot__:, Salt would execute it")
 
     def references(self, read):
         """Names that are used must be given, and envs must not wait for each other."""

@@ -43,8 +43,9 @@ TYPES = {
     "address": "an IP address, or ipv4 or ipv6 for the env's first one",
     "time": "a time such as 2027-01-01T06:00:00Z",
     "threshold": "a number 1-64, or {failures: N, within: M} with N <= M <= 64",
-    "ladder": "a step or a list of steps: restart, start, stop, alert, event, {service_restart: NAME}, "
-    "{command: [PROGRAM, ARG]}",
+    "ladder": "a step or a list of steps: restart, start, stop, alert, event, "
+    "{service_restart: NAME}, {command: [PROGRAM, ARG]}",
+    "step": "a step: restart, start, stop, alert, event, {service_restart: NAME}, {command: [PROGRAM, ARG]}",
     "command": "a list: a program's absolute path and its arguments",
     "headers": "a mapping of HTTP header to value",
     "name": "a name, or false",
@@ -295,5 +296,6 @@ def schema():
 
         salt-call cbsd_monit_schema.schema
     """
+    strings = {name: list(row) for name, row in STRINGS.items()}
     tables = {"sections": SECTIONS, "checks": CHECKS, "check": INHERITED, "policy": POLICY}
-    return copy.deepcopy({**tables, "strings": STRINGS, "types": TYPES, "steps": STEPS})
+    return copy.deepcopy({**tables, "strings": strings, "types": TYPES, "steps": STEPS})

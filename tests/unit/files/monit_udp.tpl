@@ -1,0 +1,12 @@
+# cbsd_monit: env %%JNAME%%
+check file "%%ENV%%.env" with path "%%DEAD%%"
+  onreboot laststate
+  if exist then exec "%%WAKE%% monit %%ENV%%.env" repeat every 3 cycles
+
+check host "%%ENV%%.c" with address "%%IPV6_FIRST%%"
+  onreboot laststate
+  depends on "%%ENV%%.env"
+  every 3 cycles
+  if failed port 514 type udp with timeout 5 seconds for 3 cycles
+    then exec "%%WAKE%% monit %%ENV%%.c" repeat every 1 cycles
+    else if succeeded for 1 cycles then exec "%%WAKE%% monit %%ENV%%.c"
