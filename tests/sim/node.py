@@ -9,7 +9,6 @@ one line for the start and one for the end of each CBSD command, `DIR/log/hooks.
 import argparse
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from sim import modules  # noqa: E402
 from sim.addresses import Addresses  # noqa: E402
 from sim.cbsd import COMMANDS  # noqa: E402
 from sim.inventory import Inventory  # noqa: E402
+from sim.jails import remove  # noqa: E402
 from sim.kernel import Kernel  # noqa: E402
 from sim.layout import DEFAULTS, HOST_PATH, Layout  # noqa: E402
 
@@ -135,8 +135,8 @@ class Node:
             self.kernel.power_off()
         for name in os.listdir(self.root):
             if name != "etc":  # what says that this is a node goes last
-                shutil.rmtree(self.layout.path(name))
-        shutil.rmtree(self.root)
+                remove(self.layout.path(name))
+        remove(self.root)
 
     def reset(self, fixture):
         """A new node with the environments of a fixture of the recorded cases."""
