@@ -175,10 +175,23 @@ def _read_string(value, row):
     return value
 
 
+CLASSES = "alnum|alpha|blank|cntrl|digit|graph|lower|print|punct|space|upper|xdigit"
+REGEX = re.compile(
+    r"\\[][.{}()*+?^$|\\/\"-]"  # a backslash only before what it makes literal everywhere
+    rf"|\[\^?\]?(?:\[:(?:{CLASSES}):\]|[^]\\[])*\]"
+    r"|\{(?:[01]?[0-9]{1,2}|2[0-4][0-9]|25[0-5])(?:,(?:[01]?[0-9]{1,2}|2[0-4][0-9]|25[0-5])?)?\}"
+    r"|[^][\\{}]"
+)
+
+
 def _read_regex(value):
     """Refuse what the C library of a node would not compile, or would read in another way than its author."""
-    if re.search(r"\\[A-Za-z0-9]|\(\?", value):
-        raise _Expected("a POSIX regular expression: [0-9] for \\d, [[:space:]] for \\s, no (?…)")
+    plain = REGEX.sub(lambda match: "x" if len(match[0]) > 1 and match[0][0] != "{" else match[0], value)
+    if REGEX.sub("", value) or re.search(r"[(^$][*+?{]|[(|]\||\|\)|\(\)|^\||\|$", plain):
+        raise _Expected(
+            "a POSIX extended regular expression ([0-9] for \\d, [[:space:]] for \\s, [{] for {; "
+            "nothing like (?i), no empty alternative)"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Python wonders about [[:space:]]

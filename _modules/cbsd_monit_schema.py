@@ -196,7 +196,7 @@ BOTH = ["env", "node"]
 CHECKS = {
     "running": {"doc": "the env runs", "scope": ["env"], "fields": {}},
     "tcp": {"doc": "a TCP port accepts", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
-    "udp": {"doc": "a UDP port is not refused", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
+    "udp": {"doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks nothing else", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
     "http": {
         "doc": "an HTTP or HTTPS request is answered",
         "scope": BOTH,
