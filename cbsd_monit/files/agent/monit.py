@@ -131,22 +131,27 @@ class Monit:
             self.signal(signal.SIGUSR1)  # 6.0 waits for its next cycle; on 5.33 a signal would fail a slow connect
         return code in (200, 302)
 
-    def pid(self):
-        """The pid of this monit, or None: a pid file alone proves nothing, and monit kills whom it names."""
+    def _pidfile(self):
+        """(path, pid) of the first pid file there is, or (None, None)."""
         text = ""
         with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
             text = handle.read()
         match = re.search(r'^\s*set\s+pidfile\s+"?([^\s"]+)', text, re.M)
-        paths = [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]
-        for path in paths:
+        for path in [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]:
             with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as handle:
-                pid = int(handle.read())
-                name = subprocess.run(
-                    ["ps", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False
-                ).stdout
-                if os.path.basename(name.strip()) == "monit":
-                    return pid
-        return None
+                return path, int(handle.read())
+        return None, None
+
+    def pid(self):
+        """The pid of this monit, or None: a pid file alone proves nothing, it may name a zombie or somebody else."""
+        _, pid = self._pidfile()
+        if pid is None:
+            return None
+        found = subprocess.run(
+            ["ps", "-o", "stat=,comm=", "-p", str(pid)], capture_output=True, text=True, check=False
+        ).stdout.split()
+        alive = len(found) > 1 and not found[0].startswith("Z") and os.path.basename(found[1]) == "monit"
+        return pid if alive else None
 
     def signal(self, number):
         pid = self.pid()
@@ -188,6 +193,9 @@ class Monit:
         argv = self.node.conf.get("monit_start")
         if not argv:
             raise AgentError("monit does not run and the configuration does not say how to start it")
+        path, _ = self._pidfile()
+        if path and self.pid() is None:
+            os.unlink(path)  # monit would "awaken" whoever has that pid now, and not start
         found = subprocess.run(
             argv, capture_output=True, text=True, errors="replace", check=False, timeout=60, stdin=subprocess.DEVNULL
         )
