@@ -91,7 +91,7 @@ def _write(name, text, mode=0o600, dir_fd=None):
     folder = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
     try:
         base = os.path.basename(name)
-        temp = f".{base}.salt-{os.getpid()}"
+        temp = f".{base}.salt"
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temp, dir_fd=folder)
         handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
@@ -325,9 +325,10 @@ def _sync(ret, paths, overlay):
         answer = _wake(paths, overlay if __opts__["test"] else None)
     except OSError as err:
         return {"the agent": str(err)}
-    done = {key: answer[key] for key in ("changed", "reloaded", "started") if answer.get(key)}
-    if done:
-        ret["changes"]["monit"] = done
+    if answer.get("changed"):
+        ret["changes"]["monit"] = {"published": answer["changed"]}
+    elif answer.get("reloaded"):
+        ret["changes"]["monit"] = "reloaded"
     reasons = {env: f"quarantined, monit says: {said}" for env, said in (answer.get("quarantined") or {}).items()}
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):

@@ -110,15 +110,19 @@ def _upstream(path):
         return False
 
 
-def hooks_present(name, spec=None, workdir=None, libexec=None, state=None, skeletons=None):
+def _given(**values):
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def hooks_present(name, spec=None, workdir=None, libexec=None, skeletons=None, lookup=None):
     """
     CBSD runs ``wake`` whenever an env of this node starts, stops, is made or removed, now and for envs made later.
 
     Links it into the hook directories of every env and of the skeletons; missing hook directories are made. Hooks of CBSD's own module
     monit are set aside meanwhile, because two would act on one failure. No command is run.
 
-    workdir, libexec, state
-        Paths that win over those of ``spec``.
+    workdir, libexec, lookup
+        Paths that win over those of ``spec``, singly or as a mapping.
     skeletons
         Further skeletons: paths, or names below ``WORKDIR/share``. Known by themselves: ``*-system-default`` and
         ``*-system-skel`` of jails and VMs.
@@ -131,7 +135,7 @@ def hooks_present(name, spec=None, workdir=None, libexec=None, state=None, skele
     """
     try:
         paths = __salt__["cbsd_monit_node.paths"](
-            spec, need=NEED, workdir=workdir, libexec=libexec, state=state, skeletons=skeletons
+            spec, need=NEED, **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)}
         )
         return _hooks_present(name, paths)
     except Exception as err:
@@ -203,7 +207,7 @@ def _copy_aside(path, state):
     return {"path": path, "file": kept, "owner": [info.st_uid, info.st_gid]}
 
 
-def hooks_absent(name, spec=None, workdir=None, libexec=None, state=None, skeletons=None):
+def hooks_absent(name, spec=None, workdir=None, libexec=None, skeletons=None, lookup=None):
     """
     No env and no skeleton has a hook of ours; what ``hooks_present`` set aside or made is as it was.
 
@@ -215,7 +219,7 @@ def hooks_absent(name, spec=None, workdir=None, libexec=None, state=None, skelet
     """
     try:
         paths = __salt__["cbsd_monit_node.paths"](
-            spec, need=NEED, workdir=workdir, libexec=libexec, state=state, skeletons=skeletons
+            spec, need=NEED, **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)}
         )
         return _hooks_absent(name, paths)
     except Exception as err:

@@ -23,6 +23,9 @@ _GLOB_LINE = re.compile(r"""[ \t]*include[ \t]+["']?\S*/jails-system/\*/monit/mo
 _STATEMENT = re.compile(r"[ \t]*(set|check|include)\b", re.I)
 _HTTPD = re.compile(r"[ \t]*set[ \t]+httpd\b", re.I)
 _MINIMAL = "# Made by cbsd_monit, because this node had no control file of monit: what follows sets everything.\n"
+_NAME = re.compile(r"<name>(?:<!\[CDATA\[)?(.*?)(?:\]\]>)?</name>")
+_CHECK = re.compile(r'^[ \t]*check[ \t]+\S+[ \t]+(?:"([^"\n]+)"|([^\s"$]+))', re.M | re.I)
+_WRITTEN = re.compile(r"^(?=[ \t]*set[ \t]+(idfile|log|logfile)[ \t]+/)", re.M | re.I)
 _REPLACED = "# cbsd_monit: one include of what is published is enough\n"
 
 
@@ -152,6 +155,14 @@ def _refused(paths, path, staged):
     return words.replace(staged, path) if code else ""
 
 
+def _harmless(text, folder):
+    """``text`` for a trial that writes nothing: ``monit -t`` makes the id file and the log that a control file names."""
+    own = os.path.join(folder, "id")
+    with open(own, "w", encoding="ascii") as stream:
+        stream.write("0" * 32)
+    return f"{_WRITTEN.sub('# ', text)}\nset idfile {own}\n"
+
+
 def include_present(name, spec=None, mode=None, lookup=None):
     """
     The control file of monit includes what the agent publishes.
@@ -215,7 +226,7 @@ def _include_present(name, spec, mode, lookup):
     with tempfile.TemporaryDirectory() as private:  # in test mode nothing appears beside monitrc
         folder = private if __opts__["test"] else os.path.dirname(path)
         os.makedirs(folder, exist_ok=True)
-        with _staged(path, new, folder) as staged:
+        with _staged(path, _harmless(new, private) if __opts__["test"] else new, folder) as staged:
             words = _refused(paths, path, staged) if new != old else ""
             if words:
                 return _failed(name, f"{name} was not changed, because monit does not accept the new text: {words}")
@@ -268,11 +279,15 @@ def _include_absent(name, spec, lookup):
         ret["changes"]["removed"] = name
     if __opts__["test"]:
         return _pending(ret, f"{name} would be as it was.")
-    running = _answers(paths)
+    running = _status(paths) is not None
     words = ""
     if made:
         if running:
             _monit(paths, "-c", path, "quit")
+            for _ in range(100):  # it ends what it is doing first
+                if _status(paths) is None:
+                    break
+                time.sleep(0.1)
         os.unlink(path)
     else:
         mode, uid, gid = record.get("was") or (0o600, os.geteuid(), os.stat(path).st_gid)
@@ -294,24 +309,35 @@ def _include_absent(name, spec, lookup):
 # monit itself
 
 
-def _answers(paths):
-    """True if monit answers on its control socket: the only answer about it that can be believed."""
+def _status(paths):
+    """monit's own status (XML) from its control socket, or None: the only answer about it that can be believed."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
         line.settimeout(5)
         try:
             line.connect(os.path.join(paths["run"], "monit.sock"))
             line.sendall(b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
-            return line.recv(64).startswith((b"HTTP/1.0 200", b"HTTP/1.1 200"))
+            answer = b"".join(iter(lambda: line.recv(65536), b"")).decode("utf-8", "replace")
         except OSError:
-            return False
+            return None
+    return answer if re.match(r"HTTP/1\.[01] 200\b", answer) else None
+
+
+def _unknown(paths, status):
+    """The services that are published and that this monit has not read: its control file was changed behind its back."""
+    published = _read(os.path.join(paths["state"], "published")) or ""
+    known = {name.lower() for name in _NAME.findall(status)}
+    names = [quoted or bare for quoted, bare in _CHECK.findall(published)]
+    return [name for name in names if name.lower() not in known]
 
 
 def running(name, spec=None, timeout=15, lookup=None):
     """
-    monit answers on its control socket; where it does not, it is started as ``lookup:monit_start`` says.
+    monit answers on its control socket and knows what is published.
+
+    Where it does not answer it is started as ``lookup:monit_start`` says; where it has not read what is published, it is told to.
 
     timeout
-        Seconds to wait for the answer after the start.
+        Seconds to wait until it does.
 
     .. code-block:: yaml
 
@@ -320,22 +346,36 @@ def running(name, spec=None, timeout=15, lookup=None):
             - spec: {{ {"lookup": lookup} | json }}
     """
     try:
-        ret = _ret(name, "monit answers on its socket.")
-        paths = __salt__["cbsd_monit_node.paths"](spec, need=("run", "monit_start"), **(lookup or {}))
-        if _answers(paths):
-            return ret
-        argv = paths["monit_start"]
-        ret["changes"] = {"monit": {"old": "no answer", "new": "running"}}
-        if __opts__["test"]:
-            return _pending(ret, f"monit would be started by `{' '.join(argv)}`.")
-        ran = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, stdin="", timeout=60)
-        until = time.monotonic() + timeout
-        while not _answers(paths):
-            if time.monotonic() > until:
-                said = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
-                return _failed(name, f"`{' '.join(argv)}` exited {ran['retcode']}, monit does not answer: {said}")
-            time.sleep(0.1)
-        ret["comment"] = "monit was started and answers on its socket."
-        return ret
+        need = ("run", "state", "monit", "monitrc", "monit_start")
+        paths = __salt__["cbsd_monit_node.paths"](spec, need=need, **(lookup or {}))
+        return _running(name, paths, timeout)
     except Exception as err:
         return _failed(name, err)
+
+
+def _running(name, paths, timeout):
+    ret = _ret(name, "monit answers on its socket and knows what is published.")
+    status = _status(paths)
+    unknown = _unknown(paths, status) if status else []
+    if status and not unknown:
+        return ret
+    if status:
+        argv = [paths["monit"], "-c", paths["monitrc"], "reload"]
+        ret["changes"]["monit"] = {"old": f"does not know {', '.join(unknown)}", "new": "reloaded"}
+    else:
+        argv = paths["monit_start"]
+        ret["changes"]["monit"] = {"old": "no answer", "new": "running"}
+    if __opts__["test"]:
+        return _pending(ret, f"`{' '.join(argv)}` would be run.")
+    ran = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, stdin="", timeout=60)
+    until = time.monotonic() + timeout
+    while True:
+        status = _status(paths)
+        if status and not _unknown(paths, status):
+            ret["comment"] = f"`{' '.join(argv)}` was run; monit answers and knows what is published."
+            return ret
+        if time.monotonic() > until:
+            said = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
+            state = "does not know what is published" if status else "does not answer"
+            return _failed(name, f"`{' '.join(argv)}` exited {ran['retcode']}, and monit {state}: {said}")
+        time.sleep(0.1)

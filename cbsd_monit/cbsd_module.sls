@@ -18,8 +18,7 @@ CBSD's module monit is switched on:
 
 CBSD knows the command monit:
   cmd.run:
-    - name: {{ (lookup.distdir ~ "/sudoexec/initenv inter=0") | json }}
-    - python_shell: false
+    - name: {{ ((lookup.distdir ~ "/sudoexec/initenv") | quote ~ " inter=0") | json }}
     - stdin: ''
     - env:
         workdir: {{ workdir | json }}

@@ -28,12 +28,12 @@ monit is enabled and runs:
 
 monit is enabled and runs:
   test.fail_without_changes:
-    - name: >-
+    - comment: >-
         Salt {{ grains["saltversion"] }} has no service module for {{ grains["os"] }}: install saltext-freebsd into Salt's Python,
         or set cbsd_monit:lookup:service to false (then monit is started by the agent, and enabling it at boot is yours).
 {%- endif %}
 
-monit answers on its socket:
+monit knows what is published:
   cbsd_monit.running:
     - spec: {{ spec | json }}
     - require:

@@ -51,6 +51,7 @@ class Host:
         self.ran = []
         self.overlay = None
         self.monit_says = ""
+        self.services = []
         self.opts = {"test": False, "id": NODE}
         self.program("libexec/wake")
         (root / "etc/cbsd_monit.json").write_text("{}")  # an agent that ran before; without it nothing can be foretold
@@ -99,6 +100,8 @@ class Host:
             answer["stdout"] = json.dumps(self.answer)
         elif argv[0].endswith("/monit-start"):
             self.listen()
+        elif argv[-1] == "reload":
+            self.services.append("lb1.http")
         return answer
 
     def listen(self):
@@ -112,7 +115,8 @@ class Host:
                 line, _ = server.accept()
                 with line:
                     line.recv(100)
-                    line.sendall(b"HTTP/1.0 200 OK\r\n\r\n<monit/>")
+                    names = "".join(f"<service><name>{name}</name></service>" for name in self.services)
+                    line.sendall(f"HTTP/1.0 200 OK\r\n\r\n<monit>{names}</monit>".encode())
 
         threading.Thread(target=answer, daemon=True).start()
 
@@ -358,7 +362,7 @@ def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     done = host.apply("checks_present")
     assert done["result"] is False
     assert "web1: quarantined, monit says: syntax error 'faild'" in done["comment"]
-    assert done["changes"]["monit"] == {"changed": ["web2"], "reloaded": True}
+    assert done["changes"]["monit"] == {"published": ["web2"]}
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
 
 
@@ -629,6 +633,15 @@ def test_running_asks_the_socket_and_starts_what_does_not_answer(host):
     assert host.ran == [["monit-start"]]
     for test in (False, True):
         assert host.apply("running", test=test)["changes"] == {}
+
+
+def test_monit_that_has_not_read_what_is_published_is_told_once(host):
+    host.state.mkdir()
+    (host.state / "published").write_text('check host "LB1.http" with address 10.0.0.1\n')
+    host.listen()
+    done = host.quartet("running")
+    assert done["changes"]["monit"] == {"old": "does not know LB1.http", "new": "reloaded"}
+    assert host.ran == [["monit", "-c", str(host.monitrc), "reload"]]
 
 
 def test_monit_that_does_not_come_up_is_quoted(host):
