@@ -7,6 +7,7 @@ import pathlib
 import shlex
 import sys
 import time
+import types
 
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -323,7 +324,7 @@ def test_a_question_costs_two_processes_however_many_envs_there_are(node):
 
 
 def test_an_empty_node_has_no_envs(node):
-    assert cbsd.list_() == {}
+    assert cbsd.list_() == {} and len(node.full_calls) == 1
     node.vmm.rmdir()  # vmm.ko not loaded
     assert cbsd.list_() == {}
 
@@ -362,7 +363,10 @@ def test_a_broken_row_does_not_hide_the_others(node):
     node.add("web3", host_hostname="a\nb")
     node.add("web4.x")
     node.add("web5")
+    node.add("web6")
+    node.envs["again"] = node.envs["web6"]
     envs = cbsd.list_()
+    assert "twice" in envs["web6"]["broken"]
     assert envs["web1"]["status"] == "on" and envs["web5"]["status"] == "off"
     assert "columns" in envs["web2"]["broken"] and "columns" in envs["web3"]["broken"]
     assert "name" in envs["web4.x"]["broken"]
@@ -944,6 +948,23 @@ def test_rename_needs_the_lock_of_the_new_name_too(node):
         cbsd.rename("web1", "www1", lock_timeout=0.1)
 
 
+def test_a_lock_file_that_is_deleted_meanwhile_is_no_lock(node, monkeypatch):
+    node.add("web1")
+    path = node.run / "lock" / "web1"
+    locked = []
+
+    def flock(descriptor, operation):
+        fcntl.flock(descriptor, operation)
+        locked.append(operation)
+        if len(locked) == 1:
+            path.unlink()
+
+    monkeypatch.setattr(cbsd, "fcntl", types.SimpleNamespace(**{**vars(fcntl), "flock": flock}))
+    node.effects["cbsd jstart inter=0 jname=web1"] = lambda: node.up("web1", len(path.read_text().split()))
+    assert cbsd.start("web1")["jid"] == 2
+    assert len(locked) == 2
+
+
 def test_another_env_is_not_locked(node):
     node.add("web1")
     with lock(node, "web2", "1 x"):
@@ -958,7 +979,7 @@ def test_the_lock_is_held_while_cbsd_runs_and_released_whatever_happens(node):
         path = node.run / "lock" / "web1"
         held.append(path.read_text())
         with open(path) as file, pytest.raises(BlockingIOError):
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     node.effects["cbsd jstart inter=0 jname=web1"] = look
     for _ in range(2):
