@@ -1,16 +1,16 @@
 """
 Turn the pillar's ``cbsd_monit`` into what one CBSD node needs, and ask the node's agent how it fares.
 
-``validate`` and ``render`` are pure: plain data in, plain data out, no pillar, no clock, nothing written. The SLS reads pillar
-once and passes it as an argument. ``cbsd_monit_schema`` holds the vocabulary, ``cbsd_monit_pillar`` reads it, ``cbsd_monit_policy`` says
-what it means for a node; this file knows monit's language.
+``validate`` and ``render`` are pure: plain data in, plain data out, no pillar, no clock, nothing written. The SLS reads
+pillar once and passes it as an argument. ``cbsd_monit_schema`` holds the vocabulary, ``cbsd_monit_pillar`` reads it,
+``cbsd_monit_policy`` says what it means for a node; this file knows monit's language.
 
-What a template puts out is never trusted: every expression has to be monit text made here, a number, a plain word, or the
-product of the filter ``monit``. An operator's template that forgets the filter is an error, never an injection.
+What a template puts out is never trusted: every expression has to be monit text made here, a number, a plain word, or
+the product of the filter ``monit``. An operator's template that forgets the filter is an error, never an injection.
 
 :depends: jinja2 (comes with Salt), cbsd_monit_schema, cbsd_monit_pillar, cbsd_monit_policy
-:configuration: ``sync``, ``status``, ``history`` and ``monit_version`` find their programs by ``cbsd_monit:lookup`` in pillar or
-    minion configuration.
+:configuration: ``sync``, ``status``, ``history`` and ``monit_version`` find their programs by ``cbsd_monit:lookup`` in
+    pillar or minion configuration.
 """
 
 import copy
@@ -22,11 +22,10 @@ import re
 import jinja2
 import jinja2.nodes
 import jinja2.sandbox
-
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
-WAKE_EVERY = 30  # seconds from one reminder of a lasting failure to the next; the agent's own pass comes each minute anyway
+WAKE_EVERY = 30  # seconds from one reminder of a lasting failure to the next; the agent's own pass comes each minute
 PROBE_SLACK = 5  # seconds that monit gives a probe beyond its own timeout: the agent ends it, and says why
 BROKEN_PROBES = ((5, 34, 1), (5, 35, 2))  # from, below: `check program` hangs or crashes monit
 LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "run": "/var/run/cbsd_monit", "rootgroup": "wheel"}
@@ -52,8 +51,8 @@ def _string(value):
     """
     Return ``value`` as a quoted monit string.
 
-    monit has no ``\\"``; it knows ``\\\\`` and ``\\0xHH``. A string that begins with ``/`` is a path to its lexer and refused where
-    a string is wanted, so a leading slash is written as its code as well.
+    monit has no ``\\"``; it knows ``\\\\`` and ``\\0xHH``. A string that begins with ``/`` is a path to its lexer and
+    refused where a string is wanted, so a leading slash is written as its code as well.
     """
     if not isinstance(value, str) or re.search(r"[^ -~]", value):
         raise SaltInvocationError(f"not printable ASCII: {ascii(value)}")
@@ -177,9 +176,10 @@ def _service(name, check, poll):
     """Return one check of an env as the template gets it."""
     kind, tests = _tests(check)
     given = check.get("address", "%%ADDRESS%%")
+    patience = math.ceil(check["timeout"]) + PROBE_SLACK
     target = {
         "file": 'path "%%DEAD%%"',
-        "program": f'path "%%WAKE%% probe %%JNAME%% {name}" with timeout {math.ceil(check["timeout"]) + PROBE_SLACK} seconds',
+        "program": f'path "%%WAKE%% probe %%JNAME%% {name}" with timeout {patience} seconds',
         "host": f'address "{ADDRESSES.get(given, given)}"',
     }[kind]
     return {
@@ -294,7 +294,7 @@ def _probes_work(version):
 
 
 def _head(settings, lookup, probes):
-    """Return the text that is published before all envs: the daemon, its socket, the look at the kernel, the node's checks."""
+    """Return the text that is published before all envs: daemon, socket, the look at the kernel, the node's checks."""
     monit = settings["monit"]
     delay = f" with start delay {monit['start_delay']}" if monit["start_delay"] else ""
     socket = monit.get("httpd", {}).get("unixsocket", f"{lookup['run']}/monit.sock")
@@ -316,7 +316,7 @@ def _head(settings, lookup, probes):
         cycles = _cycles(check, monit["poll"])
         target = {
             "host": f' with address "{check.get("address", "127.0.0.1")}"',
-            "filesystem": f' with path {_path(check.get("path"))}',
+            "filesystem": f" with path {_path(check.get('path'))}",
             # monit refuses its whole configuration when the program of a check does not exist; env(1) always does.
             "program": f" with path {_words(['/usr/bin/env', *check.get('command', [])])}"
             f" with timeout {math.ceil(check['timeout'])} seconds",
@@ -389,8 +389,8 @@ def effective(spec, node, envs):
     """
     Return what the pillar means for the envs of a node: ``{name: policy}``, as in ``policy.json``.
 
-    An env is meant by an entry of ``envs``, by a group that holds it, or by the node's own ``envs``; others get none. The nearer
-    wins: defaults, node, groups in the order of their names, env, check.
+    An env is meant by an entry of ``envs``, by a group that holds it, or by the node's own ``envs``; others get none.
+    The nearer wins: defaults, node, groups in the order of their names, env, check.
 
     spec
         The mapping under the pillar key ``cbsd_monit``.
@@ -429,8 +429,8 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
     lookup
         Paths and names of the node (``libexec``, ``run``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
 
-    Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``; ``config`` holds
-    schema, node, poll (seconds), include, head (monit text), policy, budget and silences.
+    Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``;
+    ``config`` holds schema, node, poll (seconds), include, head (monit text), policy, budget and silences.
 
     Raises ``SaltInvocationError`` when the pillar is not valid or a template cannot be used.
 
@@ -526,9 +526,7 @@ def _wake(*args, timeout=60):
 def _answer(*args, timeout=60):
     answer, command = _wake(*args, timeout=timeout)
     if answer["retcode"]:
-        raise CommandExecutionError(
-            f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
-        )
+        raise CommandExecutionError(f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}")
     return answer["stdout"], command
 
 
@@ -549,8 +547,8 @@ def sync():
     """
     Let the agent look at the whole node now, publish what changed, and return what it did.
 
-    Returns ``{"changed": [env], "published": N, "reloaded": bool, "quarantined": {env: why}, "errors": {env: why}, "services": N}``.
-    Waits for the pass (at most 600 s), not for heals.
+    Returns ``{"changed": [env], "published": N, "reloaded": bool, "quarantined": {env: why}, "errors": {env: why},
+    "services": N}``. Waits for the pass (at most 600 s), not for heals.
 
     Raises ``CommandExecutionError`` when the agent cannot be run or says that it failed.
 
@@ -571,7 +569,9 @@ def sync():
 
 def status(env=None):
     """
-    Return the present state of every env of the node, or of one: ``{name: {"state": …, "since": …, "check": …, "reason": …}}``.
+    Return the present state of every env of the node, or of one.
+
+    Returns ``{name: {"state": …, "since": …, "check": …, "reason": …}}``.
 
     env
         Name of an env; all when it is not given.

@@ -3,10 +3,10 @@ Read a pillar's ``cbsd_monit`` by the tables of ``cbsd_monit_schema``: the norma
 
 Nothing here reads pillar, files or the clock: the SLS passes the mapping as an argument, plain data comes out.
 
-Values are accepted by allow-list, one per type of field, and never quoted into harmlessness: most of them end up in monit's
-configuration, in an argument list run by root, or in a name that CBSD evaluates. Two types of field are wider because their
-text is data to monit alone: ``regex`` (any printable ASCII; rendered as an escaped monit string) and ``raw`` (monit's own
-language). ``text`` (a silence's reason) may hold letters of any language.
+Values are accepted by allow-list, one per type of field, and never quoted into harmlessness: most of them end up in
+monit's configuration, in an argument list run by root, or in a name that CBSD evaluates. Two types of field are wider
+because their text is data to monit alone: ``regex`` (any printable ASCII; rendered as an escaped monit string) and
+``raw`` (monit's own language). ``text`` (a silence's reason) may hold letters of any language.
 
 :depends: cbsd_monit_schema
 """
@@ -290,9 +290,10 @@ def _read_raw(value, row):
     """
     Accept monit statements that concern the env only.
 
-    ``set`` and ``include`` change the whole node. monit reads statements wherever they stand, not only at the start of a
-    line, so the words are refused outside of double-quoted strings. That is only certain to mean the same to monit and to
-    this reader while strings end on their line and ``'`` (which monit extends to the last one of a line) is not used.
+    ``set`` and ``include`` change the whole node. monit reads statements wherever they stand, not only at the start of
+    a line, so the words are refused outside of double-quoted strings. That is only certain to mean the same to monit
+    and to this reader while strings end on their line and ``'`` (which monit extends to the last one of a line) is not
+    used.
     """
     if not isinstance(value, str) or not value.strip() or len(value) > 20000:
         raise _Expected
@@ -331,9 +332,7 @@ READERS = {
     "raw": _read_raw,
     "step": _read_step,
     # and every type that is a pattern:
-    **dict.fromkeys(
-        "arg env glob header host path place regex salt_url text url url_path word".split(), _read_string
-    ),
+    **dict.fromkeys("arg env glob header host path place regex salt_url text url url_path word".split(), _read_string),
 }
 SECRET = ("headers", "raw")
 
@@ -665,13 +664,13 @@ def complete(checks, policy, scope, path):
     path
         Where they are in the pillar, as a list, for errors.
 
-    Raises ``SaltInvocationError`` for checks that are not whole, or whose parts from here and there do not fit together.
+    Raises ``SaltInvocationError`` for checks that are not whole, or whose parts do not fit together.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt-call cbsd_monit_pillar.complete '{up: {type: running}}' '{interval: 30, timeout: 5, failure_threshold: 3, …}' env '[]'
+        salt-call cbsd_monit_pillar.complete '{up: {type: running}}' '{interval: 30, timeout: 5, …}' env '[]'
     """
     errors, result, tables = _Errors(), {}, _tables()
     for name in sorted(checks):

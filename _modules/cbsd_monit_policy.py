@@ -1,8 +1,8 @@
 """
 What the pillar means on one node: defaults, node, group, env and check put over each other.
 
-The nearer wins; mappings are merged, everything else is replaced. A check is merged with the one of its name that it inherits,
-unless it names another type: then it replaces it. ``false`` takes an inherited check away.
+The nearer wins; mappings are merged, everything else is replaced. A check is merged with the one of its name that it
+inherits, unless it names another type: then it replaces it. ``false`` takes an inherited check away.
 
 :depends: cbsd_monit_pillar
 """
@@ -26,8 +26,8 @@ def for_node(spec, node, envs):
     envs
         Envs that exist on the node: ``[{"name": "lb1", "emulator": "jail"}]``.
 
-    Returns ``{"spec": normal form, "defaults", "monit", "budget": the node's, "checks": the node's own, whole, "envs": the pillar's entries,
-    "policies": {name: as in policy.json}, "warnings": [sentence]}``.
+    Returns a mapping: ``spec`` (the normal form), ``defaults``, ``monit``, ``budget`` (the node's), ``checks`` (the
+    node's own, whole), ``envs`` (the pillar's entries), ``policies`` (``{name: as in policy.json}``), ``warnings``.
 
     Raises ``SaltInvocationError`` when the pillar is not valid, or an env's name or emulator is not known.
 

@@ -1,7 +1,7 @@
 """
 The pillar vocabulary of ``cbsd_monit``: every key, what it may hold, its default, and what it means.
 
-Tables only. ``cbsd_monit_pillar`` reads a pillar by them, and the documentation is generated from them: a new key is a new row.
+Tables only. ``cbsd_monit_pillar`` reads a pillar by them; documentation can be generated from them. A new key is a row.
 
 :depends: none
 """
@@ -128,9 +128,7 @@ SECTIONS = {
         "attempts": _row("int", 3, "attempts within interval", min=0, max=1000),
         "interval": _row("duration", "30m", "the time attempts are counted in", unit="s", min=1),
         "delay": _row("duration", "15s", "wait before the second attempt", unit="s"),
-        "delay_function": _row(
-            "choice", "exponential", "how the wait grows", choices=["constant", "exponential"]
-        ),
+        "delay_function": _row("choice", "exponential", "how the wait grows", choices=["constant", "exponential"]),
         "max_delay": _row("duration", "5m", "the longest wait", unit="s"),
         "jitter": _row("number", 0.25, "share of the wait that is random", min=0, max=1),
         "reset_after": _row("duration", "10m", "healthy time that clears the count", unit="s"),
@@ -196,7 +194,11 @@ BOTH = ["env", "node"]
 CHECKS = {
     "running": {"doc": "the env runs", "scope": ["env"], "fields": {}},
     "tcp": {"doc": "a TCP port accepts", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
-    "udp": {"doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks nothing else", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
+    "udp": {
+        "doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks nothing else",
+        "scope": BOTH,
+        "fields": {**PORT, **ADDRESS},
+    },
     "http": {
         "doc": "an HTTP or HTTPS request is answered",
         "scope": BOTH,
@@ -263,7 +265,7 @@ CHECKS = {
     "file": {"doc": "a file of the jail", "scope": [], "fields": {}},
     "resource": {"doc": "what the jail uses, by rctl", "scope": [], "fields": {}},
 }
-# monit's protocol tests and their usual port (None: it has none); what does not always go over TCP; what is TLS by itself.
+# monit's protocol tests and their usual port (None: it has none), and what does not always go over TCP.
 PROTOCOLS = {
     "clamav": 3310, "dns": 53, "dwp": None, "fail2ban": None, "ftp": 21, "gps": 2947, "imap": 143, "imaps": 993,
     "ldap2": 389, "ldap3": 389, "lmtp": 24, "memcache": 11211, "mongodb": 27017, "mqtt": 1883, "mysql": 3306,
@@ -287,8 +289,9 @@ def schema():
     """
     Return the vocabulary as plain data.
 
-    ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check, "policy": rows,
-    "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is ``{"type", "default", "doc", …limits}``.
+    ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check,
+    "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is
+    ``{"type", "default", "doc", …limits}``.
 
     CLI Example:
 

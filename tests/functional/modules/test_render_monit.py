@@ -1,8 +1,10 @@
 """
-What ``cbsd_monit.render`` writes, judged by real monit: it accepts every combination, and does what the pillar asked for.
+What ``cbsd_monit.render`` writes, judged by real monit: it accepts every combination, and does what the pillar asked
+for.
 
-The agent's part is small here: the facts are put in as the contract says (docs/contract.md, section 7), and ``wake`` is a
-script that writes down how it was called. Servers and monit live on loopback, below one directory, and end with the module.
+The agent's part is small here: the facts are put in as the contract says (docs/contract.md, section 7), and ``wake`` is
+a script that writes down how it was called. Servers and monit live on loopback, below one directory, and end with the
+module.
 """
 
 import collections
@@ -27,7 +29,6 @@ import urllib.parse
 import xml.etree.ElementTree as ElementTree
 
 import pytest
-
 from salt.exceptions import SaltInvocationError
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
@@ -122,7 +123,17 @@ COMMON = {
 }
 NETWORK = {"address": [None, "ipv4", "ipv6", "10.0.0.1", "2001:db8::1"]}
 TLS = [{}, {"tls": True}, {"tls": True, "verify": True, "certificate_valid": "30d"}]
-TEXTS = ["OK [0-9]+", '"status": *"(ok|degraded)"', r"a\.b\\c", "/slash", "it's", r"\\0x41 \"q\"", "$(x) `x` %s # [{}]", "a{2,3}[[:space:]]", "^$"]
+TEXTS = [
+    "OK [0-9]+",
+    '"status": *"(ok|degraded)"',
+    r"a\.b\\c",
+    "/slash",
+    "it's",
+    r"\\0x41 \"q\"",
+    "$(x) `x` %s # [{}]",
+    "a{2,3}[[:space:]]",
+    "^$",
+]
 HTTP = {
     "method": [None, "GET"],
     "path": [None, "/a/b?c=d&e=f,g;h:i@j=k!*+-_."],
@@ -178,7 +189,10 @@ def test_every_http_check_is_accepted(root):
 
 
 def test_tls_and_ping_options_are_accepted(root):
-    checks = [{"type": "tls", **c} for c in product(verify=[None, True, False], certificate_valid=[None, "1d"], port=[None, 1])]
+    checks = [
+        {"type": "tls", **c}
+        for c in product(verify=[None, True, False], certificate_valid=[None, "1d"], port=[None, 1])
+    ]
     checks += [{"type": "ping", **check} for check in product(count=[1, 20], size=[8, 1492], **NETWORK)]
     accepted(as_checks(checks), root)
 
@@ -192,7 +206,9 @@ def test_checks_of_the_node_are_accepted(root):
     checks += [{"type": "filesystem", "path": "/", "space": "90%", "inodes": "5.5%"}]
     checks += [{"type": "exec", "command": ["/no/such/program", "a b", "-c"]}]
     kinds = cbsd_monit.schema()["checks"].items()
-    checks += [needed(kind) for kind, row in kinds if "node" in row["scope"] and kind not in ("system", "filesystem", "exec")]
+    checks += [
+        needed(kind) for kind, row in kinds if "node" in row["scope"] and kind not in ("system", "filesystem", "exec")
+    ]
     checks = spread(COMMON, [check for check in checks for _ in range(8)])
     accepted({"nodes": {"hv1": {"checks": {f"c{n}": check for n, check in enumerate(checks)}}}}, root)
 
@@ -202,7 +218,9 @@ def test_names_of_any_shape_are_accepted(root):
     accepted({"envs": {"lb1": {"checks": {name: {"type": "tcp", "port": 1} for name in names}}}}, root)
     text = render({"envs": {"ALL-_1": {"checks": {"Http": {"type": "http"}}}}}, root, "ALL-_1")
     assert 'check host "=a=l=l-_1.Http"' in text
-    ran = subprocess.run([MONIT, "-t", "-c", control(text, root)], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [MONIT, "-t", "-c", control(text, root)], capture_output=True, text=True, timeout=60, check=False
+    )
     assert ran.returncode == 0, ran.stderr
 
 
@@ -210,7 +228,7 @@ def test_names_of_any_shape_are_accepted(root):
     "raw",
     [
         "if failed port 25 protocol smtp then alert\n",
-        "# it's a comment\nif failed port 25\n  send \"EHLO x\\r\\n\" expect \"250.*\" then alert # done\n\n\n",
+        '# it\'s a comment\nif failed port 25\n  send "EHLO x\\r\\n" expect "250.*" then alert # done\n\n\n',
         'check process "%%JNAME%%-x" matching "^nginx: master"\n  if cpu > 90% for 3 cycles then alert\n',
     ],
 )
@@ -292,7 +310,10 @@ class Server:
             code = int(words[2])
         elif words[1] == "text":
             body = f"<<{SPECIAL[int(words[2])]}>>"
-        elif words[1] == "header" and (request.headers["X-A"], request.headers["Host"]) != ("b, c; (d)", "www.example.org"):
+        elif words[1] == "header" and (request.headers["X-A"], request.headers["Host"]) != (
+            "b, c; (d)",
+            "www.example.org",
+        ):
             code = 400
         elif words[1] == "method" and request.command != words[2]:
             code = 405
@@ -341,7 +362,20 @@ def certificate(root, days):
 
 
 # Bodies that hold what monit's strings and expressions treat in their own way; the check asks for exactly that text.
-SPECIAL = ['a"b', "a'b", "a\\b", "\\0x22", "/x", '" then exec "/bin/sh', "a|b", "$(x)", "`x`", "%s%n", "{a} [b] #c", "\\n"]
+SPECIAL = [
+    'a"b',
+    "a'b",
+    "a\\b",
+    "\\0x22",
+    "/x",
+    '" then exec "/bin/sh',
+    "a|b",
+    "$(x)",
+    "`x`",
+    "%s%n",
+    "{a} [b] #c",
+    "\\n",
+]
 
 
 def exactly(text):
@@ -405,6 +439,8 @@ def lab():
         (root / f"probe-{name}").write_text(str(code))
         (root / f"says-{name}").write_text(f"{name} says")
     http_check = {"type": "http", "port": server.port}
+    secure = {"tls": True, "port": server.tls_port}
+    texts = [f"^<<{exactly(text)}>>$" for text in SPECIAL]
     good = {
         "plain": http_check,
         "query": {**http_check, "path": "/a?b=c&d=e,f;g"},
@@ -418,13 +454,13 @@ def lab():
         "tcp": {"type": "tcp", "port": server.port},
         "udp": {"type": "udp", "port": server.udp_port, "interval": 20},  # 1.2 s each: monit waits for an ICMP error
         "tls": {"type": "tls", "port": server.tls_port, "interval": 20},
-        "https": {**http_check, "tls": True, "port": server.tls_port, "path": "/https", "content": "hello", "interval": 20},
+        "https": {**http_check, **secure, "path": "/https", "content": "hello", "interval": 20},
         "cert": {"type": "tls", "port": server.tls_port, "certificate_valid": "10d", "interval": 20},
         "ping": {"type": "ping", "count": 1},
         "slow": {**http_check, "path": "/slow/0.3", "timeout": "1s", "interval": 20},
         "app": {"type": "exec", "command": ["/bin/app"]},
         "alive": {"type": "running"},
-        **{f"s{n}": {**http_check, "path": f"/text/{n}", "content": f"^<<{exactly(t)}>>$"} for n, t in enumerate(SPECIAL)},
+        **{f"s{n}": {**http_check, "path": f"/text/{n}", "content": text} for n, text in enumerate(texts)},
     }  # fmt: skip
     bad = {
         "bad_code": {**http_check, "path": "/code/200", "status": 204},
@@ -442,7 +478,7 @@ def lab():
         "bad_redis": {"type": "redis", "port": server.port, "interval": 20},
         "bad_address": {"type": "tcp", "port": server.port, "address": "127.77.41.8"},
         "sick": {"type": "exec", "command": ["/bin/app"]},
-        **{f"not_s{n}": {**http_check, "path": "/text/6", "content": f"<<{exactly(SPECIAL[n])}>>"} for n in (0, 2, 3, 5)},
+        **{f"not_s{n}": {**http_check, "path": "/text/6", "content": texts[n]} for n in (0, 2, 3, 5)},
     }
     moving = {
         "turn": {"type": "service", "name": "nginx", "failure_threshold": 2},

@@ -1,8 +1,9 @@
 """
 What the pillar may say, what it means for an env, and the monit text that comes of it.
 
-The four modules are loaded as files and reach each other through ``__salt__``, as under Salt. Whether real monit accepts and
-means what is rendered here is the functional test's question (``tests/functional/modules/test_render_monit.py``).
+The four modules are loaded as files and reach each other through ``__salt__``, as under Salt. Whether real monit
+accepts and means what is rendered here is the functional test's question
+(``tests/functional/modules/test_render_monit.py``).
 """
 
 import ast
@@ -15,7 +16,6 @@ import re
 
 import pytest
 import yaml
-
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
@@ -141,8 +141,16 @@ REFUSED = [
     ({"defaults": {"timeout": "500ms"}}, "cbsd_monit:defaults:timeout", "duration"),
     ({"defaults": {"failure_threshold": 65}}, "cbsd_monit:defaults:failure_threshold", "1-64"),
     ({"defaults": {"failure_threshold": 0}}, "cbsd_monit:defaults:failure_threshold", "1-64"),
-    ({"defaults": {"failure_threshold": {"failures": 5, "within": 3}}}, "cbsd_monit:defaults:failure_threshold", "N <= M"),
-    ({"defaults": {"failure_threshold": {"failures": 5, "within": 65}}}, "cbsd_monit:defaults:failure_threshold:within", "64"),
+    (
+        {"defaults": {"failure_threshold": {"failures": 5, "within": 3}}},
+        "cbsd_monit:defaults:failure_threshold",
+        "N <= M",
+    ),
+    (
+        {"defaults": {"failure_threshold": {"failures": 5, "within": 65}}},
+        "cbsd_monit:defaults:failure_threshold:within",
+        "64",
+    ),
     ({"defaults": {"failure_threshold": {"failures": 5}}}, "cbsd_monit:defaults:failure_threshold", "within"),
     ({"defaults": {"success_threshold": 1.5}}, "cbsd_monit:defaults:success_threshold", "whole number"),
     ({"defaults": {"on_failure": "reboot"}}, "cbsd_monit:defaults:on_failure", "restart"),
@@ -154,34 +162,74 @@ REFUSED = [
     ({"defaults": {"restart": {"attempts": "3"}}}, "cbsd_monit:defaults:restart:attempts", "whole number"),
     ({"defaults": {"restart": {"jitter": 2}}}, "cbsd_monit:defaults:restart:jitter", "from 0 to 1"),
     ({"defaults": {"restart": {"mode": "wait"}}}, "cbsd_monit:defaults:restart:mode", "fail, delay"),
-    ({"defaults": {"restart": {"delay_function": "linear"}}}, "cbsd_monit:defaults:restart:delay_function", "exponential"),
+    (
+        {"defaults": {"restart": {"delay_function": "linear"}}},
+        "cbsd_monit:defaults:restart:delay_function",
+        "exponential",
+    ),
     ({"budget": {"storm_threshold": "150%"}}, "cbsd_monit:budget:storm_threshold", "50%"),
     ({"budget": {"storm_threshold": 50}}, "cbsd_monit:budget:storm_threshold", "50%"),
     ({"budget": {"max_concurrent": 0}}, "cbsd_monit:budget:max_concurrent", "from 1"),
     ({"nodes": {"hv1": {"chekcs": {}}}}, "cbsd_monit:nodes:hv1:chekcs", "did you mean 'checks'"),
-    ({"nodes": {"hv1": {"checks": {"x": {"type": "running"}}}}}, "cbsd_monit:nodes:hv1:checks:x:type", "not supported for a node"),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {"type": "running"}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:type",
+        "not supported for a node",
+    ),
     ({"nodes": {"hv1": {"checks": {"x": {"type": "system"}}}}}, "cbsd_monit:nodes:hv1:checks:x", "loadavg_1m"),
-    ({"nodes": {"hv1": {"checks": {"x": {"type": "system", "memory": 90}}}}}, "cbsd_monit:nodes:hv1:checks:x:memory", "50%"),
-    ({"nodes": {"hv1": {"checks": {"x": {"type": "tcp", "port": 1, "on_failure": "restart"}}}}}, "cbsd_monit:nodes:hv1:checks:x:on_failure", "alert"),
-    ({"nodes": {"hv1": {"checks": {"x": {**HTTP, "path": "/%%JNAME%%"}}}}}, "cbsd_monit:nodes:hv1:checks:x:path", "no facts"),
-    ({"nodes": {"hv1": {"checks": {"x": {**HTTP, "address": "ipv4"}}}}}, "cbsd_monit:nodes:hv1:checks:x:address", "IP address"),
-    ({"nodes": {"hv1": {"checks": {"x": {"type": "exec", "in": "jail", "command": ["/x"]}}}}}, "cbsd_monit:nodes:hv1:checks:x:in", "unknown key"),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {"type": "system", "memory": 90}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:memory",
+        "50%",
+    ),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {"type": "tcp", "port": 1, "on_failure": "restart"}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:on_failure",
+        "alert",
+    ),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {**HTTP, "path": "/%%JNAME%%"}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:path",
+        "no facts",
+    ),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {**HTTP, "address": "ipv4"}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:address",
+        "IP address",
+    ),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {"type": "exec", "in": "jail", "command": ["/x"]}}}}},
+        "cbsd_monit:nodes:hv1:checks:x:in",
+        "unknown key",
+    ),
     ({"profiles": {"p": {"profiles": ["q"]}}}, "cbsd_monit:profiles:p:profiles", "unknown key"),
     ({"groups": {"web": {}}}, "cbsd_monit:groups:web", "match or emulator"),
     ({"groups": {"web": {"match": "w*", "emulator": "xen"}}}, "cbsd_monit:groups:web:emulator", "jail, bhyve"),
-    ({"groups": {"web": {"match": "w*", "profiles": ["ngin"]}}, "profiles": {"nginx": {}}}, "cbsd_monit:groups:web:profiles:0", "did you mean 'nginx'"),
+    (
+        {"groups": {"web": {"match": "w*", "profiles": ["ngin"]}}, "profiles": {"nginx": {}}},
+        "cbsd_monit:groups:web:profiles:0",
+        "did you mean 'nginx'",
+    ),
     ({"envs": {"lb1": {"profiles": ["nginx"]}}}, "cbsd_monit:envs:lb1:profiles:0", "no profile 'nginx'"),
     ({"envs": {"lb1": []}}, "cbsd_monit:envs:lb1", "a mapping"),
     ({"envs": {"-lb1": {}}}, "cbsd_monit:envs:-lb1", "name of an env"),
     ({"envs": {12: {}}}, "cbsd_monit:envs:12", "name of an env"),
     ({"envs": {True: {}}}, "cbsd_monit:envs:True", "quotes"),
     ({"envs": {"lb1": {"depends_on": ["lb1"]}}}, "cbsd_monit:envs:lb1:depends_on", "wait for itself"),
-    ({"envs": {"a": {"depends_on": ["b"]}, "b": {"depends_on": "a"}}}, "cbsd_monit:envs:a:depends_on", "wait for itself"),
+    (
+        {"envs": {"a": {"depends_on": ["b"]}, "b": {"depends_on": "a"}}},
+        "cbsd_monit:envs:a:depends_on",
+        "wait for itself",
+    ),
     ({"envs": {"lb1": {"checks": ["http"]}}}, "cbsd_monit:envs:lb1:checks", "by name"),
     ({"envs": {"lb1": {"checks": {"env": HTTP}}}}, "cbsd_monit:envs:lb1:checks:env", "not env"),
     ({"envs": {"lb1": {"checks": {"_x": HTTP}}}}, "cbsd_monit:envs:lb1:checks:_x", "a check's name"),
     ({"envs": {"lb1": {"checks": {"web": HTTP, "WEB": HTTP}}}}, "cbsd_monit:envs:lb1:checks:web", "only in case"),
-    ({"envs": {"lb1": {"checks": {"raw": HTTP}, "raw": "if failed port 1 then alert"}}}, "cbsd_monit:envs:lb1:checks:raw", "taken"),
+    (
+        {"envs": {"lb1": {"checks": {"raw": HTTP}, "raw": "if failed port 1 then alert"}}},
+        "cbsd_monit:envs:lb1:checks:raw",
+        "taken",
+    ),
     (one(None), "cbsd_monit:envs:lb1:checks:c", "a mapping"),
     (one({"port": 1}), "cbsd_monit:envs:lb1:checks:c:type", "missing"),
     (one({"type": "htpp"}), "cbsd_monit:envs:lb1:checks:c:type", "did you mean 'http'"),
@@ -299,8 +347,8 @@ HOSTILE = [
 # What a type of field takes although it looks hostile: content is a regular expression, and monit's alone.
 WIDE = {
     "content": {
-        "$(touch /tmp/x)", "`touch /tmp/x`", "../x", "/../x", 'a"b', 'x" then exec "/bin/sh -c id', "a|b", "~root", "a;id",
-        "{{ 7*7 }}", "{% set x = 1 %}",
+        "$(touch /tmp/x)", "`touch /tmp/x`", "../x", "/../x", 'a"b', 'x" then exec "/bin/sh -c id', "a|b", "~root",
+        "a;id", "{{ 7*7 }}", "{% set x = 1 %}",
     },
     "headers": {"a;id"},
     "reason": {"a;id"},
@@ -360,7 +408,9 @@ def test_hostile_values_are_refused_wherever_they_stand(monit, path):
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_names_are_refused(monit, value):
     for section in ("nodes", "profiles", "groups", "envs"):
-        assert f"cbsd_monit:{section}:" in refused(monit, {section: {value: {"match": "x"} if section == "groups" else {}}})
+        assert f"cbsd_monit:{section}:" in refused(
+            monit, {section: {value: {"match": "x"} if section == "groups" else {}}}
+        )
     assert "cbsd_monit:envs:lb1:checks:" in refused(monit, {"envs": {"lb1": {"checks": {value: HTTP}}}})
     assert "headers" in refused(monit, one({**HTTP, "headers": {value: "x"}}))
     for envs in ([{"name": value, "emulator": "jail"}], [{"name": "lb1", "emulator": value}]):
@@ -400,7 +450,9 @@ def test_nearer_wins(monit):
             "a": {"match": "*", "success_threshold": 4, "start_period": 4, "heal": False},
             "b": {"match": "lb*", "start_period": 5},
         },
-        "envs": {"lb1": {"start_period": 6, "checks": {"c": {"type": "running"}, "d": {"type": "running", "interval": 9}}}},
+        "envs": {
+            "lb1": {"start_period": 6, "checks": {"c": {"type": "running"}, "d": {"type": "running", "interval": 9}}}
+        },
     }
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
     expected = {"interval": 1, "timeout": 2, "failure_threshold": 3, "success_threshold": 4, "start_period": 6}
@@ -432,9 +484,15 @@ def test_policy_has_the_shape_of_the_contract(monit):
         "attempts": 3, "interval": 1800, "delay": 15, "delay_function": "exponential", "max_delay": 300, "jitter": 0.25,
         "reset_after": 600, "mode": "fail", "timeout": 300,
     }  # fmt: skip
-    assert {"type", "interval", "timeout", "failure_threshold", "success_threshold", "start_period", "on_failure"} <= set(
-        policy["checks"]["http"]
-    )
+    assert {
+        "type",
+        "interval",
+        "timeout",
+        "failure_threshold",
+        "success_threshold",
+        "start_period",
+        "on_failure",
+    } <= set(policy["checks"]["http"])
     assert json.loads(json.dumps(policy)) == policy
 
 
@@ -518,7 +576,9 @@ def test_checks_that_the_agent_runs_carry_their_command(monit):
 
 def test_checks_that_look_into_a_jail_are_left_out_for_a_vm(monit):
     checks = {"app": {"type": "exec", "command": ["/x"]}, "up": {"type": "running"}}
-    result = monit.render({"groups": {"g": {"match": "*", "checks": checks}}}, "hv1", [{"name": "vm1", "emulator": "bhyve"}])
+    result = monit.render(
+        {"groups": {"g": {"match": "*", "checks": checks}}}, "hv1", [{"name": "vm1", "emulator": "bhyve"}]
+    )
     assert list(result["envs"]["vm1"]["policy.json"]["checks"]) == ["up"]
     assert "probe" not in result["envs"]["vm1"]["monitrc.tpl"].replace("# ", "")
     assert result["warnings"] == ["vm1 is a VM: checks that look into a jail are left out (app)"]
@@ -545,7 +605,9 @@ def test_silences_are_told_per_env_of_this_node(monit):
 
 
 def test_the_nodes_configuration_has_the_shape_of_the_contract(monit):
-    config = monit.render({"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", [])["config"]
+    config = monit.render({"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", [])[
+        "config"
+    ]
     assert set(config) == {"schema", "node", "poll", "include", "head", "policy", "budget", "silences"}
     assert (config["schema"], config["node"], config["poll"], config["include"]) == (1, "hv1", 5, "publish")
     assert config["budget"] == {
@@ -562,10 +624,10 @@ GOLDEN = {
     "udp": {"type": "udp", "port": 514, "address": "ipv6"},
     "http": HTTP,
     "http_all": {
-        "type": "http", "tls": True, "verify": True, "certificate_valid": "14d", "path": "/status?full=1", "method": "GET",
-        "status": 200, "hostheader": "%%JNAME%%.example.org", "headers": {"X-B": "b, c", "X-A": "a"},
-        "content": '/"OK\\.\'', "failure_threshold": {"failures": 2, "within": 5}, "success_threshold": 2, "timeout": "1.5s",
-        "address": "2001:db8::1",
+        "type": "http", "tls": True, "verify": True, "certificate_valid": "14d", "path": "/status?full=1",
+        "method": "GET", "status": 200, "hostheader": "%%JNAME%%.example.org", "headers": {"X-B": "b, c", "X-A": "a"},
+        "content": '/"OK\\.\'', "failure_threshold": {"failures": 2, "within": 5}, "success_threshold": 2,
+        "timeout": "1.5s", "address": "2001:db8::1",
     },
     "tls": {"type": "tls", "certificate_valid": "30d"},
     "ping": {"type": "ping", "count": 2, "size": 128, "interval": 10},
@@ -606,7 +668,8 @@ def test_the_text_travels(monit):
 
 
 @pytest.mark.parametrize(
-    "interval, poll, every, repeat", [(30, 10, 3, 1), (30, 7, 5, 1), (10, 10, 1, 3), (5, 10, 1, 3), (60, 1, 60, 1), (15, 10, 2, 2)]
+    "interval, poll, every, repeat",
+    [(30, 10, 3, 1), (30, 7, 5, 1), (10, 10, 1, 3), (5, 10, 1, 3), (60, 1, 60, 1), (15, 10, 2, 2)],
 )
 def test_intervals_are_rounded_up_to_cycles(monit, interval, poll, every, repeat):
     text = rule(monit, {**one({"type": "tcp", "port": 1, "interval": interval}), "monit": {"poll": poll}})
@@ -664,7 +727,9 @@ def test_head(monit):
             }
         },
     }
-    head = monit.render(spec, "hv1", [], lookup={"libexec": "/opt/lx", "run": "/run/cm", "rootgroup": "root"})["config"]["head"]
+    head = monit.render(spec, "hv1", [], lookup={"libexec": "/opt/lx", "run": "/run/cm", "rootgroup": "root"})[
+        "config"
+    ]["head"]
     assert head == (FILES / "monit_head.conf").read_text()
 
 
@@ -681,7 +746,17 @@ def test_the_pillars_lookup_is_used_where_none_is_given(monit):
 
 @pytest.mark.parametrize(
     "version, works",
-    [("5.33.0", 1), ("5.34.0", 1), ("5.34.1", 0), ("5.34.4", 0), ("5.35.1", 0), ("5.35.2", 1), ("6.0.0", 1), (None, 1), ("5.35", 0)],
+    [
+        ("5.33.0", 1),
+        ("5.34.0", 1),
+        ("5.34.1", 0),
+        ("5.34.4", 0),
+        ("5.35.1", 0),
+        ("5.35.2", 1),
+        ("6.0.0", 1),
+        (None, 1),
+        ("5.35", 0),
+    ],
 )
 def test_probes_are_left_to_the_agent_where_monit_cannot(monit, version, works):
     spec = one({"type": "exec", "command": ["/x"]})
@@ -694,7 +769,8 @@ def test_probes_are_left_to_the_agent_where_monit_cannot(monit, version, works):
         []
         if works
         else [
-            f"monit {version} cannot run check program: cbsd_monit-look is not rendered, and neither are the node's checks pool",
+            f"monit {version} cannot run check program: cbsd_monit-look is not rendered, "
+            "and neither are the node's checks pool",
             "probe checks of lb1 (c) need monit < 5.34.1 or >= 5.35.2; they are not rendered",
         ]
     )
@@ -764,14 +840,19 @@ def test_bad_templates_are_one_clear_error(monit, text, word):
 
 
 def test_the_filter_makes_a_monit_string_of_anything(monit):
-    spec = one({**HTTP, "content": '/a"b\\.\'d'})
-    text = rule(monit, spec, template="{{ policy.checks.c.content | monit }} {{ 5 | monit }} {{ checks[0].tests[0] | monit }}")
+    spec = one({**HTTP, "content": "/a\"b\\.'d"})
+    text = rule(
+        monit, spec, template="{{ policy.checks.c.content | monit }} {{ 5 | monit }} {{ checks[0].tests[0] | monit }}"
+    )
     assert text.startswith('"\\0x2fa\\0x22b\\\\.\\0x27d" 5 failed port 80 ')
 
 
 def test_what_is_safe_anywhere_needs_no_filter(monit):
     spec = one({**HTTP, "path": "/a"})
-    assert rule(monit, spec, template="{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}") == "c /a 10 0.5\n"
+    assert (
+        rule(monit, spec, template="{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}")
+        == "c /a 10 0.5\n"
+    )
 
 
 # --- The agent and monit
