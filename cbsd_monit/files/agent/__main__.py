@@ -53,8 +53,8 @@ class Agent:
                 seen = passes.run(self.node)
                 self.troubles = 0
                 wait = self._begin(seen)
-            except (AgentError, OSError, subprocess.SubprocessError) as err:
-                state.say(f"pass failed: {err}", loud=True)
+            except Exception as err:  # noqa: BLE001 - whatever it is, heals go on and the next pass may succeed
+                state.say(f"pass failed: {type(err).__name__}: {err}", loud=True)
                 self.troubles += 1
                 wait = 1 if self.troubles < 3 or self.heals else None
             if wait is None:
@@ -82,10 +82,8 @@ class Agent:
                 soon.append(1.0)
             elif env["state"] == "starting" and env.age("started") < self._patience(env):
                 soon.append(0.5)
-            elif env["state"] == "backoff" and env["next"]:
-                left = env["next"]["seconds"] - self.node.age(env["next"]["after"])
-                if left < LINGER:
-                    soon.append(max(0.05, left))
+            elif env["state"] == "backoff" and 0 < policy.waits(env) < LINGER:
+                soon.append(policy.waits(env) + 0.05)
         return min(soon) if soon else None
 
     def _patience(self, env):

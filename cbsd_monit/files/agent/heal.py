@@ -6,6 +6,7 @@ before it is done; whoever finds an `op` whose lock is free knows that a heal wa
 true now.
 """
 import os
+import subprocess
 import time
 
 import cbsd
@@ -56,7 +57,7 @@ class Heal:
         except Given as err:
             self._end(began, number, "given", str(err))
             raise
-        except AgentError as err:
+        except (AgentError, OSError, subprocess.SubprocessError) as err:
             self._end(began, number, "failed", str(err))
             return False
         self._end(began, number, "healed", "")

@@ -14,7 +14,6 @@ import state
 from monit import Monit
 from node import NAME, AgentError
 
-REMOVAL = 180  # seconds in which a remove that began should have ended
 
 
 class Pass:
@@ -32,7 +31,7 @@ class Pass:
         self.errors = {}
         self.services = {}
         self.changed = []
-        self.reloaded = self.started = False
+        self.reloaded = self.started = self.unsettled = False
         self.due = []
 
     # Reading
@@ -296,18 +295,21 @@ def look(node):
         if not name.endswith(".json"):
             continue
         env = state.Env(node, name[:-5])
-        if env["intent"] is None:
+        if env["intent"] is None or env["state"] in ("silenced", "maintenance", "slave", "quarantined"):
             continue
         up = env.name in alive.get(env["emulator"], ())
         marker = node.dead_marker(env.name)
-        if env["intent"] == "running" and not up and env["phase"] is None:
+        if env["op"]:
+            wake = True  # if its agent lives, waking costs nothing; if not, somebody has to finish
+        elif env["phase"]:
+            continue
+        elif env["intent"] == "running" and not up:
             if not os.path.exists(marker):
                 with open(marker, "w", encoding="ascii"):
                     pass
-                wake = True
-        elif os.path.exists(marker) or (env["intent"] == "stopped" and up and env["phase"] is None):
+            wake = wake or not (env["gave_up"] or policy.waits(env))
+        elif os.path.exists(marker) or env["intent"] == "stopped" and up:
             wake = True
-    beat = node.in_run("look")
-    with open(beat, "w", encoding="ascii") as handle:
+    with open(node.in_run("look"), "w", encoding="ascii") as handle:
         handle.write(f"{time.time():.0f}\n")
     return wake

@@ -66,6 +66,12 @@ def delay(restart, attempts, rnd=random.random):
     return base * (1 + restart["jitter"] * (2 * rnd() - 1))
 
 
+def waits(env):
+    """Seconds until the next attempt may begin, 0 when it may."""
+    wait = env["next"]
+    return max(0.0, wait["seconds"] - env.node.age(wait["after"])) if wait else 0.0
+
+
 def _phase_limit(env, row, restart):
     return {
         "starting": restart["timeout"],
@@ -205,10 +211,8 @@ def _failing(seen, env, policy, check, reason, up):
             return env.go("gave_up", f"{len(recent)} attempts did not help: {reason}", check)
         left = restart["interval"] - env.node.age(recent[0])
         return env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
-    wait = env["next"]
-    if wait and env.node.age(wait["after"]) < wait["seconds"]:
-        left = wait["seconds"] - env.node.age(wait["after"])
-        return env.go("backoff", f"next attempt in {left:.0f} s: {reason}", check)
+    if waits(env):
+        return env.go("backoff", f"next attempt in {waits(env):.0f} s: {reason}", check)
     for other in policy["depends_on"]:
         parent = seen.envs.get(other)
         if parent and parent["state"] not in ("healthy", "silenced", "stopped"):
