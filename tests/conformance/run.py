@@ -5,6 +5,7 @@
 CASES are files or directories, by default the cases beside this file. A `--cbsd` among the options
 means a real node: then nothing is simulated, and replay.py runs with the options as they are.
 """
+
 import os
 import shlex
 import subprocess
@@ -31,7 +32,9 @@ def replay(arguments, root, **options):
 
 def run(arguments, **options):
     """replay.py with these arguments, and with our cases unless others are named."""
-    if not any(os.path.exists(argument) and not is_value(arguments, argument) for argument in arguments):
+    if not any(
+        os.path.exists(argument) and not is_value(arguments, argument) for argument in arguments
+    ):
         arguments = [*arguments, CASES]
     command = [sys.executable, os.path.join(HERE, "replay.py"), *arguments]
     return subprocess.run(command, check=False, **options)

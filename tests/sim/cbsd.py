@@ -1,8 +1,9 @@
 """The program `cbsd`: finds the command and runs it (bin/cbsdsh).
 
-Here and in the modules it uses, an import inside a function is one that few commands need: a test waits
-for the start of hundreds of these processes.
+Here and in the modules it uses, an import inside a function is one that few commands need: a test
+waits for the start of hundreds of these processes.
 """
+
 import importlib
 import os
 import signal
@@ -169,7 +170,7 @@ def run_external(layout, command, arguments, path):
 
 
 def script(layout, code):
-    """`cbsd -c CODE`, or CBSD's shell reading standard input. The SQL builtins are commands here."""
+    """`cbsd -c CODE`, or CBSD's shell reading standard input; SQL builtins are commands here."""
     import shlex
 
     words = shlex.split(code) if code and not set(code) & set("|&;<>$`\n") else []

@@ -1,4 +1,5 @@
 """Programs of the base system: jls(8), jexec(8), sysrc(8), and service(8) inside a jail."""
+
 import json
 import os
 import pwd
@@ -64,7 +65,7 @@ def jls(layout, argv):
         print_parameters(found, parameters or list(PARAMETERS), flags)
     else:
         print("   JID  IP Address      Hostname                      Path")
-        for name, jail in found:
+        for _, jail in found:
             address = ipv4(jail).split(",")[0]
             print(f"{jail['jid']:6}  {address:15.15} {jail['hostname']:29.29} {jail['path']:.74}")
     return 0
@@ -110,7 +111,9 @@ def jexec(layout, argv):
         elif flag[1:2] == "d":
             directory = flag[2:] or words.pop(0)
         elif flag.strip("-ln"):
-            sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
+            sys.stderr.write(
+                "usage: jexec [-l] [-d working-directory] [-u username | -U username]\n"
+            )
             return 1
     if words[:1] == ["--"]:
         words.pop(0)
@@ -128,8 +131,8 @@ def jexec(layout, argv):
 def execute(kernel, name, argv, environment, user="", directory=""):
     """Become a process of a jail and run a program there. Returns only when that is impossible.
 
-    The root of the jail is a directory of this machine, not a new root: absolute paths of programs are
-    looked up below it first, relative ones in its bin and usr/local/bin.
+    The root of the jail is a directory of this machine, not a new root: absolute paths of
+    programs are looked up below it first, relative ones in its bin and usr/local/bin.
     """
     jail = kernel.jails()[name]
     data = jail["data"]
@@ -248,7 +251,8 @@ def jails_astart(layout, argv):
         if Kernel(layout).vm_pid(jname):
             subprocess.run([cbsd, "bstop", f"jname={jname}"], check=False)
     for jname in inventory.names("emulator='jail'"):
-        # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, so nothing is stopped.
+        # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, so nothing is
+        # stopped.
         subprocess.run([cbsd, "jstop", f"name={jname}"], stdout=subprocess.DEVNULL, check=False)
     return 0
 
@@ -265,7 +269,9 @@ def astart(layout, cbsd):
         chosen = [name for name in names if autostarted(inventory, name, emulator)]
         if chosen:
             argv = [cbsd, command, "inter=0", *chosen]
-            running.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            running.append(
+                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            )
     for process in running:
         process.wait()
     return 0

@@ -1,4 +1,5 @@
 """Hook scripts on the host (subr/jcreate.subr:152-237)."""
+
 import errno
 import os
 import stat
@@ -57,7 +58,12 @@ class HookRunner:
         """Run one script and log it; its exit code as a shell tells it."""
         session = self.session
         environment = {**session.environment, "PATH": HOST_PATH, "CBSD_PWD": "", "CBSD_CWD": ""}
-        record = {"env": jname, "dir": directory, "file": os.path.basename(path), "start": time.time()}
+        record = {
+            "env": jname,
+            "dir": directory,
+            "file": os.path.basename(path),
+            "start": time.time(),
+        }
         record["command"], record["pid"] = session.command, os.getpid()
         code = run_script(path.split(" "), environment, stdin, session)
         record.update(end=time.time(), rc=code)
@@ -107,8 +113,8 @@ class HookRunner:
 def executables(directory):
     """Names of the executable files and links of a directory, in no useful order.
 
-    find(1) does not follow a directory that is a link itself, looks at the mode of a link and not of
-    its target, and lists in directory order; the shuffle shows who relies on an order.
+    find(1) does not follow a directory that is a link itself, looks at the mode of a link and not
+    of its target, and lists in directory order; the shuffle shows who relies on an order.
     """
     if os.path.islink(directory) or not os.path.isdir(directory):
         return []

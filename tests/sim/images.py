@@ -1,4 +1,5 @@
 """jexport and jimport: a jail as one file."""
+
 import io
 import json
 import os
@@ -52,7 +53,8 @@ def jimport(session):
     layout = session.layout
     wanted = args["jname"] or args["path"] or args.first()
     image = next(
-        (path for path in (layout.work("import", f"{wanted}.img"), wanted) if os.path.isfile(path)), None
+        (path for path in (layout.work("import", f"{wanted}.img"), wanted) if os.path.isfile(path)),
+        None,
     )
     if not image:
         session.fail(f"{{N1}}No such jail or image here: {{N2}}{wanted}{{N0}}", 0)
@@ -72,7 +74,9 @@ def jimport(session):
         shutil.move(os.path.join(unpacked, "data"), layout.data(jname))
     row.update(jails.paths_of(layout, jname), jname=jname, jid="0", status="0")
     if args["newip"]:
-        row["ip4_addr"] = session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
+        row["ip4_addr"] = (
+            session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
+        )
         session.say(f"{{N1}}IP sets to: {{N2}}{row['ip4_addr']}{{N0}}")
     session.inventory.register(row)
     for directory in (layout.work("jails", jname), layout.work("jails-fstab", jname)):

@@ -1,25 +1,27 @@
 """CBSD's inventory: the table `jails`, the settings of machines, and the live repair of rows.
 
-SQL is put together by concatenation, as CBSD does it, so that quotes in values break the same things
-(sqlcmd.c, subr/rcconf.subr).
+SQL is put together by concatenation, as CBSD does it, so that quotes in values break the same
+things (sqlcmd.c, subr/rcconf.subr).
 """
+
 import os
 import sqlite3
 import time
 
 from sim import addresses
 
-DEFAULT_ZERO = """mount_devfs allow_mount allow_devfs allow_nullfs mount_fstab mkhostsfile devfs_ruleset
-interface basename slavenode baserw mount_src mount_obj mount_kernel mount_ports astart data vnet applytpl
-mdsize rcconf floatresolv ver arch masterhost exec_start exec_stop exec_poststart exec_poststop
-exec_prestart exec_prestop exec_master_poststart exec_master_poststop exec_master_prestart
-exec_master_prestop status exec_timeout exec_fib stop_timeout mount_fdescfs allow_dying depend allow_procfs
-allow_tmpfs allow_zfs cpuset emulator emulator_flags allow_kmem exec_consolelog jdomain b_order
-allow_fdescfs allow_sysvipc protected hidden maintenance allow_reserved_ports childrenmax persist
-enforce_statfs state_time allow_raw_sockets allow_fusefs allow_linsysfs allow_linprocfs
-allow_read_msgbuf allow_vmm allow_unprivileged_proc_debug allow_mlock allow_nfsd mnt_start mnt_stop
-tags mount_procfs mount_linprocfs mount_linsysfs sysvsem sysvshm sysvmsg zfs_encryption boot_delay
-ci_gw4 jnameserver gid""".split()
+DEFAULT_ZERO = """mount_devfs allow_mount allow_devfs allow_nullfs mount_fstab mkhostsfile
+devfs_ruleset interface basename slavenode baserw mount_src mount_obj mount_kernel mount_ports
+astart data vnet applytpl mdsize rcconf floatresolv ver arch masterhost exec_start exec_stop
+exec_poststart exec_poststop exec_prestart exec_prestop exec_master_poststart
+exec_master_poststop exec_master_prestart exec_master_prestop status exec_timeout exec_fib
+stop_timeout mount_fdescfs allow_dying depend allow_procfs allow_tmpfs allow_zfs cpuset emulator
+emulator_flags allow_kmem exec_consolelog jdomain b_order allow_fdescfs allow_sysvipc protected
+hidden maintenance allow_reserved_ports childrenmax persist enforce_statfs state_time
+allow_raw_sockets allow_fusefs allow_linsysfs allow_linprocfs allow_read_msgbuf allow_vmm
+allow_unprivileged_proc_debug allow_mlock allow_nfsd mnt_start mnt_stop tags mount_procfs
+mount_linprocfs mount_linsysfs sysvsem sysvshm sysvmsg zfs_encryption boot_delay ci_gw4
+jnameserver gid""".split()
 COLUMNS = ["jname", "jid", "path", "host_hostname", "ip4_addr", *DEFAULT_ZERO]
 NUMBERS = {"jid", "status", "gid", "state_time", "b_order"}
 
@@ -28,13 +30,14 @@ NOT_ARGUMENTS = {"jname", "jid", "status", "gid", "state_time", "maintenance"}
 JAIL_ARGS = [column for column in COLUMNS if column not in NOT_ARGUMENTS]
 
 # share/bhyve_settings.conf: the columns of a machine's own table `settings`.
-VM_SETTINGS = """created astart vm_cpus vm_ram vm_os_type vm_boot vm_os_profile bhyve_flags vm_vnc_port
-virtio_type bhyve_vnc_tcp_bind bhyve_vnc_resolution cd_vnc_wait protected hidden maintenance ip4_addr
-vnc_password state_time vm_hostbridge vm_iso_path vm_console vm_efi vm_rd_port bhyve_generate_acpi
-bhyve_wire_memory bhyve_rts_keeps_utc bhyve_force_msi_irq bhyve_x2apic_mode bhyve_mptable_gen
-bhyve_ignore_msr_acc bhyve_vnc_vgaconf media_auto_eject vm_cpu_topology debug_engine xhci
-cd_boot_firmware jailed vm_iso_path2 on_poweroff on_reboot on_crash vm_zfs_guid mnt_start mnt_stop
-double_acpi boot_delay pid_wait tags vnc_port uuid""".split()
+VM_SETTINGS = """created astart vm_cpus vm_ram vm_os_type vm_boot vm_os_profile bhyve_flags
+vm_vnc_port virtio_type bhyve_vnc_tcp_bind bhyve_vnc_resolution cd_vnc_wait protected hidden
+maintenance ip4_addr vnc_password state_time vm_hostbridge vm_iso_path vm_console vm_efi
+vm_rd_port bhyve_generate_acpi bhyve_wire_memory bhyve_rts_keeps_utc bhyve_force_msi_irq
+bhyve_x2apic_mode bhyve_mptable_gen bhyve_ignore_msr_acc bhyve_vnc_vgaconf media_auto_eject
+vm_cpu_topology debug_engine xhci cd_boot_firmware jailed vm_iso_path2 on_poweroff on_reboot
+on_crash vm_zfs_guid mnt_start mnt_stop double_acpi boot_delay pid_wait tags vnc_port
+uuid""".split()
 VM_DEFAULTS = {
     "vm_cpus": "1",
     "vm_ram": "1073741824",
@@ -50,8 +53,8 @@ VM_DEFAULTS = {
 }
 
 # rcconf.subr empties these when they are 0.
-EMPTY_WHEN_ZERO = """basename slavenode masterhost exec_stop exec_poststart exec_poststop exec_prestart
-exec_prestop""".split()
+EMPTY_WHEN_ZERO = """basename slavenode masterhost exec_stop exec_poststart exec_poststop
+exec_prestart exec_prestop""".split()
 
 STATUS = {"0": "Off", "1": "On", "2": "Slave", "3": "Maintenance"}
 
@@ -123,7 +126,9 @@ class Inventory:
 
     def names(self, condition="1"):
         """Names of environments, in the order in which they were created."""
-        return [row[0] for row in self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")]
+        return [
+            row[0] for row in self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")
+        ]
 
     def value(self, jname, column):
         """One column of one row as text, '' when there is none."""

@@ -1,4 +1,5 @@
 """Commands for jails: create, start, stop, restart, remove, rename, clone, change, execute."""
+
 import os
 import shutil
 import subprocess
@@ -10,8 +11,8 @@ from sim.inventory import JAIL_ARGS
 from sim.session import read_conf
 
 # jcreate:572-595: only these directories of share/jail-system-default reach a new jail.
-HOOK_DIRS = """clone-local.d clone.d create.d facts.d master_create.d master_poststart.d master_poststop.d
-master_prestart.d master_prestop.d remove.d rename.d start.d stop.d""".split()
+HOOK_DIRS = """clone-local.d clone.d create.d facts.d master_create.d master_poststart.d
+master_poststop.d master_prestart.d master_prestop.d remove.d rename.d start.d stop.d""".split()
 
 # etc/defaults/jail-freebsd-default.conf
 DEFAULTS = {
@@ -50,19 +51,20 @@ DEFAULTS = {
     "protected": "0",
     "hidden": "0",
 }
-CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel delpkglist environment
-etcupdate_init flavor from fstablocal inter interface2 jconf jname jprofile nic_hwaddr pkg_bootstrap
-pkglist quiet removejconf runasap sysrc zfs_snapsrc jailsysskeldir systemskeldir"""
+CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel
+delpkglist environment etcupdate_init flavor from fstablocal inter interface2 jconf jname
+jprofile nic_hwaddr pkg_bootstrap pkglist quiet removejconf runasap sysrc zfs_snapsrc
+jailsysskeldir systemskeldir"""
 
 NATIVE = {"ver": "14.1", "arch": "amd64"}
 
 # jset:1052: what can be changed while the jail runs, without more ado.
-LIVE = """astart applytpl floatresolv exec_consolelog devfs_ruleset protected hidden boot_delay cpuset
-host_hostname mount_src mount_ports mount_kernel mount_fdescfs mount_procfs mount_linprocfs mount_linsysfs
-allow_mount allow_raw_sockets allow_read_msgbuf allow_vmm allow_mlock allow_nfsd allow_reserved_ports
-allow_unprivileged_proc_debug""".split()
-NEEDS_ALLOW_MOUNT = """allow_nullfs allow_fusefs allow_linprocfs allow_linsysfs allow_tmpfs allow_procfs
-allow_fdescfs""".split()
+LIVE = """astart applytpl floatresolv exec_consolelog devfs_ruleset protected hidden boot_delay
+cpuset host_hostname mount_src mount_ports mount_kernel mount_fdescfs mount_procfs
+mount_linprocfs mount_linsysfs allow_mount allow_raw_sockets allow_read_msgbuf allow_vmm
+allow_mlock allow_nfsd allow_reserved_ports allow_unprivileged_proc_debug""".split()
+NEEDS_ALLOW_MOUNT = """allow_nullfs allow_fusefs allow_linprocfs allow_linsysfs allow_tmpfs
+allow_procfs allow_fdescfs""".split()
 
 
 def paths_of(layout, jname):
@@ -82,7 +84,9 @@ def jcreate(session):
     """Create a jail (sudoexec/jcreate)."""
     keys = f"{CREATE_KEYS} {' '.join(JAIL_ARGS)}"
     # jail-freebsd-default.conf is read after the environment, so only other names leak in from it.
-    reset = {key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")}
+    reset = {
+        key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")
+    }
     reset.update(dict.fromkeys(("sysrc", "from", "flavor", "ci_user_pubkey", "environment"), ""))
     args = session.parse(optional=keys, sudo=True, reset=reset)
     wanted = {key: value for key, value in args.given.items() if value}
@@ -123,6 +127,7 @@ def jcreate(session):
         session.done()
     # Exported from what was given, not from the row: the hooks see neither a jid nor a status.
     exported = {key: row.get(key, "0") for key in JAIL_ARGS}
+    session.addresses(row["ip4_addr"])
     session.export_for_hooks({**exported, "jname": jname})
     session.hooks.run(jname, "master_create.d", quiet)
     session.hooks.in_jail(row, "create.d", start_if_off=True)
@@ -166,7 +171,12 @@ def source_conf(path):
 def new_row(session, jname, wanted):
     """The row of a new jail: defaults, the profile, then what was asked for."""
     layout = session.layout
-    row = {"jname": jname, "host_hostname": f"{jname}.my.domain", **DEFAULTS, **paths_of(layout, jname)}
+    row = {
+        "jname": jname,
+        "host_hostname": f"{jname}.my.domain",
+        **DEFAULTS,
+        **paths_of(layout, jname),
+    }
     for name in filter(None, ("default", wanted.get("jprofile"))):
         for directory in ("etc/defaults", "etc"):
             profile = read_conf(layout.work(directory, f"jail-freebsd-{name}.conf"))
@@ -179,7 +189,7 @@ def new_row(session, jname, wanted):
 
 
 def make_system_dir(session, row, quiet):
-    """`jails-system/JNAME`: all of the profile's skeleton, then the hook directories of the default one."""
+    """`jails-system/JNAME`: all of the profile's skeleton, hook directories of the default."""
     layout, jname = session.layout, row["jname"]
     target = layout.system(jname)
     shutil.rmtree(target, ignore_errors=True)
@@ -188,7 +198,9 @@ def make_system_dir(session, row, quiet):
         pass
     profile = session.args["jprofile"] or "default"
     system_skel = session.args["jailsysskeldir"]
-    system_skel = system_skel or layout.work(f"share/FreeBSD-{row['emulator']}-{profile}-system-skel")
+    system_skel = system_skel or layout.work(
+        f"share/FreeBSD-{row['emulator']}-{profile}-system-skel"
+    )
     if os.path.isdir(system_skel):
         if not quiet:
             session.say(f"{{N1}}jcreate: copy system skel from: {{N2}}{system_skel}{{N0}}")
@@ -332,7 +344,9 @@ def take_lock(session, jname, quiet):
     else:
         if not quiet:
             age = f"node, lock age: {minutes} min."
-            session.say(f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}")
+            session.say(
+                f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}"
+            )
         advice = "You may remove the lockfile if you believe that jail is not running on this node"
         session.fail(f"{{N1}}{advice}: {{N2}}rm -f {path}{{N0}}")
     if not quiet:
@@ -355,21 +369,23 @@ def start(session, row, quiet):
         nic = layout.settings()["nic"]
         if session.addresses(row["ip4_addr"]).known and not quiet:
             session.say(f"{{N1}}Default NIC automatically selected: {{N2}}{nic}{{N0}}")
-    if kernel.jid(jname):
-        # Another jstart was faster: mounting fails, which ends this one (facts 2.7).
-        session.fail(f"{{N1}}already mounted: {{N2}}{row['path']}{{N0}}")
     if not quiet:
         session.say("{N1}set resource limit: [ {N2}{N1}]{N0}")
         session.say("{N1}jail renice: {N2}1{N0}")
         session.say(f"{{N1}}Starting jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
     os.makedirs(row["path"], exist_ok=True)
     jid = kernel.create_jail(jname, row["path"], row["data"], row["host_hostname"], row["ip4_addr"])
+    if jid is None:
+        # Nothing keeps two starts of one jail apart: both ran the hooks so far, the slower one
+        # ends here.
+        session.fail(f'jail: jail "{jname}" already exists')
     if jid:
         time.sleep(kernel.slowness(jname, "start"))
         services.Services(kernel, jname, kernel.read()["jails"][jname]).boot()
         session.inventory.update(jname, state_time=int(time.time()))
         session.hooks.in_jail(row, "start.d")
-    # The variable jid is new, status is set after the hooks, the row later still (jstart:1091-1121).
+    # The variable jid is new, status is set after the hooks, the row later still
+    # (jstart:1091-1121).
     jid = kernel.jid(jname)
     session.environment["jid"] = str(jid)
     session.hooks.run(jname, "master_poststart.d", quiet)
@@ -400,7 +416,7 @@ def run_mnt_start(session, row, quiet):
 
 
 def resolve_dhcp(session, row):
-    """Replace DHCP by an address of the pool. The pattern has a capital P: `dhcp` is not resolved."""
+    """Replace DHCP by an address of the pool; with its capital P: `dhcp` is not resolved."""
     items = row["ip4_addr"].split(",")
     resolved = [
         session.inventory.lease() or item if item[:3].upper() == "DHC" and item[3:] == "P" else item
@@ -432,11 +448,7 @@ def jstop(session):
     existing, jname = session.names_of("jail", "No jail specified")
     if len(existing) > 1:
         for name in existing:
-            try:
-                child = session.cbsd("jstop", f"jname={name}", background=True, env={"NOINTER": "1"})
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                pass
+            session.in_background("jstop", f"jname={name}")
         session.done()
         session.fail("{N1}Multiple stop: {N2}done{N0}", 0)
     row = session.load(jname)
@@ -578,12 +590,14 @@ def jrename(session):
         session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
     if inventory.value(new, "jid"):
         session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
-    session.queue("jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1")
+    session.queue(
+        "jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1"
+    )
     if jid != "0":
         if args["restart"] != "1":
             session.fail(
-                f"{{N1}}Jail is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1{{N1}}"
-                " to auto stop and start jail during rename{N0}"
+                f"{{N1}}Jail is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1"
+                "{N1} to auto stop and start jail during rename{N0}"
             )
         session.cbsd("jstop", f"jname={old}")
     row = session.load(old)
@@ -601,7 +615,8 @@ def jrename(session):
         session.say(f"{{N1}}Selected IP: {{N2}}{address}{{N0}}")
     hostname = args["host_hostname"] or row["host_hostname"]
     inventory.update(
-        old, **{**paths_of(layout, new), "jname": new, "ip4_addr": address, "host_hostname": hostname}
+        old,
+        **{**paths_of(layout, new), "jname": new, "ip4_addr": address, "host_hostname": hostname},
     )
     os.rename(layout.data(old), layout.data(new))
     os.makedirs(layout.work("jails", new), exist_ok=True)
@@ -653,14 +668,17 @@ def rewrite_fstab(directory, old, new):
 def jclone(session):
     """Clone a jail: the address is that of the source unless given, the hooks come along."""
     optional = "ip4_addr checkstate verbose promote clone_method mac_reinit"
-    args = session.parse("old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"})
+    args = session.parse(
+        "old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"}
+    )
     layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
     jid = inventory.value(old, "jid")
     if not jid:
         session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
     if args["checkstate"] == "1" and jid != "0":
         session.fail(
-            f"{{N1}}jail is online, please stop them: {{N2}}{old}{{N1}} (or use {{N2}}checkstate=0{{N1}}){{N0}}"
+            f"{{N1}}jail is online, please stop them: {{N2}}{old}"
+            "{N1} (or use {N2}checkstate=0{N1}){N0}"
         )
     if inventory.value(new, "jid"):
         session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
@@ -735,7 +753,11 @@ def jset(session):
     if not row:
         session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
     if args["jconf"]:
-        return 0 if already_there(session, jname, {**source_conf(args["jconf"]), "autorestart": "1"}) else 1
+        return (
+            0
+            if already_there(session, jname, {**source_conf(args["jconf"]), "autorestart": "1"})
+            else 1
+        )
     changed = False
     for word in " ".join(args.raw).split():
         key = word.partition("=")[0]
@@ -783,17 +805,25 @@ def store(session, jname, key, value):
 def validate_address(session, jname, value):
     """`|` becomes `#`; an interface must exist; an address somebody has is only warned about.
 
-    The list is looked at as one word, so only a single address is really checked (jset:77-150).
+    The list is looked at as one word (jset:77-150): everything before its first `#` is taken for
+    the interface, so a list with an interface behind its first address is refused, and only the
+    first address is compared with those of others.
     """
     value = value.replace("|", "#")
-    address = value.split("/")[0]
-    interface, special, _ = value.partition("#") if "#" in address else (address, "", "")
-    if special and not interface.startswith("vhid") and interface != session.layout.settings()["nic"]:
+    interface, special, _ = value.partition("#")
+    special = special and "#" in value.split(",")[-1]
+    if (
+        special
+        and not interface.startswith("vhid")
+        and interface != session.layout.settings()["nic"]
+    ):
         text = f"jset for {jname} error: interface not exist"
         session.fail(f"{{N1}}{text}: {{N2}}{interface}{{N0}}")
-    mine = address.rpartition("#")[2]
+    mine = value.split("/")[0].rpartition("#")[2]
     if family(mine) == 4:
-        for other, theirs in session.inventory.rows("SELECT jname,ip4_addr FROM jails ORDER BY rowid"):
+        for other, theirs in session.inventory.rows(
+            "SELECT jname,ip4_addr FROM jails ORDER BY rowid"
+        ):
             used = [item.rpartition("#")[2].split("/")[0] for item in theirs.split(",")]
             if other != jname and mine in used:
                 session.say(
@@ -841,12 +871,16 @@ def inet(address):
 
 
 def jexec(session):
-    """Run a command in a running jail; `jname=` is thrown away as the first argument, whatever it is."""
+    """Run a command in a running jail. The first argument is thrown away, whatever it is."""
     args = session.parse(optional="cmd dir environment jname shell user", sudo=True)
     jname = args["jname"]
     if not jname:
         session.fail("{N1}jexec: give me jname{N0}")
-    words = [w for w in args.raw[1:] if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")]
+    words = [
+        w
+        for w in args.raw[1:]
+        if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")
+    ]
     command = args["cmd"] or " ".join(words)
     row = session.load(jname)
     if row is None:
@@ -861,7 +895,9 @@ def jexec(session):
         session.export_for_hooks(row)
         os.execve(own, [own, *command.split()[1:]], session.environment)
     argv = ["/bin/sh", "-c", command] if command else ["/bin/sh"]
-    return freebsd.execute(session.kernel, jname, argv, session.environment, args["user"], args["dir"])
+    return freebsd.execute(
+        session.kernel, jname, argv, session.environment, args["user"], args["dir"]
+    )
 
 
 def jswmode(session):

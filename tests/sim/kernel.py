@@ -1,10 +1,11 @@
 """The kernel of the node: which jails and machines exist, and the processes that they are.
 
-A jail is a process group around one sleeping process, which stands for the init, cron and syslogd of a
-real one: the jail exists while that process runs. A machine is one process as well, its pid being
-what CBSD takes for its jid. State is one JSON file, changed under a lock, because any number of
-simulated commands run at the same time.
+A jail is a process group around one sleeping process, which stands for the init, cron and syslogd
+of a real one: the jail exists while that process runs. A machine is one process as well, its pid
+being what CBSD takes for its jid. State is one JSON file, changed under a lock, because any
+number of simulated commands run at the same time.
 """
+
 import contextlib
 import fcntl
 import json
@@ -50,7 +51,7 @@ class Kernel:
             write_atomic(self.file, json.dumps(state))
 
     def boot(self, jid_start):
-        """A new boot: nothing runs, jids start again. Fault injection stays, it belongs to the test."""
+        """A new boot: nothing runs, jids start again. Injected faults stay, they are the test's."""
         os.makedirs(self.runs, exist_ok=True)
         with self.changing() as state:
             state.update(next_jid=jid_start, jails={}, vms={})
@@ -92,11 +93,13 @@ class Kernel:
         return {**inherited, key: value, "PATH": path}
 
     def create_jail(self, name, path, data, hostname, addresses):
-        """`jail -c`: the new jid, or 0 when the kernel refuses or has a jail of that name."""
+        """`jail -c`: the new jid, 0 if the kernel refuses, None if it has a jail of that name."""
         self.release_address(name)
         with self.changing() as state:
             old = state["jails"].get(name)
-            if name in state["fail_start"] or (old and procs.alive(old["holder"])):
+            if old and procs.alive(old["holder"]):
+                return None
+            if name in state["fail_start"]:
                 return 0
             jail = {
                 "jid": state["next_jid"],
@@ -124,7 +127,9 @@ class Kernel:
         """`jail -r`: every process of the jail is killed, then the jail is gone."""
         jail = self.read()["jails"].get(name)
         if jail:
-            procs.exterminate([jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail))
+            procs.exterminate(
+                [jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail)
+            )
             with self.changing() as state:
                 if state["jails"].get(name, {}).get("jid") == jail["jid"]:
                     del state["jails"][name]
@@ -182,7 +187,7 @@ class Kernel:
         return self.read()["slow"].get(name, {}).get(what, 0)
 
     def set_off(self, name, ports, address):
-        """What the address of `name` does while it is down: nothing, or swallow connections to `ports`."""
+        """What the address of `name` does while it is down: refuse or swallow connections."""
         self.release_address(name)
         with self.changing() as state:
             state["off"].pop(name, None)
@@ -194,8 +199,8 @@ class Kernel:
     def occupy_address(self, name):
         """While `name` is down its ports accept nothing: a connection there runs into its time-out.
 
-        A listening socket with a full queue drops further SYNs, which is how a host behind a dropping
-        firewall or one that lost power looks to a client.
+        A listening socket with a full queue drops further SYNs, which is how a host behind a
+        dropping firewall or one that lost power looks to a client.
         """
         with self.changing() as state:
             off = state["off"].get(name)

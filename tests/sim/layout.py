@@ -1,4 +1,5 @@
 """Where the files of one node are, and what is configured about the node itself."""
+
 import json
 import os
 
@@ -17,7 +18,8 @@ DEFAULTS = {
     "ippool": "10.10.0.0/24",
     # How long one second of `delay=` lasts when CBSD itself spreads a mass start over time.
     "delay_unit": 0.05,
-    # Module name -> git repository; without an entry a module cannot be fetched: there is no network.
+    # Module name -> git repository; without an entry a module cannot be fetched: there is no
+    # network.
     "module_url": {},
 }
 

@@ -1,4 +1,5 @@
 """Commands that only look: jls, bls, jget, bget, jstatus."""
+
 import os
 import subprocess
 
@@ -52,7 +53,9 @@ def bls(session):
     for jname in names:
         path = session.inventory.settings_file(jname)
         if session.inventory.exists() and not os.path.isfile(path):
-            broken.append(f"{{N1}}{jname}: can't open database file for {jname}: {{N2}}{path}{{N0}}")
+            broken.append(
+                f"{{N1}}{jname}: can't open database file for {jname}: {{N2}}{path}{{N0}}"
+            )
         else:
             table.add(jname)
     table.print()
@@ -72,7 +75,9 @@ def listed(session, condition):
         # The complaint of the SQL builtin is read as a row (sqlcmd.c:496).
         return ["cbsdsql:"] if not wanted or "cbsdsql:" in wanted else []
     order = "DESC" if args["order"].lower() == "desc" else "ASC"
-    rows = inventory.rows(f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}")
+    rows = inventory.rows(
+        f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}"
+    )
     show_hidden = session.environment.get("hidden") != "0"
     names = [jname for jname, hidden in rows if show_hidden or str(hidden) != "1"]
     return [jname for jname in names if not wanted or jname in wanted]
@@ -146,7 +151,11 @@ def fact_of(session, row, name):
     if "emulator" in row:
         session.export_for_hooks({key: row[key] for key in COLUMNS if key in row})
     done = subprocess.run(
-        [path], env=session.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False
+        [path],
+        env=session.environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=False,
     )
     line = done.stdout.decode(errors="replace").split("\n")[0].split()
     return line[0] if line else ""
@@ -204,7 +213,7 @@ def get(session, row, known):
 
 
 def jstatus(session):
-    """The jid, or nothing. Exit code 1 means that the environment exists, unless `invert=` is given."""
+    """The jid, or nothing. Exit code 1 means that it exists, unless `invert=` is given."""
     args = session.parse(optional="jname invert")
     jname = args["jname"] or args.first()
     exists, missing = (0, 1) if args["invert"] else (1, 0)

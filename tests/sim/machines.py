@@ -1,4 +1,5 @@
 """Commands for bhyve machines."""
+
 import os
 import signal
 import time
@@ -9,15 +10,17 @@ from sim.inventory import VM_SETTINGS, to_bytes
 from sim.session import bhyverun_of
 
 # bcreate:871-892
-HOOK_DIRS = """create.d facts.d master_create.d master_poststart.d master_poststop.d master_prestart.d
-master_prestop.d master_reboot.d remove.d start.d stop.d""".split()
+HOOK_DIRS = """create.d facts.d master_create.d master_poststart.d master_poststop.d
+master_prestart.d master_prestop.d master_reboot.d remove.d start.d stop.d""".split()
 ROW_KEYS = "host_hostname interface astart protected hidden ver arch tags"
 SET_KEYS = "nice vm_pid gid quiet"
 
 
 def bcreate(session):
     """Create a machine; the hooks of its creation run before a first start (bcreate:1165)."""
-    optional = f"jname jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
+    optional = (
+        f"jname jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
+    )
     reset = dict.fromkeys(optional.split()[1:], "")
     args = session.parse(optional=optional, sudo=True, reset=reset)
     layout, jname, quiet = session.layout, args["jname"], args["quiet"] == "1"
@@ -85,8 +88,8 @@ def bstart(session):
     if row["emulator"] != "bhyve":
         session.fail("{N1}Not bhyve mode{N0}")
     if row["status"] == "3":
-        # What a killed bstop leaves behind, too. bstart empties the reason before it reads it, so it
-        # never recognises its own "Stopping_VM".
+        # What a killed bstop leaves behind, too. bstart empties the reason before it reads it, so
+        # it never recognises its own "Stopping_VM".
         session.inventory.update(jname, maintenance="")
         session.say("{N1}Bhyve in maintenance: {N2}{N0}")
         command = f"jswmode jname={jname} mode=master comment='0'"
@@ -144,8 +147,9 @@ def bstop(session):
     if len(existing) > 1:
         for name in existing:
             options = [f"noacpi={args['noacpi']}", f"hard_timeout={args['hard_timeout']}"]
-            session.cbsd("bstop", f"jname={name}", *options)
-        session.fail(f"{{N1}}Multiple stop: {{N2}}done in {int(time.time() - session.started)} seconds{{N0}}", 0)
+            session.in_background("bstop", f"jname={name}", *options)
+        seconds = int(time.time() - session.started)
+        session.fail(f"{{N1}}Multiple stop: {{N2}}done in {seconds} seconds{{N0}}", 0)
     jname = args["jname"] or (existing or words or [""])[0]
     if not jname:
         session.fail("{N1}Give me domain name{N0}")
@@ -271,8 +275,8 @@ def brename(session):
     if online:
         if args["restart"] != "1":
             session.fail(
-                f"{{N1}}VM is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1{{N1}}"
-                " to auto stop and start VM during rename{N0}"
+                f"{{N1}}VM is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1"
+                "{N1} to auto stop and start VM during rename{N0}"
             )
         session.cbsd("bstop", f"jname={old}")
     jails.check_data(session, old, new)
@@ -304,7 +308,8 @@ def bclone(session):
         session.fail("{N1}Not in bhyve mode{N0}")
     if args["checkstate"] == "1" and row["jid"] != "0":
         session.fail(
-            f"{{N1}}bhyve is online, please stop them: {{N2}}{old}{{N1}} (or use {{N2}}checkstate=0{{N1}}){{N0}}"
+            f"{{N1}}bhyve is online, please stop them: {{N2}}{old}"
+            "{N1} (or use {N2}checkstate=0{N1}){N0}"
         )
     if inventory.value(new, "jname"):
         session.fail(f"{{N1}}Bhyve already exist: {{N2}}{new}{{N0}}")

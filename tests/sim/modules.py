@@ -1,4 +1,5 @@
 """Modules of CBSD: fetching, enabling, and the initialisation that links their commands."""
+
 import os
 import subprocess
 
@@ -8,8 +9,8 @@ from sim.layout import HOST_PATH, VERSION
 from sim.machines import HOOK_DIRS as VM_HOOK_DIRS
 from sim.session import read_conf
 
-DIRECTORIES = """etc/defaults export ftmp import jails jails-data jails-fstab jails-rcconf jails-system modules
-nodes share src tmp var/db var/log var/run var/spool vm"""
+DIRECTORIES = """etc/defaults export ftmp import jails jails-data jails-fstab jails-rcconf
+jails-system modules nodes share src tmp var/db var/log var/run var/spool vm"""
 REAL_PREFIX = "/usr/local/cbsd"
 
 
@@ -33,7 +34,9 @@ def fetch(session, name, mode, version):
         tool = f"{REAL_PREFIX}/bin/cfetch -u"
         return complain(session, f"unable to fetch metadata via: {tool} {{N2}}{raw}")
     if not directory:
-        return complain(session, f"unable to extract MODULE_DIR= variable from manifest: {{N2}}{raw}")
+        return complain(
+            session, f"unable to extract MODULE_DIR= variable from manifest: {{N2}}{raw}"
+        )
     if not directory.startswith(f"{REAL_PREFIX}/modules"):
         text = f"MODULE_DIR != {REAL_PREFIX}/modules in manifest: {{N2}}{directory}"
         return complain(session, text)
@@ -136,7 +139,7 @@ def initialise(layout):
 
 
 def link_commands(layout):
-    """workdir/modules/COMMAND -> distdir/modules/NAME.d/COMMAND for the commands of enabled modules."""
+    """Link the commands of enabled modules into the directory that PATH begins with."""
     directory = layout.work("modules")
     base = os.path.join(layout.distdir, "modules")
     for name in os.listdir(directory):
@@ -183,7 +186,8 @@ def write_inventory(layout):
 def run_script(session, path):
     """Run a CBSD script (`#!/usr/local/bin/cbsd`) of a module, as far as /bin/sh can.
 
-    It gets CBSD's variables and a few of its functions; see share/subr of the simulated distribution.
+    It gets CBSD's variables and a few of its functions; see share/subr of the simulated
+    distribution.
     """
     layout = session.layout
     subr = os.path.join(layout.distdir, "subr")

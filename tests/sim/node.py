@@ -3,9 +3,11 @@
     python tests/sim/node.py --root DIR create
     python tests/sim/node.py --root DIR crash lb1
 
-or, in a test, `Node(root).create()`. The programs of the node are in `DIR/bin`; `DIR/log/cbsd.log` has
-one line for the start and one for the end of each CBSD command, `DIR/log/hooks.log` one for each hook.
+or, in a test, `Node(root).create()`. The programs of the node are in `DIR/bin`;
+`DIR/log/cbsd.log` has one line for the start and one for the end of each CBSD command,
+`DIR/log/hooks.log` one for each hook.
 """
+
 import argparse
 import json
 import os
@@ -14,7 +16,7 @@ import subprocess
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-if __package__ in (None, ""):  # run as a program: make `sim` importable, and nothing of it by accident
+if not __package__:  # run as a program: make `sim` importable, and nothing of it by accident
     sys.path[0] = os.path.dirname(HERE)
 
 from sim import modules  # noqa: E402
@@ -87,7 +89,9 @@ class Node:
             os.makedirs(os.path.join(layout.distdir, directory))
         os.makedirs(layout.workdir)
         with open(layout.rcconf, "w", encoding="utf-8") as out:
-            out.write(f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else "")
+            out.write(
+                f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else ""
+            )
         with open(layout.work("nodename"), "w", encoding="utf-8") as out:
             out.write(name + "\n")
         self._install_programs()
@@ -114,7 +118,9 @@ class Node:
         self._wrapper(os.path.join(commands, ".command"), BUILTIN_WRAPPER)
         for command in (*COMMANDS, "cbsdsqlro", "cbsdsqlrw"):
             os.symlink(".command", os.path.join(commands, command))
-        os.symlink("../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv"))
+        os.symlink(
+            "../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv")
+        )
 
     def _wrapper(self, path, template, mode=0o755, **values):
         text = template.format(python=PYTHON, tests=os.path.dirname(HERE), root=self.root, **values)
@@ -239,7 +245,7 @@ class Node:
     # -- machines ----------------------------------------------------------------------------------
 
     def guest(self, name, port=8080, boot_delay=0.5, service="tcpd"):
-        """What the operating system in a machine runs, some time after each start of the machine."""
+        """What the operating system in a machine runs, some time after each of its starts."""
         if not self.inventory.is_a(name, "bhyve"):
             raise Error(f"no machine {name}")
         if service != "tcpd":
@@ -258,7 +264,12 @@ class Node:
         program = os.path.join(self.layout.distdir, "share/bhyverun.sh")
         argv = [program, "-c", conf, *(["--twice"] if twice else [])]
         subprocess.run(
-            argv, env=self.environment(), cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
+            argv,
+            env=self.environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
 
     def guest_reboot(self, name):
@@ -288,7 +299,7 @@ class Node:
         self.kernel.power_off()
 
     def boot(self, astart=True):
-        """A (re)boot: everything that ran is gone without hooks, rows are stale, astart=1 is started."""
+        """A (re)boot: what ran is gone without hooks, rows are stale, astart=1 is started."""
         self.kernel.power_off()
         self.kernel.boot(self.layout.settings()["jid_start"])
         for name in os.listdir(self.layout.vmm):
@@ -303,7 +314,12 @@ class Node:
         program = os.path.join(self.layout.distdir, "rc.d/jails-astart")
         environment = self.environment(ALWAYS_NO="1")
         subprocess.run(
-            [program, what], env=environment, cwd="/", stdin=subprocess.DEVNULL, capture_output=True, check=False
+            [program, what],
+            env=environment,
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
         )
 
 
@@ -320,7 +336,9 @@ def read_log(path):
 
 def parser():
     """The options of this program."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--root", required=True, help="directory of the node")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -334,7 +352,9 @@ def parser():
     create.add_argument("--name", default=DEFAULTS["nodename"])
     create.add_argument("--nic", default=DEFAULTS["nic"])
     create.add_argument("--jid-start", type=int, default=DEFAULTS["jid_start"])
-    create.add_argument("--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from")
+    create.add_argument(
+        "--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from"
+    )
     command("reset", "a new node with a fixture of the recorded cases", "fixture")
     command("destroy", "end all its processes and remove it")
     command("status", "what the kernel has, as JSON")
@@ -346,13 +366,17 @@ def parser():
     slow.add_argument("--stop", type=float, default=0.0, metavar="SECONDS")
     off = command("off", "what its address does while it is down", "name")
     off.add_argument("mode", choices=("refuse", "blackhole"))
-    off.add_argument("--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")])
+    off.add_argument(
+        "--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")]
+    )
     guest = command("guest", "what the guest in a machine runs", "name")
     guest.add_argument("--service", default="tcpd")
     guest.add_argument("--port", type=int, default=8080)
     guest.add_argument("--boot-delay", type=float, default=0.5, metavar="SECONDS")
     poweroff = command("guest-poweroff", "the guest switches itself off", "name")
-    poweroff.add_argument("--twice", action="store_true", help="the stop hooks run twice, concurrently")
+    poweroff.add_argument(
+        "--twice", action="store_true", help="the stop hooks run twice, concurrently"
+    )
     command("guest-reboot", "the guest restarts", "name")
     boot = command("boot", "the node reboots")
     boot.add_argument("--no-astart", action="store_true", help="start nothing")

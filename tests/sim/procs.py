@@ -1,4 +1,5 @@
 """Processes by identity: a pid alone may by now belong to somebody else."""
+
 import os
 import signal
 import time

@@ -1,9 +1,11 @@
 """What runs in a jail: packages, rc.conf, and service(8) for them.
 
-A package is a name in `var/db/sim-packages` of the jail's root, so it is copied by clones and images.
-`nginx` is the real nginx of this machine, on port 80 of the jail's first IPv4 address; `tcpd` is the small
-server beside this file. Neither is started on an address outside 127/8: this machine has no other.
+A package is a name in `var/db/sim-packages` of the jail's root, so it is copied by clones and
+images. `nginx` is the real nginx of this machine, on port 80 of the jail's first IPv4 address;
+`tcpd` is the small server beside this file. Neither is started on an address outside 127/8: this
+machine has no other.
 """
+
 import os
 import signal
 import subprocess
@@ -88,7 +90,12 @@ class Services:
     def enabled(self, service):
         """Whether rc.conf wants the service; tcpd runs unless it is switched off."""
         default = "YES" if service == "tcpd" else "NO"
-        return self.conf.read().get(f"{service}_enable", default).upper() in ("YES", "TRUE", "ON", "1")
+        return self.conf.read().get(f"{service}_enable", default).upper() in (
+            "YES",
+            "TRUE",
+            "ON",
+            "1",
+        )
 
     def boot(self):
         """/etc/rc: start what is installed and enabled."""
@@ -113,7 +120,11 @@ class Services:
             return 1, f"{service} does not exist in {where}, or is not executable\n"
         forced = verb.startswith(("one", "force"))
         plain = verb.removeprefix("one").removeprefix("force")
-        if not forced and plain in ("start", "stop", "restart", "reload") and not self.enabled(service):
+        if (
+            not forced
+            and plain in ("start", "stop", "restart", "reload")
+            and not self.enabled(service)
+        ):
             return 1, (
                 f"Cannot '{verb}' {service}. Set {service}_enable to YES in /etc/rc.conf or use"
                 f" 'one{verb}' instead of '{verb}'.\n"
@@ -122,7 +133,12 @@ class Services:
             stopped = self._stop(service)[1]
             code, text = self._start(service)
             return code, stopped + text
-        actions = {"start": self._start, "stop": self._stop, "status": self._status, "reload": self._reload}
+        actions = {
+            "start": self._start,
+            "stop": self._stop,
+            "status": self._status,
+            "reload": self._reload,
+        }
         if plain not in actions:
             return 1, f"/usr/local/etc/rc.d/{service}: unknown directive '{verb}'.\n"
         return actions[plain](service)
@@ -135,7 +151,11 @@ class Services:
 
     def _status(self, service):
         pid = self.pid(service)
-        return (0, f"{service} is running as pid {pid}.\n") if pid else (1, f"{service} is not running.\n")
+        return (
+            (0, f"{service} is running as pid {pid}.\n")
+            if pid
+            else (1, f"{service} is not running.\n")
+        )
 
     def _reload(self, service):
         pid = self.pid(service)
@@ -170,13 +190,26 @@ class Services:
 
     def _start_nginx(self, address):
         """nginx itself returns when it listens; the text of the problem otherwise."""
-        for directory in ("var/tmp", "var/log", "usr/local/www/nginx", "usr/local/etc/nginx/conf.d"):
+        for directory in (
+            "var/tmp",
+            "var/log",
+            "usr/local/www/nginx",
+            "usr/local/etc/nginx/conf.d",
+        ):
             os.makedirs(os.path.join(self.data, directory), exist_ok=True)
         conf = os.path.join(self.data, "var/run/nginx.conf")
         with open(conf, "w", encoding="utf-8") as out:
             out.write(NGINX_CONF.format(data=self.data, address=address, name=self.name))
         done = subprocess.run(
-            [NGINX, "-c", conf, "-p", self.data, "-e", os.path.join(self.data, "var/log/nginx-error.log")],
+            [
+                NGINX,
+                "-c",
+                conf,
+                "-p",
+                self.data,
+                "-e",
+                os.path.join(self.data, "var/log/nginx-error.log"),
+            ],
             env=self.kernel.jail_environment(self.name, self.jail, {}),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,5 @@
 """One running `cbsd` command: its environment, its output, its way to other commands."""
+
 import os
 import pwd
 import subprocess
@@ -10,6 +11,8 @@ from sim.hooks import HookRunner
 from sim.inventory import Inventory
 from sim.kernel import Kernel
 from sim.layout import HOST_PATH, NESTED, VERSION
+
+PARALLEL = 5
 
 COLOURS = {
     "N0": "\033[0m",
@@ -93,7 +96,7 @@ class Session:
     def say(self, text, end="\n", stream=1):
         """Print a text with its colours."""
         for name, code in self.colours.items():
-            text = text.replace("{%s}" % name, code)
+            text = text.replace(f"{{{name}}}", code)
         self.write(text + end, stream)
 
     @staticmethod
@@ -130,7 +133,7 @@ class Session:
         return found
 
     def export_for_hooks(self, row, **more):
-        """Export the row and the facts about its addresses (`export_jail_data_for_external_hook`)."""
+        """Export the row and what its addresses say (`export_jail_data_for_external_hook`)."""
         facts = self.addresses(row["ip4_addr"]).facts if row["ip4_addr"] else {}
         extra = {"nic_address": "0", "nic_hwaddr": "0"} if row["emulator"] == "jail" else {}
         self.environment.update({**row, **facts, **extra, **more})
@@ -146,8 +149,8 @@ class Session:
     def names_of(self, emulator, required):
         """The environments a start or stop is about: ([existing ones], the single name).
 
-        From `jname=` or the bare words, a mask replaced by what it matches; names that are not in the
-        inventory are dropped, and with none left `$1` is taken as it is, quotes and all.
+        From `jname=` or the bare words, a mask replaced by what it matches; names that are not in
+        the inventory are dropped, and with none left `$1` is taken as it is, quotes and all.
         """
         args = self.args
         names = self.from_cbsdfile(emulator)
@@ -167,11 +170,17 @@ class Session:
             return None
         self.say(f"{{N1}}found CBSDfile: {{N2}}{path}{{N0}}", stream=2)
         # The file is shell code and is run, as root.
-        subprocess.run(["/bin/sh", path], env=self.environment, stdin=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            ["/bin/sh", path], env=self.environment, stdin=subprocess.DEVNULL, check=False
+        )
         prefix = {"jail": "jail_", "bhyve": "bhyve_"}[emulator]
         with open(path, encoding="utf-8") as source:
             lines = [line.rstrip() for line in source]
-        return [line[len(prefix) : -2] for line in lines if line.startswith(prefix) and line[-2:] == "()"]
+        return [
+            line[len(prefix) : -2]
+            for line in lines
+            if line.startswith(prefix) and line[-2:] == "()"
+        ]
 
     def from_cbsdfile(self, emulator):
         """The names that a CBSDfile restricts the command to; None without one."""
@@ -184,7 +193,9 @@ class Session:
             if word not in defined:
                 text = f"{{N1}}{self.command}: env absent in CBSDfile: {{N2}}{word}{{N0}}"
                 self.say(text, stream=2)
-        names = [word for word in self.args.words if word in defined] if self.args.words else defined
+        names = (
+            [word for word in self.args.words if word in defined] if self.args.words else defined
+        )
         if not names:
             self.fail(f"{{N1}}{self.command}: give me jname{{N0}}")
         return names
@@ -194,7 +205,12 @@ class Session:
     def cbsd(self, *argv, background=False, env=None):
         """Run another CBSD command as a child; its exit code, or the process in the background."""
         command = [os.path.join(self.layout.bin, "cbsd"), *argv]
-        environment = {**self.environment, "PATH": HOST_PATH, NESTED: str(os.getpid()), **(env or {})}
+        environment = {
+            **self.environment,
+            "PATH": HOST_PATH,
+            NESTED: str(os.getpid()),
+            **(env or {}),
+        }
         if not background:
             return subprocess.run(command, env=environment, check=False).returncode
         return subprocess.Popen(
@@ -209,8 +225,9 @@ class Session:
     def side_by_side(self, command, names, options):
         """Start several environments at once (jstart:205-259, bstart).
 
-        Each child waits one second longer than the one before; CBSD waits for each at most `parallel`
-        seconds and never looks at an exit code. How long "a second" is, the node's settings say.
+        Each child waits one second longer than the one before; CBSD waits for each at most
+        `parallel` seconds and never looks at an exit code. How long "a second" is, the node's
+        settings say.
         """
         unit = self.layout.settings()["delay_unit"]
         children = []
@@ -218,10 +235,11 @@ class Session:
             argv = [command, *options, f"jname={jname}", f"delay={number * unit}"]
             children.append(self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"}))
         for child in children:
-            try:
-                child.wait(timeout=5)
-            except subprocess.TimeoutExpired:
-                pass
+            wait(child)
+
+    def in_background(self, *argv):
+        """One of several commands that CBSD runs one after the other, waiting a while for each."""
+        wait(self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"}))
 
     def queue(self, emulator, cmd, jname, *settings):
         """Call the backend of the module cbsd_queue, if it is enabled and configured."""
@@ -242,6 +260,14 @@ class Session:
             subprocess.run(words, env=self.environment, stdin=subprocess.DEVNULL, check=False)
         except OSError:
             self.say(f"{self.layout.bin}/cbsd: {backend[0]}: not found", stream=2)
+
+
+def wait(child):
+    """cbsd_pwait: wait `parallel` seconds at most."""
+    try:
+        child.wait(timeout=PARALLEL)
+    except subprocess.TimeoutExpired:
+        pass
 
 
 def read_conf(path):

@@ -1,8 +1,9 @@
 """What CBSD's shell does to arguments and values (subr/nc.subr `init`, subr/sudoexec.subr).
 
-Values are split at `~`, lose their double quotes, are globbed, and then evaluated: `$(...)` in a value
-runs as root. None of that may be "fixed" here; it is what the callers of cbsd must survive.
+Values are split at `~`, lose their double quotes, are globbed, and then evaluated: `$(...)` in a
+value runs as root. None of that may be "fixed" here; it is what the callers of cbsd must survive.
 """
+
 import glob
 import re
 import subprocess
@@ -49,9 +50,9 @@ def printf(value):
     """`printf "VALUE "` without arguments: `%` and backslashes in a value are interpreted."""
     if not FORMATTED.search(value):
         return value
-    script = ["/bin/sh", "-c", 'printf "$1"', "sh", value]
+    script = ["/bin/sh", "-c", 'printf "$1 "', "sh", value]
     done = subprocess.run(script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
-    return done.stdout.decode(errors="surrogateescape")
+    return done.stdout.decode(errors="surrogateescape").removesuffix(" ")
 
 
 def fields(arguments):
@@ -67,7 +68,8 @@ def fields(arguments):
 def tokens(arguments):
     """(key, value) or (None, word) for each argument.
 
-    An unclosed quote swallows the following arguments: the value grows, and is yielded again each time.
+    An unclosed quote swallows the following arguments: the value grows, and is yielded again each
+    time.
     """
     key, collected, opened = None, [], False
     for field in fields(arguments):
@@ -103,8 +105,8 @@ def requote(arguments):
 class Arguments:
     """The arguments of one command after CBSD's parser.
 
-    `raw` is `$@`, `words` are the bare words; `given` holds the declared keys that have a value, be it
-    from the command line or inherited from the environment, which CBSD never clears.
+    `raw` is `$@`, `words` are the bare words; `given` holds the declared keys that have a value,
+    be it from the command line or inherited from the environment, which CBSD never clears.
     """
 
     def __init__(self, raw, declared, environment, reset):

@@ -1,8 +1,9 @@
 """A small network service: answers every request with HTTP 200 and `OK NAME`.
 
-    tcpd.py ADDRESS PORT NAME [--delay SECONDS]     listen after a delay, as a guest that boots
-    tcpd.py --fd N NAME                             serve the listening socket that was inherited
+tcpd.py ADDRESS PORT NAME [--delay SECONDS]     listen after a delay, as a guest that boots
+tcpd.py --fd N NAME                             serve the listening socket that was inherited
 """
+
 import socket
 import sys
 import threading

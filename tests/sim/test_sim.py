@@ -1,4 +1,5 @@
 """What the simulated node promises beyond the recorded cases of `tests/conformance`."""
+
 import contextlib
 import json
 import os
@@ -16,7 +17,8 @@ from sim import Node, procs
 from sim.node import Error
 
 pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="needs root: simulated jails listen on port 80 and commands are only for root"
+    os.geteuid() != 0,
+    reason="needs root: simulated jails listen on port 80 and commands are only for root",
 )
 NODE_PROGRAM = pathlib.Path(__file__).with_name("node.py")
 
@@ -109,7 +111,9 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
     assert status.returncode == 0 and status.stdout.startswith("nginx is running as pid ")
     assert node.cbsd("jexec", "jname=lb1", "service", "nginx", "stop").returncode == 0
     assert not connects("127.79.1.11", 80)
-    status = subprocess.run([f"{node.bin}/jexec", "lb1", "service", "nginx", "status"], capture_output=True)
+    status = subprocess.run(
+        [f"{node.bin}/jexec", "lb1", "service", "nginx", "status"], capture_output=True
+    )
     assert (status.returncode, status.stdout) == (1, b"nginx is not running.\n")
     node.cbsd("jrestart", "jname=lb1")
     assert "lb1" in fetch("127.79.1.11")
@@ -118,7 +122,10 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
 def test_a_service_that_is_not_enabled_does_not_run(node):
     jail(node, "lb1", "127.79.1.12", "pkglist=nginx")
     assert not connects("127.79.1.12", 80)
-    assert "Cannot 'start' nginx" in node.cbsd("jexec", "jname=lb1", "service", "nginx", "start").stdout
+    assert (
+        "Cannot 'start' nginx"
+        in node.cbsd("jexec", "jname=lb1", "service", "nginx", "start").stdout
+    )
     node.cbsd("jexec", "jname=lb1", "service", "nginx", "onestart")
     assert connects("127.79.1.12", 80)
 
@@ -126,7 +133,9 @@ def test_a_service_that_is_not_enabled_does_not_run(node):
 def test_an_address_that_this_machine_does_not_have_is_never_used(node):
     jail(node, "far", "10.20.30.40/24", "pkglist=nginx tcpd", "sysrc=nginx_enable=YES")
     jid = node.kernel.jid("far")
-    status = subprocess.run([f"{node.bin}/jexec", str(jid), "service", "nginx", "status"], capture_output=True)
+    status = subprocess.run(
+        [f"{node.bin}/jexec", str(jid), "service", "nginx", "status"], capture_output=True
+    )
     assert status.stdout == b"nginx is not running.\n"
 
 
@@ -203,7 +212,9 @@ def test_two_starts_at_once_both_run_prestart_and_one_fails(node):
     jail(node, "a", "127.79.1.21", start=False)
     hook(node, "a", "master_prestart.d", "sleep 0.3")
     argv = [f"{node.bin}/cbsd", "jstart", "jname=a"]
-    both = [subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
     assert sorted(process.wait() for process in both) == [0, 1]
     assert len(node.hooks_log()) == 2
 
@@ -275,7 +286,12 @@ def test_a_killed_bstop_leaves_maintenance_that_bstart_refuses_and_bstop_clears(
 
 def test_a_machine_from_start_to_stop(node):
     machine(node, "vm1", "127.79.1.51")
-    for directory in ("master_prestart.d", "master_poststart.d", "master_prestop.d", "master_poststop.d"):
+    for directory in (
+        "master_prestart.d",
+        "master_poststart.d",
+        "master_prestop.d",
+        "master_poststop.d",
+    ):
         hook(node, "vm1", directory, f'echo "{directory} $jid $status" >> {node.root}/seen')
     node.guest("vm1", port=8080, boot_delay=0.2)
     done = node.cbsd("bstart", "jname=vm1")
@@ -304,7 +320,10 @@ def test_a_running_machine_refuses_a_second_start_and_jail_commands_miss_it(node
     again = node.cbsd("bstart", "jname=vm1")
     assert (again.returncode, again.stdout) == (1, f"Jail vm1 already running, jid: {pid}\n")
     by_word = node.cbsd("jstop", "vm1")
-    assert (by_word.returncode, by_word.stdout) == (1, "For bhyve jail use: cbsd bstop vm1 instead\n")
+    assert (by_word.returncode, by_word.stdout) == (
+        1,
+        "For bhyve jail use: cbsd bstop vm1 instead\n",
+    )
     restart = node.cbsd("jrestart", "vm1")
     missing = 'No such jail: jname="vm1"\n'
     done = "jrestart done in 0 seconds\n"
@@ -316,13 +335,22 @@ def test_a_running_machine_refuses_a_second_start_and_jail_commands_miss_it(node
 
 def test_a_guest_that_powers_off_runs_both_stop_hooks(node):
     machine(node, "vm1", "127.79.1.53")
-    hook(node, "vm1", "master_prestop.d", f"ps -o args= $(ps -o ppid= $PPID) >> {node.root}/ancestors")
+    hook(
+        node,
+        "vm1",
+        "master_prestop.d",
+        f"ps -o args= $(ps -o ppid= $PPID) >> {node.root}/ancestors",
+    )
     hook(node, "vm1", "master_poststop.d", "true")
     node.cbsd("bstart", "jname=vm1")
     node.guest_poweroff("vm1")
     assert [entry["dir"] for entry in node.hooks_log()] == ["master_prestop.d", "master_poststop.d"]
     assert "bhyverun.sh" in pathlib.Path(f"{node.root}/ancestors").read_text()
-    assert [entry["argv"] for entry in node.log()][-1] == ["bstop", "cbsd_queue_name=none", "jname=vm1"]
+    assert [entry["argv"] for entry in node.log()][-1] == [
+        "bstop",
+        "cbsd_queue_name=none",
+        "jname=vm1",
+    ]
     assert not node.kernel.vm_pid("vm1")
     node.cbsd("bstart", "jname=vm1")
     node.guest_poweroff("vm1", twice=True)
@@ -387,7 +415,9 @@ def test_destroy_leaves_no_process_and_may_be_repeated(tmp_path):
     eventually(lambda: runs("sleep 4324"))
     state = node.kernel.read()
     started = [*state["jails"].values(), *state["vms"].values(), *state["off"].values()]
-    idents = [entry["holder"] for entry in started] + [i for entry in started for i in entry.get("pids", ())]
+    idents = [entry["holder"] for entry in started] + [
+        i for entry in started for i in entry.get("pids", ())
+    ]
     assert len(idents) >= 7 and all(map(procs.alive, idents))
     node.destroy()
     slow.wait()
@@ -502,7 +532,10 @@ def test_restart_runs_its_stop_and_start_as_children(node):
     node.cbsd("jrestart", "jname=a")
     records = node.log()[before:]
     top = [entry for entry in records if not entry["nested"]]
-    assert [(entry["event"], entry["argv"][0]) for entry in top] == [("start", "jrestart"), ("end", "jrestart")]
+    assert [(entry["event"], entry["argv"][0]) for entry in top] == [
+        ("start", "jrestart"),
+        ("end", "jrestart"),
+    ]
     nested = [entry for entry in records if entry["nested"] and entry["event"] == "end"]
     assert [(entry["argv"][0], entry["rc"]) for entry in nested] == [("jstop", 0), ("jstart", 0)]
     assert {entry["parent_pid"] for entry in nested} == {top[0]["pid"]}
@@ -512,7 +545,9 @@ def test_a_cbsdfile_restricts_commands_to_what_it_defines(node, tmp_path):
     jail(node, "a", "127.79.1.36")
     (tmp_path / "CBSDfile").write_text("jail_b()\n{\n\ttrue\n}\n")
     argv = [f"{node.bin}/cbsd", "jget", "jname=a", "ip4_addr"]
-    done = subprocess.run(argv, cwd=tmp_path, env=node.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=node.environment(), capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (1, "jget: no such jail: a\n")
     assert "found CBSDfile" in done.stderr
 
@@ -525,7 +560,9 @@ def repository(tmp_path):
     """A module in a local git repository."""
     path = tmp_path / "modules-hello"
     path.mkdir()
-    (path / "metadata.conf").write_text('MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n')
+    (path / "metadata.conf").write_text(
+        'MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n'
+    )
     (path / "securecmd").write_text('SECCMD="${SECCMD} hello jls"\n')
     for name in ("hello", "jls"):
         (path / name).write_text('#!/bin/sh\necho hello from "$0" "$@"\n')
@@ -557,7 +594,9 @@ def test_a_module_is_cloned_enabled_and_wins_over_cbsd(node, repository):
     assert 'mod_hello_enabled="YES"' in pathlib.Path(node.layout.work("nc.inventory")).read_text()
     pathlib.Path(node.layout.work("etc/modules.conf")).write_text("")
     initenv = f"{node.layout.distdir}/sudoexec/initenv"
-    subprocess.run([initenv, "inter=0"], env=node.environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [initenv, "inter=0"], env=node.environment(), check=True, stdout=subprocess.DEVNULL
+    )
     assert node.cbsd("hello").returncode == 127
     assert "mod_hello" not in pathlib.Path(node.layout.work("nc.inventory")).read_text()
 
@@ -576,7 +615,9 @@ def test_the_queue_backend_is_called_around_each_operation(node):
     backend.chmod(0o755)
     modules_conf = pathlib.Path(node.layout.work("etc/modules.conf"))
     modules_conf.write_text("cbsd_queue.d\n")
-    pathlib.Path(node.layout.work("etc/cbsd_queue.conf")).write_text(f'cbsd_queue_backend="{backend}"\n')
+    pathlib.Path(node.layout.work("etc/cbsd_queue.conf")).write_text(
+        f'cbsd_queue_backend="{backend}"\n'
+    )
     node.cbsd("initenv")
     jail(node, "a", "127.79.1.37", start=False)
     pathlib.Path(node.root, "queue").unlink()
