@@ -402,25 +402,23 @@ def test_a_shutdown_stops_machines_with_their_hooks_and_jails_without(node):
     assert row(node, "a")[0] != 0
 
 
-def test_destroy_leaves_no_process_and_may_be_repeated(tmp_path):
-    node = Node(str(tmp_path / "gone")).create()
+def test_destroy_leaves_no_process_and_may_be_repeated(node):
     jail(node, "lb1", "127.79.1.29", "pkglist=nginx tcpd", "sysrc=nginx_enable=YES")
     machine(node, "vm1", "127.79.1.56")
     node.guest("vm1", boot_delay=0)
     node.cbsd("bstart", "jname=vm1")
     jail(node, "off", "127.79.1.30", start=False)
     node.off("off", "blackhole", [8080])
+    node.slow("lb1", stop=60)
     subprocess.Popen([f"{node.bin}/jexec", "lb1", "sleep", "4324"])
-    slow = subprocess.Popen([f"{node.bin}/cbsd", "jstop", "jname=lb1"], env=node.environment())
-    eventually(lambda: runs("sleep 4324"))
+    stopping = subprocess.Popen([f"{node.bin}/cbsd", "jstop", "jname=lb1"], env=node.environment())
+    eventually(lambda: runs("sleep 4324") and len(node.kernel.running_commands()) == 1)
     state = node.kernel.read()
     started = [*state["jails"].values(), *state["vms"].values(), *state["off"].values()]
-    idents = [entry["holder"] for entry in started] + [
-        i for entry in started for i in entry.get("pids", ())
-    ]
-    assert len(idents) >= 7 and all(map(procs.alive, idents))
+    idents = [ident for entry in started for ident in (entry["holder"], *entry.get("pids", ()))]
+    assert len(idents) == 7 and all(map(procs.alive, idents))
     node.destroy()
-    slow.wait()
+    assert stopping.wait(timeout=5) == -signal.SIGKILL
     assert not os.path.exists(node.root)
     assert not any(map(procs.alive, idents)) and not runs("sleep 4324")
     assert not processes_with(node.root)
