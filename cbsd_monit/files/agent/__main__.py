@@ -159,7 +159,7 @@ def sync(node, as_json=False, dry=False, overlay=None):
 
 
 def probe(node, name, check):
-    """Run one `exec` or `service` check: exit code 0, or 1 and one line why."""
+    """Run one check that has a command (`exec`, `service`, `unix`): exit code 0, or 1 and one line why."""
     env = state.Env(node, name)
     said = policy.of(node, env)["checks"].get(check)
     if not said:
@@ -168,10 +168,7 @@ def probe(node, name, check):
     seen.trust = files.read_json(node.in_state("trust.json"), {})
     if not seen.trusted(env):
         raise AgentError(f"{name}: not run, neither pillar says so nor is its directory root's alone")
-    if said["type"] == "service":
-        argv, where = ["/usr/sbin/service", said["service"], "status"], "jail"
-    else:
-        argv, where = said["command"], said.get("in", "jail")
+    argv, where = said["command"], said.get("in", "jail")
     with node.lock(node.in_run("lock", f"{name}.{check}"), why="probe"):
         row = {"jname": name, "emulator": env["emulator"]}
         answer = cbsd.command(node, row, argv, where, said["timeout"])

@@ -46,10 +46,15 @@ class Service:
     @property
     def failing(self):
         """status 0 alone means nothing: it is also 0 while unmonitored, unchecked, or below the threshold."""
-        return self.monitor == 1 and self.status != 0
+        return self.watched and self.status != 0
+
+    @property
+    def watched(self):
+        """Bit 1 is yes, 2 is not yet, 4 is between two runs of a service with `every`."""
+        return bool(self.monitor & 1)
 
     def good_since(self, moment):
-        return self.monitor == 1 and self.status == 0 and self.collected > moment
+        return self.watched and self.status == 0 and self.collected > moment
 
 
 class Status:
@@ -71,7 +76,7 @@ class Monit:
 
     def __init__(self, node):
         self.node = node
-        self.socket = node.in_run("monit.sock")
+        self.socket = node.conf.get("socket") or node.in_run("monit.sock")
 
     # Speaking
 
