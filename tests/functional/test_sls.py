@@ -6,6 +6,7 @@ test mode foretells the run; `clean` leaves the node as it was.
 """
 
 import json
+import logging
 import os
 import pathlib
 import stat
@@ -26,6 +27,15 @@ PILLAR = {
         "web2": {"checks": {"up": {"type": "running"}}},
     },
 }
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quiet_salt():
+    """pytest would keep Salt's trace of every step, which takes longer than the steps."""
+    before = logging.getLogger("salt").level
+    logging.getLogger("salt").setLevel(logging.ERROR)
+    yield
+    logging.getLogger("salt").setLevel(before)
 
 
 def jail(node, name, last):
@@ -78,13 +88,13 @@ def still(found):
 
 def apply(node, sls="cbsd_monit", test=False):
     """``state.apply`` by Salt's own loader in this process: a tenth of the time of ``SaltNode.apply``, which others test."""
-    if not hasattr(node, "caller"):
+    pillar = (node.root / "salt/pillar/cbsd_monit.sls").read_text()
+    if getattr(node, "loaded", None) != pillar:
         opts = salt.config.minion_config(str(node.root / "etc/salt/minion"))
-        node.caller = salt.client.Caller(mopts={**opts, "file_client": "local", "fun": "state.apply"})
-        node.caller.cmd("saltutil.sync_all")
-        node.caller = salt.client.Caller(mopts=node.caller.opts)
-    pillar = (node.root / "salt/pillar/cbsd_monit.sls").read_text().split("\n", 1)[1]
-    found = node.caller.cmd("state.apply", sls, test=test, pillar=json.loads(pillar))
+        if not hasattr(node, "loaded"):
+            salt.client.Caller(mopts=dict(opts)).cmd("saltutil.sync_all")
+        node.caller, node.loaded = salt.client.Caller(mopts=opts), pillar
+    found = node.caller.cmd("state.apply", sls, test=test)
     assert isinstance(found, dict), found
     return sorted(found.values(), key=lambda r: r["__run_num__"])
 
@@ -178,6 +188,57 @@ def test_bad_pillar_is_named_and_everything_stays_as_it_was(node):
         assert still(tree(node, times=True)) == before
     finally:
         node.pillar(PILLAR)
+        apply(node, "cbsd_monit.clean")
+        node.kill_monit()
+
+
+def test_chapters_line_to_the_letter_for_who_asks(node):
+    try:
+        node.pillar({**PILLAR, "monit": {"poll": "1s", "include": "glob"}})
+        before = node.monitrc.read_text()
+        done = apply(node)
+        assert not failed(done)
+        assert f"include {node.sim.workdir}/jails-system/*/monit/monitrc\n" in node.monitrc.read_text()
+        assert "web1.http" in node.monit("summary")
+        assert "web1.http" not in (node.state_dir / "published").read_text()
+        again = apply(node)
+        assert not failed(again) and changed(again) == {}
+    finally:
+        node.pillar(PILLAR)
+        apply(node, "cbsd_monit.clean")
+        node.kill_monit()
+    assert node.monitrc.read_text() == before
+
+
+def test_slot_in_pillar_is_not_executed(node):
+    mark = node.root / "executed"
+    slot = f'__slot__:salt:cmd.run("touch {mark}")'
+    try:
+        for pillar in (
+            {"envs": {"web1": {"raw": slot}}},
+            {"envs": {"web1": {"checks": {"http": {"type": "http", "path": slot}}}}},
+            {"monit": slot},
+            {"template": slot},
+        ):
+            node.pillar(pillar)
+            assert failed(apply(node, test=True))
+            assert not mark.exists()
+    finally:
+        node.pillar(PILLAR)
+
+
+@pytest.mark.xfail(strict=True, reason="the agent starts a monit that runs already instead of telling it to read its file again")
+def test_monit_that_ran_before_without_our_socket_is_taken_over(salt_node):
+    node = salt_node("sls5")
+    node.pillar(PILLAR)
+    text = (node.root / "etc/monitrc.sample").read_text()
+    node.monitrc.write_text(text.split("set httpd")[0])
+    node.monitrc.chmod(0o600)
+    subprocess.run(node.lookup()["monit_start"], check=True, capture_output=True)
+    try:
+        assert not failed(apply(node))
+        assert "cbsd_monit-look" in node.monit("summary")
+    finally:
         apply(node, "cbsd_monit.clean")
         node.kill_monit()
 
