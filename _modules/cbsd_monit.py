@@ -293,11 +293,15 @@ def _probes_work(version):
     return not BROKEN_PROBES[0] <= numbers < BROKEN_PROBES[1]
 
 
+def _socket(settings, lookup):
+    return settings["monit"].get("httpd", {}).get("unixsocket", f"{lookup['run']}/monit.sock")
+
+
 def _head(settings, lookup, probes):
     """Return the text that is published before all envs: daemon, socket, the look at the kernel, the node's checks."""
     monit = settings["monit"]
     delay = f" with start delay {monit['start_delay']}" if monit["start_delay"] else ""
-    socket = monit.get("httpd", {}).get("unixsocket", f"{lookup['run']}/monit.sock")
+    socket = _socket(settings, lookup)
     wake = f"{lookup['libexec']}/wake"
     lines = [
         f"set daemon {monit['poll']}{delay}",
@@ -430,7 +434,7 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         Paths and names of the node (``libexec``, ``run``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
 
     Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``;
-    ``config`` holds schema, node, poll (seconds), include, head (monit text), policy, budget and silences.
+    ``config`` holds schema, node, poll (seconds), include, head (monit text), socket (path), policy, budget and silences.
 
     Raises ``SaltInvocationError`` when the pillar is not valid or a template cannot be used.
 
@@ -483,6 +487,7 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         "poll": poll,
         "include": settings["monit"]["include"],
         "head": _head(settings, paths, probes),
+        "socket": _socket(settings, paths),
         "policy": {
             "schema": 1,
             "node": node,
