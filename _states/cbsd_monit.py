@@ -315,16 +315,19 @@ def _file_change(path, text, label):
 
 
 def _sync(ret, paths, overlay):
-    """Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``; returns its reasons."""
+    """Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``.
+
+    Returns why envs are not live, and the commands that the operators' own templates make monit run.
+    """
     ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(paths["config"])
     if __opts__["test"] and not ready:
         if overlay:
             ret["changes"]["monit"] = "would be published and reloaded"
-        return {}
+        return {}, {}
     try:
         answer = _wake(paths, overlay if __opts__["test"] else None)
     except OSError as err:
-        return {"the agent": str(err)}
+        return {"the agent": str(err)}, {}
     if answer.get("changed"):
         ret["changes"]["monit"] = {"published": answer["changed"]}
     elif answer.get("reloaded"):
@@ -333,7 +336,7 @@ def _sync(ret, paths, overlay):
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):
         reasons["the agent"] = answer["error"]
-    return reasons
+    return reasons, answer.get("foreign") or {}
 
 
 def _conclude(ret, plans, reasons, fun, said):
@@ -477,7 +480,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             _write(path, text)
         _apply(plans, state, dirs)
-    reasons = _sync(ret, paths, overlay)
+    reasons, foreign = _sync(ret, paths, overlay)
     adopted = [p.env for p in plans if p.adopted]
 
     def said(number):
@@ -485,6 +488,9 @@ def _checks_present(name, spec, node, lookup, template, templates):
         sentence = f"{len(trust)} envs are named by pillar, {number} of this node's envs {verb} changed"
         if adopted:
             sentence += f". Published as their operator wrote them: {', '.join(adopted)}"
+        if foreign:
+            listed = "; ".join(f"{env}: {', '.join(commands)}" for env, commands in sorted(foreign.items()))
+            sentence += f". Commands of their own that monit runs: {listed}"
         if rendered.get("warnings"):
             sentence += ". Note: " + "; ".join(rendered["warnings"])
         return sentence
@@ -531,7 +537,7 @@ def _checks_absent(name, spec, node, lookup):
     overlay = {p.env: p.overlay for p in plans if p.changes}
     unpublished = ""
     if overlay and os.path.exists(os.path.join(paths["libexec"], "wake")):
-        reasons = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
+        reasons, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
         _give_back([p for p in plans if p.env in left and not p.error], state, purge=True)

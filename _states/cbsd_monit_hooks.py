@@ -103,11 +103,10 @@ def _upstream(path):
     """True if ``path`` is a hook of CBSD's own module monit."""
     if os.path.islink(path):
         return bool(UPSTREAM_LINK.search(os.readlink(path)))
-    try:
-        with open(path, encoding="utf-8", errors="replace") as stream:
-            return os.path.isfile(path) and bool(UPSTREAM_TEXT.search(stream.read(65536)))
-    except OSError:
+    if not os.path.isfile(path):
         return False
+    with open(path, encoding="utf-8", errors="replace") as stream:
+        return bool(UPSTREAM_TEXT.search(stream.read(65536)))
 
 
 def _given(**values):
@@ -181,19 +180,25 @@ def _hooks_present(name, paths):
         for path in aside:
             os.unlink(path)
         for folder in made:
-            os.mkdir(folder)
-            os.chmod(folder, 0o775)
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # the env was removed meanwhile
+                os.mkdir(folder)
+                os.chmod(folder, 0o775)
         for link in linked:
-            temp = os.path.join(os.path.dirname(link), f".{HOOK}.new")
             with contextlib.suppress(FileNotFoundError):
-                os.unlink(temp)
-            os.symlink(target, temp)
-            os.replace(temp, link)
+                _link(link, target)
         ret["comment"] = f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
     if wrong:
         ret["result"] = False
         ret["comment"] += " " + "; ".join(wrong) + "."
     return ret
+
+
+def _link(link, target):
+    temp = os.path.join(os.path.dirname(link), f".{HOOK}.new")
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temp)
+    os.symlink(target, temp)
+    os.replace(temp, link)
 
 
 def _copy_aside(path, state):

@@ -366,6 +366,12 @@ def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
 
 
+def test_commands_of_the_operators_own_are_reported(host):
+    host.answer["foreign"] = {"web1": ["/usr/local/bin/page-me"]}
+    done = host.apply("checks_present")
+    assert "Commands of their own that monit runs: web1: /usr/local/bin/page-me" in done["comment"]
+
+
 @pytest.mark.parametrize("error", [ValueError("envs.lb1: unknown key 'chekcs'"), KeyError("x"), OSError("no")])
 def test_a_state_reports_and_never_raises(host, error):
     def fail(*_args, **_kwargs):
