@@ -28,7 +28,7 @@ TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 WAKE_EVERY = 30  # seconds from one reminder of a lasting failure to the next; the agent's own pass comes each minute
 PROBE_SLACK = 5  # seconds that monit gives a probe beyond its own timeout: the agent ends it, and says why
 BROKEN_PROBES = ((5, 34, 1), (5, 35, 2))  # from, below: `check program` hangs or crashes monit
-LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "run": "/var/run/cbsd_monit", "rootgroup": "wheel"}
+LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "state": "/var/db/cbsd_monit", "rootgroup": "wheel"}
 
 
 class _Monit:
@@ -294,7 +294,8 @@ def _probes_work(version):
 
 
 def _socket(settings, lookup):
-    return settings["monit"].get("httpd", {}).get("unixsocket", f"{lookup['run']}/monit.sock")
+    # Not in lookup:run, which is empty after a boot: monit starts before anybody could make the directory again.
+    return settings["monit"].get("httpd", {}).get("unixsocket", f"{lookup['state']}/monit.sock")
 
 
 def _head(settings, lookup, probes):
@@ -431,7 +432,7 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
     templates
         Texts for single envs, ``{name: text}``, instead of the pillar's ``envs:NAME:template``.
     lookup
-        Paths and names of the node (``libexec``, ``run``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
+        Paths and names of the node (``libexec``, ``state``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
 
     Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``;
     ``config`` holds schema, node, poll (seconds), include, head (monit text), socket (path), policy, budget and silences.

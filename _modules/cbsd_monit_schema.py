@@ -122,7 +122,7 @@ SECTIONS = {
         "httpd": _row("section", None, "monit's control socket", of="httpd"),
         "include": _row("choice", "publish", "what monitrc includes", choices=["publish", "glob"]),
     },
-    "httpd": {"unixsocket": _row("path", None, "default: monit.sock in lookup:run")},
+    "httpd": {"unixsocket": _row("path", None, "default: monit.sock in lookup:state")},
     "policy": POLICY,
     "restart": {
         "attempts": _row("int", 3, "attempts within interval", min=0, max=1000),

@@ -7,6 +7,7 @@ monit on this node: that its control file includes what is published, and that i
 import contextlib
 import difflib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -309,22 +310,33 @@ def _include_absent(name, spec, lookup):
 # monit itself
 
 
+def _socket(paths):
+    """Where monit is to be asked: what the agent was told, once it was."""
+    try:
+        told = json.loads(_read(paths["config"]) or "{}").get("socket")
+    except ValueError:
+        told = None
+    return told or os.path.join(paths["state"], "monit.sock")
+
+
 def _status(paths):
     """monit's own status (XML) from its control socket, or None: the only answer about it that can be believed."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
         line.settimeout(5)
         try:
-            line.connect(os.path.join(paths["run"], "monit.sock"))
+            line.connect(_socket(paths))
             line.sendall(b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
             answer = b"".join(iter(lambda: line.recv(65536), b"")).decode("utf-8", "replace")
         except OSError:
             return None
+    if re.match(r"HTTP/1\.[01] 401\b", answer):
+        return ""  # it wants the password of an operator's own `set httpd`, which only the agent reads
     return answer if re.match(r"HTTP/1\.[01] 200\b", answer) else None
 
 
 def _unknown(paths, status):
     """The services that are published and that this monit has not read: its control file was changed behind its back."""
-    published = _read(os.path.join(paths["state"], "published")) or ""
+    published = _read(os.path.join(paths["state"], "published")) or "" if status else ""
     known = {name.lower() for name in _NAME.findall(status)}
     names = [quoted or bare for quoted, bare in _CHECK.findall(published)]
     return [name for name in names if name.lower() not in known]

@@ -227,7 +227,6 @@ def test_slot_in_pillar_is_not_executed(node):
         node.pillar(PILLAR)
 
 
-@pytest.mark.xfail(strict=True, reason="the agent starts a monit that runs already instead of telling it to read its file again")
 def test_monit_that_ran_before_without_our_socket_is_taken_over(salt_node):
     node = salt_node("sls5")
     node.pillar(PILLAR)

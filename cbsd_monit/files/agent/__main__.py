@@ -30,6 +30,9 @@ def run(node):
     try:
         with node.lock(node.in_run("agent.lock"), wait=5, why="agent"):
             os.makedirs(ticket, 0o700, exist_ok=True)
+            log = node.in_state("agent.log")
+            if os.path.exists(log) and os.stat(log).st_size > 1 << 20:
+                os.replace(log, log + ".1")  # ours is open already; the next agent begins a new one
             files.write(os.path.join(ticket, "pid"), f"{os.getpid()}\n")
             Agent(node, ticket).loop()
     except Busy:

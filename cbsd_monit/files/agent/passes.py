@@ -78,21 +78,22 @@ class Pass:
             if not env.new or env.name not in self.rows:
                 continue
             said = env.dir.read_json("policy.json") or {}
-            before = said.get("env")
+            before, renamed = said.get("env"), False
             if before and before != env.name and NAME.match(before):
                 old = self.envs.get(before)
                 if before not in self.rows and old and not old.new:
                     env.data.update({**old.data, "env": env.name, "facts": env["facts"]})
                     env.tell("renamed", f"was {before}")
                     old.forget()
+                    renamed = True
                 else:
                     env.dir.remove("history.jsonl")  # a copy: what happened to the original did not happen to it
             row = self.rows[env.name]
             env["emulator"] = row["emulator"]
-            if env["intent"] is None:
-                # Never seen: an env that is down may well be meant to be down.
-                running = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
+            running = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
+            if env["intent"] is None:  # no hook said so: an env that is down may well be meant to be down
                 env.intend("running" if running else "stopped", "first seen")
+            if not renamed:
                 env.tell("created", "first seen " + ("running" if running else "stopped"))
 
     def _departed(self, env):
@@ -142,15 +143,13 @@ class Pass:
         self.quarantined = {
             e: b for e, b in old_bad.items() if digests.get(e) == b.get("digest")
         }
-        good = [t for t in texts if t.env not in self.quarantined] + self._kept(publisher)
-        good.sort(key=lambda t: t.env)
+        kept = self._kept(publisher)
+        good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
         parts, differs = publisher.changed(good)
-        if differs:
-            good, bad = publisher.accept(good)
+        if differs:  # then those in quarantine are tried again too: what they collided with may be gone
+            good, bad = publisher.accept(sorted(texts + kept, key=lambda t: t.env))
             good.sort(key=lambda t: t.env)
-            self.quarantined.update(
-                {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
-            )
+            self.quarantined = {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
             parts, differs = publisher.changed(good)
         self.changed = sorted({name or "node" for name, _ in parts})
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
@@ -161,6 +160,8 @@ class Pass:
             files.write_json(self.node.in_state("quarantine.json"), self.quarantined)
         for text in good:
             self.envs[text.env].dir.write("monitrc", text.text)
+        for name in set(self.quarantined) & set(self.envs):
+            self.envs[name].dir.remove("monitrc")  # nothing that monit refuses stays where a glob would find it
         services = {n: list(v) for n, v in self.services.items()}
         if services != files.read_json(self.node.in_state("services.json")):
             files.write_json(self.node.in_state("services.json"), services)
@@ -197,12 +198,15 @@ class Pass:
             return
         self.status = self.monit.status()
         if self.status is None:
-            self.monit.start()
+            if self.monit.pid():
+                self.monit.reload()  # it runs from before our socket was in its control file
+            else:
+                self.monit.start()
             self.status = self.monit.wait(set(self.services), 15)
             if self.status is None:
-                raise AgentError("monit was started and does not answer on its socket")
+                raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
             self.started = True
-            state.say("monit did not run and was started", loud=True)
+            state.say("monit did not answer; it was started or made to read its control file", loud=True)
             current = publish.Publisher(self.node, self.monit).current()
             files.write_json(
                 self.node.in_state("loaded"), {"digest": publish.digest(current), **self.node.stamp()}
@@ -221,7 +225,24 @@ class Pass:
             self._marker(env)
             env.save()
         policy.storm(self)
+        self._judge_node()
         self._switch(by_env)
+
+    def _judge_node(self):
+        """The node's own checks (`node-CHECK`): told when they begin and cease to fail, nothing is healed."""
+        if self.status is None:
+            return
+        path = self.node.in_state("node-checks.json")
+        before = files.read_json(path, {})
+        now = {}
+        for name, service in self.status.services.items():
+            if name.startswith("node-") and "." not in name and service.watched:
+                now[name[5:]] = service.message or f"monit says {service.status}" if service.failing else ""
+        for check, reason in now.items():
+            if bool(reason) != bool(before.get(check)):
+                state.say(f"node: {'failing' if reason else 'healthy'} ({check}) {reason}", loud=bool(reason))
+        if now != before:
+            files.write_json(path, now)
 
     def _marker(self, env):
         """``dead/ENV`` exists while it should run and is known not to: then its checks are skipped, not timed out."""
@@ -258,8 +279,10 @@ class Pass:
                 seen = self.status.services.get(service)
                 if seen is None or seen.pending or bool(seen.monitor) == wanted:
                     continue
-                self.monit.act(service, "monitor" if wanted else "unmonitor", self.status.version)
+                self.monit.act(service, "monitor" if wanted else "unmonitor")
                 asked = True
+        if asked:
+            self.monit.hurry(self.status.version)
         self.unsettled = asked
 
 

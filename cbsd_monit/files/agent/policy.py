@@ -202,7 +202,7 @@ def _failing(seen, env, policy, check, reason, up):
     if not policy["heal"]:
         env["reason"] = f"{reason}; heal: false"
         return None
-    if up and all(rung in PASSIVE for rung in ladder):
+    if all(rung in PASSIVE or rung == "stop" and not up for rung in ladder):
         return None
     recent = [a for a in env["attempts"] if env.node.age(a) < restart["interval"]]
     if len(recent) >= restart["attempts"]:

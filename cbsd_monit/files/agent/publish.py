@@ -144,17 +144,20 @@ class Publisher:
         self.link = node.in_state("published")
         self.folder = node.in_state("generations")
         self.head = node.conf.get("head", "")
+        # With `include: glob` monit reads the envs' own files as the chapter has it; what we would have published is
+        # kept beside, to be compared and tested all the same.
         self.glob = node.conf.get("include") == "glob"
+        self.beside = node.in_state("globbed")
 
     def current(self):
         try:
-            with open(self.link, encoding="utf-8", errors="surrogateescape") as handle:
+            with open(self.beside if self.glob else self.link, encoding="utf-8", errors="surrogateescape") as handle:
                 return handle.read()
         except OSError:
             return ""
 
     def _compose(self, texts):
-        own = [] if self.glob else [t.text for t in texts]
+        own = [t.text for t in texts]
         return "".join([f"# cbsd_monit: node {self.node.name}\n", self.head.rstrip() + "\n", *own])
 
     def _words(self, texts):
@@ -242,7 +245,9 @@ class Publisher:
         """Write a new generation and point ``published`` at it."""
         numbers = sorted(int(n) for n in os.listdir(self.folder) if n.isdigit())
         number = (numbers or [0])[-1] + 1
-        files.write(os.path.join(self.folder, str(number)), self._compose(texts))
+        files.write(os.path.join(self.folder, str(number)), self._compose([] if self.glob else texts))
+        if self.glob:
+            files.write(self.beside, self._compose(texts))
         self._point(number)
         for old in numbers[: 1 - KEEP]:
             files.remove(os.path.join(self.folder, str(old)))

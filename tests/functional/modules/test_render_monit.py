@@ -65,7 +65,7 @@ def root():
 
 def render(spec, root, env="lb1"):
     """Return what monit would include for one env: the head and the env's rules with this directory's facts."""
-    lookup = {"libexec": str(root), "run": str(root), "rootgroup": "root"}
+    lookup = {"libexec": str(root), "state": str(root), "rootgroup": "root"}
     made = cbsd_monit.render(spec, "hv1", [{"name": env, "emulator": "jail"}], lookup=lookup)
     assert made["warnings"] == []
     facts = {

@@ -62,7 +62,9 @@ FAILING = (("lb1.env", 0), ("lb1.http", 32))
         ({"services": FAILING, "pol": {"heal": False}}, "failing", []),
         ({"services": FAILING, "pol": {"on_failure": ["alert"]}}, "failing", []),
         ({"services": FAILING, "pol": {"checks": {"http": {"type": "http", "on_failure": ["event"]}}}}, "failing", []),
-        ({"up": False, "pol": {"on_failure": ["alert"]}}, "failing", ["env"]),
+        ({"up": False, "pol": {"on_failure": ["alert"]}}, "failing", []),
+        ({"up": False, "pol": {"on_failure": ["stop"]}}, "failing", []),
+        ({"up": False, "pol": {"on_failure": ["alert", "stop", "restart"]}}, "failing", ["env"]),
         ({"services": FAILING, "record": {"gave_up": True}}, "gave_up", []),
     ],
 )

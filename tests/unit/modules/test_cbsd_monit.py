@@ -608,7 +608,7 @@ def test_the_nodes_configuration_has_the_shape_of_the_contract(monit):
     config = monit.render({"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", [])[
         "config"
     ]
-    assert set(config) == {"schema", "node", "poll", "include", "head", "policy", "budget", "silences"}
+    assert set(config) == {"schema", "node", "poll", "include", "head", "socket", "policy", "budget", "silences"}
     assert (config["schema"], config["node"], config["poll"], config["include"]) == (1, "hv1", 5, "publish")
     assert config["budget"] == {
         "max_concurrent": 1, "storm_threshold": 0.5, "storm_min": 9, "storm_window": 120, "boot_grace": 600,
@@ -727,21 +727,21 @@ def test_head(monit):
             }
         },
     }
-    head = monit.render(spec, "hv1", [], lookup={"libexec": "/opt/lx", "run": "/run/cm", "rootgroup": "root"})[
+    head = monit.render(spec, "hv1", [], lookup={"libexec": "/opt/lx", "state": "/db/cm", "rootgroup": "root"})[
         "config"
     ]["head"]
     assert head == (FILES / "monit_head.conf").read_text()
 
 
 def test_paths_of_the_head_are_held_to_the_same_rules(monit):
-    for key in ("libexec", "run", "rootgroup"):
+    for key in ("libexec", "state", "rootgroup"):
         with pytest.raises(SaltInvocationError, match=f"cbsd_monit:lookup:{key}"):
             monit.render({}, "hv1", [], lookup={key: '/x" allow 0.0.0.0/0 "'})
 
 
 def test_the_pillars_lookup_is_used_where_none_is_given(monit):
     head = monit.render({"lookup": {"libexec": "/opt/lx"}}, "hv1", [])["config"]["head"]
-    assert 'path "/opt/lx/wake look"' in head and "gid wheel" in head and '"/var/run/cbsd_monit/monit.sock"' in head
+    assert 'path "/opt/lx/wake look"' in head and "gid wheel" in head and '"/var/db/cbsd_monit/monit.sock"' in head
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,8 @@ class Host:
     def listen(self):
         """A monit that answers on its socket."""
         server = socket.socket(socket.AF_UNIX)
-        server.bind(str(self.run / "monit.sock"))
+        self.state.mkdir(exist_ok=True)
+        server.bind(str(self.state / "monit.sock"))
         server.listen()
 
         def answer():
