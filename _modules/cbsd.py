@@ -69,9 +69,13 @@ _NOISE = re.compile(r"(Execute master script: | :: /|\w+ done in \d+ seconds)")
 # session of its own, SIGKILL for its process group, and files for the output, which is complete when the command ends
 # and not when the last daemon closes it.
 _RUNNER = r"""
-import os, signal, sys, tempfile
-files = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+import os, signal, sys
 late = b""
+files = []
+for _ in "out", "err":
+    path = "/tmp/cbsd." + os.urandom(16).hex()
+    files.append(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    os.unlink(path)
 pid = os.fork()
 if not pid:
     try:
@@ -79,7 +83,7 @@ if not pid:
         for number in signal.SIGPIPE, signal.SIGXFSZ:
             signal.signal(number, signal.SIG_DFL)
         for target, file in enumerate(files, 1):
-            os.dup2(file.fileno(), target)
+            os.dup2(file, target)
         os.execv(sys.argv[2], sys.argv[2:])
     except OSError as error:
         os.write(2, f"{sys.argv[2]}: {error.strerror}\n".encode())
@@ -87,17 +91,18 @@ if not pid:
 def kill(*_):
     global late
     late = b"\0killed"
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        os.kill(pid, signal.SIGKILL)
+    for target in -pid, pid:  # the group, or the child that has not made it yet
+        try:
+            return os.kill(target, signal.SIGKILL)
+        except OSError:
+            pass
 signal.signal(signal.SIGALRM, kill)
 signal.setitimer(signal.ITIMER_REAL, float(sys.argv[1]))
 status = os.waitpid(pid, 0)[1]
 signal.setitimer(signal.ITIMER_REAL, 0)
 for stream, file in zip((sys.stdout.buffer, sys.stderr.buffer), files):
     at = 0
-    while chunk := os.pread(file.fileno(), 65536, at):
+    while chunk := os.pread(file, 65536, at):
         stream.write(chunk)
         at += len(chunk)
 sys.stderr.buffer.write(late)
@@ -219,20 +224,22 @@ def _run(where, argv, timeout, cause=None):
         ignore_retcode=True,
         timeout=timeout + 30,  # only for a process that not even SIGKILL ends
     )
-    stderr, killed, _ = ran["stderr"].partition("\0killed")
-    killed = bool(killed) or ran["stdout"].endswith(f"Timed out after {timeout + 30} seconds")
+    killed = ran["stderr"].endswith("\0killed") or ran["stdout"].endswith(f"Timed out after {timeout + 30} seconds")
+    stderr = re.sub("\0killed$", "", ran["stderr"]).rstrip()
     return {"argv": argv, "retcode": ran["retcode"], "stdout": ran["stdout"], "stderr": stderr, "killed": killed}
 
 
 def _words(ran):
-    """Return what the tool said, in one line. CBSD reports its errors on stdout, in colours."""
+    """Return what the tool said, in one line. CBSD's errors are on stdout. Values may be secret and stay out."""
     if ran["killed"]:
         outcome = "took too long and was killed"
     else:
         outcome = f"exited {ran['retcode']}"
     lines = _ANSI.sub("", f"{ran['stdout']}\n{ran['stderr']}").splitlines()
     said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
-    return f"`{' '.join(ran['argv'])}` {outcome}: {'; '.join(said[-10:]) or 'it said nothing'}"
+    shown = ran["argv"][:3] if ran["argv"][0].endswith("jexec") else ran["argv"]
+    command = " ".join(re.sub(r"^(?!jname=|old=|new=|inter=)(\w+)=.*", r"\1=…", word) for word in shown)
+    return f"`{command}` {outcome}: {'; '.join(said[-10:]) or 'it said nothing'}"
 
 
 def _query(where, argv):
@@ -240,7 +247,7 @@ def _query(where, argv):
     # CBSD's SQL prints its own errors where rows are expected, and exits 0.
     if ran["retcode"] or ran["killed"] or ran["stdout"].startswith("cbsdsql:"):
         raise CommandExecutionError(f"cbsd: {_words(ran)}")
-    return ran["stdout"].splitlines()
+    return ran["stdout"].split("\n")
 
 
 def _cbsd(where, emulator, verb, arguments, timeout, cause=None):
@@ -253,29 +260,45 @@ def _inventory(where):
         path = os.path.join(where["workdir"], file)
         if not os.access(path, os.R_OK):
             raise CommandExecutionError(f"cbsd: {path} is missing or not readable; is CBSD initialised?")
-    lines = _query(where, [where["cbsd"], "-c", f"cbsdsqlro local SELECT {','.join(_COLUMNS)} FROM jails"])
+    query = f"cbsdsqlro local SELECT {','.join(_COLUMNS)},jname FROM jails"
+    records = list(_records(_query(where, [where["cbsd"], "-c", query])))
     jids = {}
-    if lines:
+    if records:
         for line in _query(where, [where["jls"], "jid", "name"]):
             jid, _, name = line.strip().partition(" ")
-            jids[name] = int(jid) if jid.isdigit() else None
+            if jid.isdigit():
+                jids[name] = int(jid)
     vms = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         vms.update(os.listdir(where["vmm"]))
     rows = {}
-    for line in lines:
-        fields = line.split("|")
+    for fields in records:
         name = fields[0]
-        if len(fields) != len(_COLUMNS):
-            row = _broken(f"{len(fields)} columns where {len(_COLUMNS)} were expected: a value holds | or a line break")
+        if len(fields) != len(_COLUMNS) + 1 or "\n" in "".join(fields):
+            row = _broken("one of its columns holds | or a line break, or is missing")
         elif not _NAME.match(name):
             row = _broken("its name is outside of what can be passed to CBSD safely")
-        elif name in rows:
-            row = _broken("it is in the inventory twice")
         else:
             row = _row(dict(zip(_COLUMNS, fields)), jids, vms)
-        rows[name] = row
+        rows[name] = row if name not in rows else _broken("it is in the inventory twice")
     return rows
+
+
+def _records(lines):
+    """Put the rows together again. Each begins and ends with its name, whatever CBSD let into the values between."""
+    pending = []
+    for line in filter(None, lines):
+        fields = line.split("|")
+        if pending and fields[0] == fields[-1] and len(fields) == len(_COLUMNS) + 1:
+            yield "\n".join(pending).split("|")
+            pending = []
+        pending.append(line)
+        fields = "\n".join(pending).split("|")
+        if len(fields) > 1 and fields[0] == fields[-1]:
+            yield fields
+            pending = []
+    if pending:
+        yield "\n".join(pending).split("|")
 
 
 def _broken(why):
@@ -395,18 +418,19 @@ def _acquire(path, deadline):
     """Return a locked file descriptor, or who held the lock until ``deadline``, as text."""
     while True:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        holder = ""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.samestat(os.fstat(lock), os.stat(path)):
-                    return lock
-            os.close(lock)  # deleted in the meantime: the next one would lock another file
+            if os.path.samestat(os.fstat(lock), os.stat(path)):  # else the next one would lock another file
+                return lock
         except BlockingIOError:
             holder = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
-            os.close(lock)
-            if time.monotonic() >= deadline:
-                return holder
-            time.sleep(0.1)
+        except FileNotFoundError:
+            pass
+        os.close(lock)
+        if time.monotonic() >= deadline:
+            return holder
+        time.sleep(0.1)
 
 
 def _release(lock):

@@ -79,8 +79,8 @@ class FakeNode:
         argv[0] = os.path.basename(argv[0])
         line = " ".join(argv)
         if argv[:2] == ["cbsd", "-c"]:
-            assert argv[2:] == [f"cbsdsqlro local SELECT {COLUMNS} FROM jails"]
-            rows = "\n".join("|".join(row.values()) for row in self.envs.values())
+            assert argv[2:] == [f"cbsdsqlro local SELECT {COLUMNS},jname FROM jails"]
+            rows = "\n".join("|".join([*row.values(), row["jname"]]) for row in self.envs.values())
             return self.answer(rows if self.raw_inventory is None else self.raw_inventory)
         if argv[0] == "jls":
             assert argv == ["jls", "jid", "name"]
@@ -360,21 +360,36 @@ def test_absence_is_none_for_questions(node):
 def test_a_broken_row_does_not_hide_the_others(node):
     node.add("web1", jid=7)
     node.add("web2", host_hostname="a|b")
-    node.add("web3", host_hostname="a\nb")
+    node.add("web3", host_hostname="a\n\nweb1|b\nweb5")
     node.add("web4.x")
     node.add("web5")
     node.add("web6")
+    node.add("web7", host_hostname="a\nb")
     node.envs["again"] = node.envs["web6"]
     envs = cbsd.list_()
     assert "twice" in envs["web6"]["broken"]
     assert envs["web1"]["status"] == "on" and envs["web5"]["status"] == "off"
-    assert "columns" in envs["web2"]["broken"] and "columns" in envs["web3"]["broken"]
+    assert all("line break" in envs[name]["broken"] for name in ("web2", "web3", "web7"))
+    assert set(envs) == {"web1", "web2", "web3", "web4.x", "web5", "web6", "web7"}
     assert "name" in envs["web4.x"]["broken"]
     assert envs["web2"]["status"] is None and set(envs["web2"]) == set(envs["web1"])
     for function in (cbsd.status, cbsd.start, cbsd.stop, cbsd.remove, cbsd.get):
         with pytest.raises(CommandExecutionError, match="web2 is broken in CBSD's inventory"):
             function("web2")
     assert not node.calls
+
+
+def test_output_that_ends_in_the_middle_does_not_hide_what_came_before(node):
+    node.add("web1")
+    whole = "|".join([*node.envs["web1"].values(), "web1"])
+    node.raw_inventory = f"{whole}\nweb2|0|0\n{whole.replace('web1', 'web3')}\nweb4|0"
+    envs = cbsd.list_()
+    assert {name: bool(row["broken"]) for name, row in envs.items()} == {
+        "web1": False,
+        "web2": True,
+        "web3": False,
+        "web4": True,
+    }
 
 
 @pytest.mark.parametrize("text", ["cbsdsql: Can't open database file: /x", "cbsdsql: no such column: astart"])
@@ -444,6 +459,17 @@ def test_a_start_that_exits_0_without_effect_fails_with_cbsds_words(node):
         cbsd.start("web1")
     assert "web1 did not start, it is off now" in str(caught.value)
     assert str(caught.value).endswith("jname=web1` exited 0: Default NIC not found")
+
+
+def test_values_do_not_get_into_the_error_of_a_command(node):
+    with pytest.raises(CommandExecutionError) as caught:
+        cbsd.create("web1", user_pw_root="hunter2", ip4_addr="10.0.0.1")
+    assert "jcreate inter=0 jname=web1 user_pw_root=… ip4_addr=…` exited 0" in str(caught.value)
+    node.add("web2", jid=7)
+    node.answers["jexec 7 prog --password hunter2"] = node.answer("", 137, "\0killed")
+    with pytest.raises(CommandExecutionError) as caught:
+        cbsd.exec_("web2", "prog --password hunter2")
+    assert "jexec 7 prog` took too long" in str(caught.value)
 
 
 def test_an_exit_code_does_not_matter_when_the_env_runs(node):
