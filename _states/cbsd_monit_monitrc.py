@@ -369,7 +369,7 @@ def _running(name, paths, timeout):
     ret = _ret(name, "monit answers on its socket and knows what is published.")
     status = _status(paths)
     unknown = _unknown(paths, status) if status else []
-    if status and not unknown:
+    if status is not None and not unknown:
         return ret
     if status:
         argv = [paths["monit"], "-c", paths["monitrc"], "reload"]
@@ -383,11 +383,11 @@ def _running(name, paths, timeout):
     until = time.monotonic() + timeout
     while True:
         status = _status(paths)
-        if status and not _unknown(paths, status):
+        if status is not None and not _unknown(paths, status):
             ret["comment"] = f"`{' '.join(argv)}` was run; monit answers and knows what is published."
             return ret
         if time.monotonic() > until:
             said = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
-            state = "does not know what is published" if status else "does not answer"
+            state = "does not know what is published" if status is not None else "does not answer"
             return _failed(name, f"`{' '.join(argv)}` exited {ran['retcode']}, and monit {state}: {said}")
         time.sleep(0.1)
