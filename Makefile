@@ -5,7 +5,10 @@ BIN = $(VENV)/bin
 CASES = tests/conformance/cases
 PYTEST_ARGS =
 
-.PHONY: all setup demo test conformance lint clean
+DEPLOYED = cbsd_monit _modules _states
+ROOT = /usr/local/etc/salt/states
+
+.PHONY: all setup demo test conformance install lint clean
 
 all: test
 
@@ -25,6 +28,12 @@ test: setup
 # Replays recordings of real CBSD against the simulator: make conformance [CASES=DIR]
 conformance: setup
 	@$(BIN)/python tests/conformance/run.py $(CASES)
+
+# Copies what Salt needs, and nothing else, to a file root: make install [ROOT=/srv/salt]
+install:
+	mkdir -p "$(ROOT)"
+	for d in $(DEPLOYED); do (cd $$d && find . -type f ! -name '*.pyc') | \
+	  while read -r f; do mkdir -p "$(ROOT)/$$d/$${f%/*}" && cp "$$d/$$f" "$(ROOT)/$$d/$$f"; done; done
 
 lint: setup
 	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
