@@ -186,26 +186,43 @@ def test_a_closed_pipe_ends_a_writer_as_in_any_shell(real_run):
     assert (ran["stdout"], ran["stderr"], ran["killed"]) == ("y", "", False)
 
 
+def eventually(condition, seconds=20):
+    """Whether it becomes true before long; machines that run tests are slow at times."""
+    until = time.monotonic() + seconds
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.05)
+    return condition()
+
+
+def runs(pid):
+    try:
+        stat = pathlib.Path(f"/proc/{pid}/stat").read_text()
+    except FileNotFoundError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
 def test_the_time_out_kills_children_too_even_if_they_ignore_sigterm(real_run, tmp_path):
     script = f"""trap "" TERM INT HUP
-        (trap "" TERM INT HUP; echo $$ > {tmp_path}/child; sleep 3; echo late > {tmp_path}/survived) &
-        echo begun; sleep 30"""
+        (trap "" TERM INT HUP; sh -c 'echo $PPID' > {tmp_path}/child; sleep 60; sleep 60) &
+        echo begun; sleep 60; sleep 60"""
     began = time.monotonic()
-    ran = real_run(["/bin/sh", "-c", script], timeout=1)
+    ran = real_run(["/bin/sh", "-c", script], timeout=2)
     assert ran["killed"] and ran["stdout"] == "begun"
-    assert time.monotonic() - began < 2.8
-    time.sleep(3)
-    assert (tmp_path / "child").exists() and not (tmp_path / "survived").exists()
+    assert time.monotonic() - began < 30
+    child = (tmp_path / "child").read_text().strip()
+    assert eventually(lambda: not runs(child))
 
 
 def test_a_daemon_that_keeps_the_output_open_is_neither_waited_for_nor_killed(real_run, tmp_path):
     """FreeBSD's timeout(1) would do both, and so end the VM that was just started."""
-    script = f"(sleep 2; echo still here; echo > {tmp_path}/alive) & echo started"
-    began = time.monotonic()
-    ran = real_run(["/bin/sh", "-c", script])
-    assert ran["stdout"] == "started" and time.monotonic() - began < 1.8
-    time.sleep(2)
-    assert (tmp_path / "alive").exists()
+    script = (
+        f"(until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo still here; echo > {tmp_path}/alive) & echo started"
+    )
+    ran = real_run(["/bin/sh", "-c", script], timeout=60)
+    assert ran["stdout"] == "started" and not ran["killed"]
+    (tmp_path / "go").touch()
+    assert eventually((tmp_path / "alive").exists)
 
 
 def test_a_missing_program_is_one_clear_sentence(node, real_run):
