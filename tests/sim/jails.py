@@ -374,6 +374,7 @@ def start(session, row, quiet):
         session.say("{N1}jail renice: {N2}1{N0}")
         session.say(f"{{N1}}Starting jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
     os.makedirs(row["path"], exist_ok=True)
+    time.sleep(layout.settings()["pause"])
     jid = kernel.create_jail(jname, row["path"], row["data"], row["host_hostname"], row["ip4_addr"])
     if jid is None:
         # Nothing keeps two starts of one jail apart: both ran the hooks so far, the slower one
@@ -477,8 +478,8 @@ def stop(session, row):
     session.say(f"{{N1}}Stopping jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
     if kernel.jid(jname):
         session.hooks.in_jail(row, "stop.d")
-    if session.args["fast"] != "1":
-        time.sleep(kernel.slowness(jname, "stop"))
+    slow = kernel.slowness(jname, "stop") if session.args["fast"] != "1" else 0
+    time.sleep(layout.settings()["pause"] + slow)
     kernel.destroy_jail(jname)
     run_column(session, row, "exec_master_poststop", "Master exec afterstop")
     session.hooks.run(jname, "master_poststop.d")

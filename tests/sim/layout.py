@@ -18,6 +18,8 @@ DEFAULTS = {
     "ippool": "10.10.0.0/24",
     # How long one second of `delay=` lasts when CBSD itself spreads a mass start over time.
     "delay_unit": 0.05,
+    # What jail(8) takes at least. Seconds in reality, which is why two stops of one jail overlap.
+    "pause": 0.0,
     # Module name -> git repository; without an entry a module cannot be fetched: there is no
     # network.
     "module_url": {},

@@ -153,7 +153,8 @@ class Node:
         chosen = description["fixtures"][chosen.get("same_node_as", fixture)]
         self.destroy()
         settings = {"nic": description["nic"], "jid_start": description["jid_start"]}
-        self.create(configured=False, ippool=description["nodeippool"], **settings)
+        settings.update(ippool=description["nodeippool"], pause=0.3)
+        self.create(configured=False, **settings)
         fixtures.Builder(self.layout, description).build(chosen)
 
     # -- used --------------------------------------------------------------------------------------
