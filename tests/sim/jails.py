@@ -355,7 +355,7 @@ def take_lock(session, jname, quiet):
 
 
 def start(session, row, quiet):
-    """From the tests to the row: what runs in which order when one jail starts (facts 5.2)."""
+    """From the tests to the row: the order when one jail starts (jstart:424-1172)."""
     layout, kernel, jname = session.layout, session.kernel, row["jname"]
     if session.args["inter"]:
         session.environment["NOINTER"] = "1"
@@ -467,7 +467,7 @@ def jstop(session):
 
 
 def stop(session, row):
-    """The stop of one running jail (facts 5.3)."""
+    """The stop of one running jail (jstop:210-424)."""
     layout, kernel, jname = session.layout, session.kernel, row["jname"]
     workdir = f"workdir={layout.workdir}"
     session.queue("jail", "jstop", jname, "status=1", workdir)

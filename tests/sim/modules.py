@@ -232,8 +232,8 @@ for _key in ${MYARG}; do
 done
 """,
     "rcconf.subr": """\
-_row() { cbsd jstatus jname="$1" > /dev/null; [ $? -ne 0 ]; }
-_row "${jname}"
+jstatus jname="${jname}" > /dev/null
+[ $? -ne 0 ]
 """,
 }
 

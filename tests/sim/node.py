@@ -258,7 +258,8 @@ class Node:
         """The guest switches itself off: bhyverun.sh calls bstop, so both stop hooks run.
 
         bstop kills the bhyverun.sh that called it; its end shows in the pipe that it inherits. With
-        `twice` the hooks run a second time at the same time, as the race of facts 5.10 has it.
+        `twice` the hooks run a second time at the same time, as in the race of bstop and
+        bhyverun.sh (bstop:262).
         """
         self._running(name)
         conf = os.path.join(self.layout.system(name), "bhyve.conf")

@@ -599,6 +599,24 @@ def test_a_module_is_cloned_enabled_and_wins_over_cbsd(node, repository):
     assert "mod_hello" not in pathlib.Path(node.layout.work("nc.inventory")).read_text()
 
 
+def test_a_script_for_cbsds_own_shell_runs_as_a_module(node):
+    jail(node, "a", "127.79.1.38", start=False)
+    script = pathlib.Path(node.layout.work("modules/hello"))
+    script.write_text(
+        "#!/usr/local/bin/cbsd\n"
+        'MYARG="jname"\n'
+        ". ${subr}\n"
+        ". ${cbsdinit}\n"
+        ". ${jrcconf}\n"
+        '[ $? -eq 1 ] && log_err 1 "No such jail: ${jname}"\n'
+        "echo ${jailsysdir}/${jname} $( jget jname=${jname} mode=quiet ip4_addr )\n"
+    )
+    script.chmod(0o755)
+    assert node.cbsd("hello").stdout == "Please set hello: jname\n"
+    assert node.cbsd("hello", "jname=nosuch").stdout == "No such jail: nosuch\n"
+    assert node.cbsd("hello", "jname=a").stdout == f"{node.layout.system('a')} 127.79.1.38\n"
+
+
 def test_initenv_never_touches_an_existing_skeleton(node):
     skeleton = pathlib.Path(node.layout.work("share/jail-system-default"))
     (skeleton / "own").write_text("")
