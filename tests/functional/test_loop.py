@@ -338,3 +338,35 @@ def test_hostile_pillar_is_refused_with_its_path_and_nothing_happens(loop, tmp_p
     assert (loop.node.state_dir / "published").read_text() == published
     assert not [c for c in loop.node.commands()[commands:] if c[0] != "-c"]
     assert all(r["result"] for r in loop.apply())
+
+
+def test_template_that_a_profile_brings_is_adopted(loop):
+    """What lies beside the hooks of a CBSDfile or profile arrives in the env's directory with them."""
+    skeleton = pathlib.Path(loop.node.sim.workdir) / "share/FreeBSD-jail-web-system-skel/monit"
+    skeleton.mkdir(parents=True)
+    (skeleton / "monitrc.tpl").write_text(
+        'check host %%JNAME%% with address %%IPV4_FIRST%%\n  if failed port 80 protocol http then exec "/usr/local/bin/cbsd jrestart %%JNAME%%"\n'
+    )
+    assert all(r["result"] for r in loop.apply())
+    loop.node.sim.cbsd(
+        "jcreate", "jname=prof1", "jprofile=web", "ip4_addr=127.77.1.30", "pkglist=nginx", "sysrc=nginx_enable=YES", "inter=0"
+    )
+    loop.live("prof1")
+    loop.node.sim.crash("prof1")
+    loop.healed("prof1")
+    assert all(r["result"] for r in loop.apply())
+    assert "prof1" in loop.node.status(), "pillar does not name it, and it is not pillar's to remove"
+
+
+def test_env_that_is_off_and_swallows_connections_costs_no_timeouts(loop):
+    """A jail that is off swallows connections; its checks are skipped, so the others are looked at in time."""
+    loop.jail("hole1", 31, profiles=["nginx"])
+    assert all(r["result"] for r in loop.apply())
+    loop.live("hole1")
+    loop.node.sim.off("hole1", "blackhole", ports=(80,))
+    loop.node.sim.cbsd("jstop", "jname=hole1")
+    loop.state("hole1", "stopped")
+    time.sleep(3)
+    assert "Not monitored" in [line for line in loop.node.monit("summary").splitlines() if "hole1.http" in line][0]
+    loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+    loop.healed("lb1", loop.transitions("lb1").count("healed") + 1)

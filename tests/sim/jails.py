@@ -139,6 +139,12 @@ def already_there(session, jname, wanted):
     if wanted.get("autorestart", "0") == "0":
         hint = "already exist, use autorestart=1 for updating via jset"
         session.fail(f"{{N1}}jail {jname} {hint}{{N0}}")
+    apply_conf(session, jname, wanted, restart=True)
+    return 0
+
+
+def apply_conf(session, jname, wanted, restart):
+    """Change what differs from a configuration; a running jail is restarted for it if asked."""
     fixed = ("jname", "path", "data", "rcconf", "mount_fstab", "emulator", "persist", "mdsize")
     changes = [
         f"{key}={value}"
@@ -148,14 +154,14 @@ def already_there(session, jname, wanted):
         and value not in ("native", "DHCP")
         and session.inventory.value(jname, key) != value
     ]
-    if changes:
-        running = session.kernel.jid(jname)
-        if running:
-            session.cbsd("jstop", f"jname={jname}")
-        session.cbsd("jset", f"jname={jname}", *changes)
-        if running:
-            session.cbsd("jstart", f"jname={jname}")
-    return 0
+    if not changes:
+        return
+    restart = restart and session.kernel.jid(jname)
+    if restart:
+        session.cbsd("jstop", f"jname={jname}")
+    session.cbsd("jset", f"jname={jname}", *changes)
+    if restart:
+        session.cbsd("jstart", f"jname={jname}")
 
 
 def source_conf(path):
@@ -232,7 +238,18 @@ def copy_hook_dirs(session, skel, target, names, mode):
 
 
 def copy_tree(source, target):
-    """rsync -a: links stay links."""
+    """rsync -a: links stay links, and take the place of what was there."""
+    for place, directories, files in os.walk(source):
+        there = os.path.join(target, os.path.relpath(place, source))
+        os.makedirs(there, exist_ok=True)
+        for name in directories + files:
+            old = os.path.join(there, name)
+            if (
+                os.path.islink(old)
+                or os.path.islink(os.path.join(place, name))
+                and os.path.isfile(old)
+            ):
+                os.unlink(old)
     shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
 
 
@@ -754,11 +771,8 @@ def jset(session):
     if not row:
         session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
     if args["jconf"]:
-        return (
-            0
-            if already_there(session, jname, {**source_conf(args["jconf"]), "autorestart": "1"})
-            else 1
-        )
+        apply_conf(session, jname, source_conf(args["jconf"]), args["autorestart"] == "1")
+        return 0
     changed = False
     for word in " ".join(args.raw).split():
         key = word.partition("=")[0]

@@ -7,11 +7,13 @@ variables of the environment change what commands do, values of arguments are ev
 lists, an empty environment, ``/`` as directory, names from a whitelist, SIGKILL of the whole group, and the state is read
 again after every change.
 """
+import contextlib
 import ipaddress
 import os
 import re
 import signal
 import subprocess
+import tempfile
 
 from node import NAME, AgentError
 
@@ -39,35 +41,24 @@ class Result:
 def run(argv, timeout, env=None, stdin=subprocess.DEVNULL):
     """Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds."""
     full = {"PATH": PATH, "HOME": "/root", "TERM": "xterm", **(env or {})}
-    try:
-        proc = subprocess.Popen(
-            argv,
-            env=full,
-            cwd="/",
-            stdin=stdin,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    except OSError as err:
-        return Result(127, f"{argv[0]}: {err.strerror}")
-    try:
-        out, _ = proc.communicate(timeout=timeout)
-        return Result(proc.returncode, out.decode("utf-8", "replace"))
-    except subprocess.TimeoutExpired:
-        kill_group(proc.pid)
+    # A file, not a pipe: what a jail starts may keep our standard output open for as long as it lives.
+    with tempfile.TemporaryFile() as out:
         try:
-            out, _ = proc.communicate(timeout=5)
-        except subprocess.TimeoutExpired:  # a grandchild in another session keeps the pipe open
-            out = b""
-        return Result(None, out.decode("utf-8", "replace") + f"\nno answer within {timeout:.0f} s, killed")
-
-
-def kill_group(pid):
-    try:
-        os.killpg(pid, signal.SIGKILL)
-    except (ProcessLookupError, PermissionError):
-        pass
+            proc = subprocess.Popen(
+                argv, env=full, cwd="/", stdin=stdin, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        except OSError as err:
+            return Result(127, f"{argv[0]}: {err.strerror}")
+        late = ""
+        try:
+            code = proc.wait(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(proc.pid, signal.SIGKILL)
+            proc.wait()
+            code, late = None, f"\nno answer within {timeout:.0f} s, killed"
+        out.seek(0)
+        return Result(code, out.read(1 << 20).decode("utf-8", "replace") + late)
 
 
 def cbsd(node, *args, timeout=60, cause=None):

@@ -1,0 +1,63 @@
+"""Running commands: bounded, as a group, and not held up by what they leave behind."""
+import os
+import time
+
+import cbsd
+import pytest
+from node import AgentError
+
+
+def test_daemon_that_keeps_the_output_open_holds_nobody_and_lives(tmp_path):
+    began = time.monotonic()
+    answer = cbsd.run(["/bin/sh", "-c", f"setsid sleep 30 & echo $! > {tmp_path}/pid; echo started"], timeout=10)
+    assert time.monotonic() - began < 5
+    assert (answer.code, answer.last_words) == (0, "started")
+    pid = int((tmp_path / "pid").read_text())
+    os.kill(pid, 0)
+    os.kill(pid, 9)
+
+
+def test_time_out_kills_the_whole_group_even_where_sigterm_is_ignored(tmp_path):
+    script = f"trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 30' & echo waiting; wait"
+    answer = cbsd.run(["/bin/sh", "-c", script], timeout=1)
+    assert answer.code is None and "no answer within 1 s, killed" in answer.text and "waiting" in answer.text
+    time.sleep(0.2)
+    stat = f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat"
+    assert not os.path.exists(stat) or open(stat).read().split()[2] == "Z"
+
+
+def test_commands_see_nothing_of_our_environment(monkeypatch):
+    monkeypatch.setenv("jname", "web1")
+    monkeypatch.setenv("node", "foo")
+    answer = cbsd.run(["/usr/bin/env"], timeout=5)
+    names = {line.split("=")[0] for line in answer.text.splitlines()}
+    assert names == {"PATH", "HOME", "TERM"}
+
+
+def test_missing_program_is_an_answer(node):
+    assert cbsd.run(["/no/such"], timeout=5).code == 127
+
+
+def test_inventory_survives_odd_rows(node, world, tmp_path):
+    world.env("good")
+    (tmp_path / "rows").open("a").write("odd|1|1|jail|a|b|c\nn;id" + "|x" * (len(cbsd.COLUMNS) - 1) + "\n")
+    assert set(cbsd.inventory(node)) == {"good"}
+
+
+def test_unreadable_inventory_is_an_error_and_no_empty_node(node, tmp_path):
+    (tmp_path / "work/var/db/local.sqlite").unlink()
+    with pytest.raises(AgentError, match="cannot be read"):
+        cbsd.inventory(node)
+
+
+def test_kernel_that_cannot_be_asked_is_an_error(node, tmp_path):
+    (tmp_path / "bin/jls").write_text("#!/bin/sh\necho jls: no >&2\nexit 1\n")
+    with pytest.raises(AgentError, match="jls: no"):
+        cbsd.kernel(node)
+
+
+def test_stop_time_out_is_cbsds_own_and_a_margin():
+    assert cbsd.stop_timeout({"emulator": "jail", "exec_timeout": "60"}) == 90
+    assert cbsd.stop_timeout({"emulator": "jail", "exec_timeout": "0"}) == 210
+    assert cbsd.stop_timeout({"emulator": "jail", "exec_timeout": ""}) == 210
+    assert cbsd.stop_timeout({"emulator": "bhyve"}) == 90
