@@ -115,7 +115,7 @@ class Arguments:
         for key in declared:
             value = reset.get(key, environment.get(key, ""))
             self.given[key] = environment.get(f"H_CBSD_{key}") or value
-        self.words, self.pairs = [], []
+        self.words = []
         for key, value in tokens(raw):
             if key is None:
                 self.words.append(value)
@@ -124,7 +124,6 @@ class Arguments:
                 # Variables that were set by earlier arguments can be used in later ones.
                 value = evaluate(value, {**environment, **self.given})
                 self.given[key] = value
-            self.pairs.append((key, value))
 
     def __getitem__(self, key):
         return self.given.get(key, "")
