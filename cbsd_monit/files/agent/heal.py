@@ -97,6 +97,8 @@ class Heal:
 
     def _act(self, rung):
         row, up = self._look()
+        if up and self.check == "env":
+            raise Given("it runs again")
         if rung in ("restart", "start"):
             if up and rung == "restart":
                 self._step("stop")

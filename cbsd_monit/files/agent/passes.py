@@ -40,15 +40,11 @@ class Pass:
         """Read everything; with ``dry`` nothing is written."""
         node = self.node
         self.rows = cbsd.inventory(node)
-        try:
-            self.kernel = cbsd.kernel(node)
-        except AgentError as err:
-            self.errors["kernel"] = str(err)
+        inbox = self._kernel_and_inbox(dry)
         self.silences = policy.silences(node)
         self.trust = files.read_json(node.in_state("trust.json"), {})
         names = {n for n in self.rows if self._managed(n)}
         known = {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
-        inbox = [] if dry else state.read_inbox(node)
         names |= known | {r.env for _, r in inbox if self._managed(r.env)}
         for name in sorted(names):
             if NAME.match(name):
@@ -65,6 +61,25 @@ class Pass:
             else:
                 env.save()
         state.drop_inbox([path for path, _ in inbox])
+
+    def _kernel_and_inbox(self, dry):
+        """
+        The kernel and what the hooks said, as of one moment: no hook may have spoken while the kernel was asked.
+
+        A start that is announced after we looked at the kernel would make a jail that just came up look dead, and a
+        stop that is announced just before would make it look crashed.
+        """
+        for _ in range(10):
+            inbox = [] if dry else state.read_inbox(self.node)
+            try:
+                self.kernel = cbsd.kernel(self.node)
+                self.errors.pop("kernel", None)
+            except AgentError as err:
+                self.errors["kernel"] = str(err)
+            if dry or [path for path, _ in state.read_inbox(self.node)] == [path for path, _ in inbox]:
+                return inbox
+        self.kernel = None  # hooks never cease: nothing is known, nothing is healed
+        return inbox
 
     def _managed(self, name):
         """An env is ours when a template lies in its directory, whoever put it there."""

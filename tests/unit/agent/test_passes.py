@@ -1,0 +1,153 @@
+"""One pass over a node whose CBSD and kernel are scripts: what is read when, and who is adopted."""
+import json
+import os
+
+import passes
+import pytest
+import state
+
+
+@pytest.fixture(autouse=True)
+def no_monit(monkeypatch):
+    monkeypatch.setattr("monit.Monit.status", lambda *a, **k: None)
+
+
+def hook(node, number, kind, env="lb1", **environ):
+    body = "\0".join(f"{k}={v}" for k, v in {"jname": env, "emulator": "jail", **environ}.items())
+    return node.in_state("inbox", f"{number}.1"), f"1 {kind} {env}\n\n{body}\0"
+
+
+def test_start_announced_while_the_kernel_was_asked_is_no_crash(node, world, tmp_path):
+    world.env("lb1", up=False)
+    passes.run(node)
+    path, text = hook(node, 1000000001, "master_poststart.d", jid="7")
+    (tmp_path / "record").write_text(text)
+    (tmp_path / "bin/jls").write_text(
+        f"#!/bin/sh\ncat {tmp_path}/kernel\n[ -e {tmp_path}/once ] || cp {tmp_path}/record {path}\n: > {tmp_path}/once\necho lb1 > {tmp_path}/kernel\n"
+    )
+    seen = passes.run(node)
+    assert (seen.envs["lb1"]["intent"], seen.due) == ("running", [])
+
+
+def test_stop_announced_while_the_kernel_was_asked_is_no_crash(node, world, tmp_path):
+    world.env("lb1", up=True)
+    passes.run(node)
+    path, text = hook(node, 1000000001, "master_prestop.d")
+    (tmp_path / "record").write_text(text)
+    (tmp_path / "bin/jls").write_text(f"#!/bin/sh\n[ -e {path} ] || cp {tmp_path}/record {path}\n: > {tmp_path}/kernel\n")
+    seen = passes.run(node)
+    assert (seen.envs["lb1"]["intent"], seen.due) == ("stopped", [])
+
+
+def test_env_first_seen_down_is_not_started_and_first_seen_up_is(node, world):
+    world.env("down", up=False)
+    world.env("up", up=True)
+    seen = passes.run(node)
+    assert {n: e["intent"] for n, e in seen.envs.items()} == {"down": "stopped", "up": "running"}
+    world.kill("up")
+    seen = passes.run(node)
+    assert [e.name for e, _, _ in seen.due] == ["up"]
+
+
+def test_env_without_a_template_is_none_of_ours(node, world, tmp_path):
+    world.env("mine")
+    (world.env("other") / "monitrc.tpl").unlink()
+    seen = passes.run(node)
+    assert set(seen.envs) == {"mine"}
+
+
+def test_rename_keeps_history_and_a_clone_does_not(node, world, tmp_path):
+    monit = world.env("old", policy={})
+    passes.run(node)
+    env = state.Env(node, "old")
+    env["attempts"] = [node.stamp()]
+    env.save()
+    systems = tmp_path / "work/jails-system"
+    world.env("copy", policy={})
+    for name in ("policy.json", "history.jsonl"):
+        (systems / "copy/monit" / name).write_text((monit / name).read_text())
+    passes.run(node)
+    assert [r["transition"] for r in map(json.loads, (systems / "copy/monit/history.jsonl").open())][0] == "created"
+    assert state.Env(node, "copy")["attempts"] == []
+
+    (systems / "old").rename(systems / "new")
+    world.rows["new"] = {**world.rows.pop("old"), "jname": "new"}
+    world.up = {"new", "copy"}
+    world.write()
+    seen = passes.run(node)
+    assert set(seen.envs) == {"new", "copy"}
+    assert len(seen.envs["new"]["attempts"]) == 1
+    history = [json.loads(line) for line in (systems / "new/monit/history.jsonl").open()]
+    assert "renamed" in [r["transition"] for r in history]
+    published = (tmp_path / "state/published").read_text()
+    assert '"new.tcp"' in published and "old.tcp" not in published
+
+
+def test_removed_env_is_forgotten_and_unpublished(node, world, tmp_path):
+    world.env("a")
+    world.env("b")
+    passes.run(node)
+    world.forget("a")
+    seen = passes.run(node)
+    assert set(seen.envs) == {"b"}
+    assert "a.tcp" not in (tmp_path / "state/published").read_text()
+    assert not (tmp_path / "state/envs/a.json").exists()
+
+
+def test_second_pass_writes_nothing(node, world, tmp_path):
+    for name in ("a", "b"):
+        world.env(name)
+    passes.run(node)
+    passes.run(node)
+
+    def stamps():
+        return {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "/run/" not in str(p)}
+
+    before = stamps()
+    seen = passes.run(node)
+    assert stamps() == before
+    assert (seen.changed, seen.reloaded) == ([], False)
+
+
+def test_dry_pass_writes_nothing_and_foretells_the_change(node, world, tmp_path):
+    world.env("a")
+    passes.run(node)
+    before = {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    template = 'check host "%%ENV%%.web" with address "%%ADDRESS%%"\n  if failed port 80 then alert\n'
+    seen = passes.dry(node, {"a": {"monitrc.tpl": template, "policy.json": {}}})
+    assert seen.changed == ["a"]
+    after = {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    assert {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)} <= {str(tmp_path / "run/pass.lock")}
+
+
+def test_env_whose_address_is_lost_keeps_what_was_published(node, world, tmp_path):
+    world.env("a")
+    passes.run(node)
+    before = (tmp_path / "state/published").read_text()
+    world.rows["a"]["ip4_addr"] = "DHCP"
+    world.write()
+    seen = passes.run(node)
+    assert "no address yet" in seen.errors["a"]
+    assert (tmp_path / "state/published").read_text() == before
+
+
+def test_templates_behind_planted_links_are_not_read(node, world, tmp_path):
+    monit = world.env("a")
+    secret = tmp_path / "secret"
+    secret.write_text("check host x with address 1.1.1.1\n  if failed port 1 then alert\n")
+    (monit / "monitrc.tpl").unlink()
+    (monit / "monitrc.tpl").symlink_to(secret)
+    assert set(passes.run(node).envs) == set()
+    (monit / "monitrc.tpl").unlink()
+    os.mkfifo(monit / "monitrc.tpl")
+    assert set(passes.run(node).envs) == set()
+
+
+def test_untrusted_directory_cannot_make_root_run_anything(node, world, tmp_path):
+    evil = 'check host "%%ENV%%.x" with address "%%ADDRESS%%"\n  if failed port 1 then exec "/bin/evil"\n'
+    monit = world.env("a", template=evil)
+    monit.parent.chmod(0o777)
+    seen = passes.run(node)
+    assert "as root" in seen.errors["a"]
+    monit.parent.chmod(0o755)
+    assert passes.run(node).foreign == {"a": ["/bin/evil"]}
