@@ -18,6 +18,7 @@ import fnmatch
 import json
 import math
 import re
+import time
 
 import jinja2
 import jinja2.nodes
@@ -591,6 +592,58 @@ def status(env=None):
         salt '*' cbsd_monit.status lb1
     """
     return _json(*_answer("status", *([] if env is None else [_named(env)])))
+
+
+def silence(env, until, reason, by="salt"):
+    """
+    Have ``env`` not healed before ``until``, whatever its checks say; that expires by itself.
+
+    env
+        Name of an env that is watched on this node.
+    until
+        Seconds since 1970, or a duration from now: ``30m``, ``2h``, ``1d``.
+    reason
+        Why, in one line; it is shown wherever the state of the env is.
+    by
+        Who says so.
+
+    Returns the env's status, as :py:func:`status` has it. Raises ``SaltInvocationError`` for a bad name or time,
+    ``CommandExecutionError`` with the agent's words when it refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.silence lb1 2h 'kernel upgrade' by=ann
+    """
+    moment = re.fullmatch(r"([0-9]+)([smhd]?)", str(until))
+    if not moment:
+        raise SaltInvocationError(f"until: expected seconds since 1970 or a duration such as 30m, got {until!r}")
+    number, unit = int(moment.group(1)), moment.group(2)
+    if unit:
+        number = int(time.time()) + number * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
+    for name, text in (("reason", reason), ("by", by)):
+        if not isinstance(text, str) or not text.isprintable() or not text or text.startswith("-"):
+            raise SaltInvocationError(f"{name}: expected one line of text, got {text!r}")
+    return _json(*_answer("silence", _named(env), str(number), by, reason))
+
+
+def unsilence(env):
+    """
+    Take back what :py:func:`silence` said of ``env``; silences of the pillar stay.
+
+    env
+        Name of an env that is watched on this node.
+
+    Returns the env's status. Raises as :py:func:`silence`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.unsilence lb1
+    """
+    return _json(*_answer("unsilence", _named(env)))
 
 
 def history(env):

@@ -156,6 +156,21 @@ def test_typed_restart_is_neither_a_failure_nor_a_stop(loop):
     assert loop.node.status()["lb1"]["intent"] == "running"
 
 
+def test_silenced_env_is_not_healed_until_it_is_unsilenced(loop):
+    before = loop.transitions("lb1").count("healing")
+    said = loop.node.salt("cbsd_monit.silence", "lb1", "1h", "kernel upgrade", "by=ann")
+    assert said["lb1"]["silence"]["reason"] == "kernel upgrade"
+    loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+    loop.state("lb1", "silenced")
+    time.sleep(4)
+    assert loop.transitions("lb1").count("healing") == before
+    reason = loop.node.status()["lb1"]["reason"]
+    assert "ann" in reason and "kernel upgrade" in reason
+    healed = loop.transitions("lb1").count("healed")
+    loop.node.salt("cbsd_monit.unsilence", "lb1")
+    loop.healed("lb1", healed + 1)
+
+
 def test_agent_killed_in_the_middle_of_a_heal_is_finished_by_the_next(loop):
     before = loop.transitions("lb1").count("healed")
     loop.node.sim.slow("lb1", start=2, stop=2)

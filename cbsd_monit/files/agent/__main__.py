@@ -214,6 +214,21 @@ def history(node, name):
     return 0
 
 
+def silence(node, name, until=None, by="", *reason):
+    """Silence an env until a moment (seconds since 1970), or take that back."""
+    env = state.Env(node, name)
+    if env.new:
+        raise AgentError(f"no env {name} is watched on this node")
+    try:
+        moment = None if until is None else float(until)
+    except ValueError:
+        raise AgentError(f"until: expected seconds since 1970, got {until!r}") from None
+    with node.pass_lock():
+        policy.silence(node, name, moment, by, " ".join(reason))
+    subprocess.run([node.wake, "monit", "silence"], check=False, stdin=subprocess.DEVNULL)
+    return status(node, name)
+
+
 def main(argv):
     for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)  # monit 6.0 passes on signals that it ignores
@@ -237,9 +252,15 @@ def main(argv):
             if passes.look(node):
                 subprocess.run([node.wake, "monit", "look"], check=False, stdin=subprocess.DEVNULL)
             return 0
-        for name in args:
+        for name in args if command not in ("silence", "unsilence") else args[:1]:
             if not NAME.match(name):
                 raise AgentError(f"expected a name of letters, digits, _ and -, got {name!r}")
+        if command == "silence":
+            if len(args) < 3:
+                raise ValueError
+            return silence(node, *args)
+        if command == "unsilence":
+            return silence(node, *args[:1])
         if command == "probe":
             return probe(node, *args)
         if command == "status":

@@ -109,6 +109,7 @@ class Pass:
             if env["intent"] is None:  # no hook said so: an env that is down may well be meant to be down
                 env.intend("running" if running else "stopped", "first seen")
             if not renamed:
+                env["attempts"] = policy.attempts_of(env)
                 env.tell("created", "first seen " + ("running" if running else "stopped"))
 
     def _departed(self, env):

@@ -1,4 +1,6 @@
 """The policy: in which state is an env, may it be healed, and when."""
+import contextlib
+import json
 import random
 import time
 
@@ -55,6 +57,26 @@ def silences(node):
         if silence.get("until", float("inf")) > time.time():
             found[silence["env"]] = silence
     return found
+
+
+def attempts_of(env):
+    """The heals that the history of an env tells of: an env that migrates brings its attempts along."""
+    found = []
+    for line in (env.dir.read("history.jsonl") or "").splitlines():
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            if record["transition"] == "healing" and record["env"] == env.name:
+                found.append({"t": float(record["time"]), "m": 0, "b": ""})
+    return found[-64:]
+
+
+def silence(node, env, until, by, reason):
+    """Never heal ``env`` before ``until`` (seconds since 1970); None takes every silence given by command back."""
+    path = node.in_state("silences.json")
+    kept = [s for s in files.read_json(path, []) if s["env"] != env and s["until"] > time.time()]
+    if until is not None:
+        kept.append({"env": env, "until": until, "by": by, "reason": reason})
+    files.write_json(path, kept)
 
 
 def delay(restart, attempts, rnd=random.random):

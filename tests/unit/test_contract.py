@@ -1,0 +1,99 @@
+"""docs/contract.md says what the code does, and the code keeps the house's rules for Salt modules."""
+import ast
+import json
+import pathlib
+import re
+import sys
+
+import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+CONTRACT = (REPO / "docs/contract.md").read_text()
+AGENT = REPO / "cbsd_monit/files/agent"
+SALT = sorted([*(REPO / "_modules").glob("*.py"), *(REPO / "_states").glob("*.py")])
+sys.path.insert(0, str(AGENT))
+
+
+def section(number):
+    return re.search(rf"^## {number}\. .*?(?=^## |\Z)", CONTRACT, re.M | re.S).group()
+
+
+def literals(path, function):
+    """First string arguments of all calls of ``.function(…)`` in one file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == function and node.args:
+            found |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    return found
+
+
+def test_states_are_those_of_the_contract():
+    text = section(8)
+    named = set(text.split("`")[1].split())
+    table = {word for row in re.findall(r"^\| (`.*?) \|", text, re.M) for word in re.findall(r"`(\w+)`", row)}
+    used = literals(AGENT / "policy.py", "go") | literals(AGENT / "heal.py", "go")
+    assert named == table
+    assert used == named
+    told = set().union(*(literals(path, "tell") for path in AGENT.glob("*.py")))
+    allowed = {"created", "removed", "renamed", "storm", "healed"}
+    assert {w for w in told if " " not in w and w} <= allowed | named
+
+
+def test_causes_are_those_of_the_contract():
+    import state
+
+    causes = {w for row in re.findall(r"^\| (`.*?) \|", section(9), re.M) for w in re.findall(r"`(\w+)`", row)}
+    assert causes == {c for c, _ in state.PROOFS} | set(state.OURS) | {"operator", "remove"}
+
+
+def test_commands_are_those_of_the_contract():
+    commands = set(re.findall(r"^\| `wake (\w+)", section(6), re.M)) - {"as"}
+    source = (AGENT / "__main__.py").read_text()
+    handled = set(re.findall(r'command == "(\w+)"', source)) - {"run"} | {"monit"}
+    assert commands == handled
+
+
+def test_policy_has_the_keys_of_the_contract():
+    import policy
+
+    shown = json.loads(re.search(r"```json\n(.*?)```", section(5), re.S).group(1))
+    assert set(policy.BUILTIN) == set(shown) - {"schema", "env", "node", "origin"}
+    assert set(policy.BUILTIN["restart"]) == set(shown["restart"])
+
+
+def test_configuration_that_the_contract_shows_is_one_the_agent_takes(tmp_path):
+    from node import DEFAULT_BUDGET, Node
+
+    shown = json.loads(re.search(r"```json\n(.*?)```", section(4), re.S).group(1))
+    assert set(shown["budget"]) == set(DEFAULT_BUDGET)
+    for key in ("state", "run", "workdir"):
+        shown[key] = str(tmp_path / key)
+    path = tmp_path / "conf.json"
+    path.write_text(json.dumps(shown))
+    node = Node(str(path))
+    assert (node.name, node.poll) == ("hv1.example.net", 10)
+
+
+def test_agent_needs_the_standard_library_only():
+    own = {path.stem for path in AGENT.glob("*.py")}
+    for path in AGENT.glob("*.py"):
+        for item in ast.walk(ast.parse(path.read_text())):
+            names = [a.name for a in item.names] if isinstance(item, ast.Import) else []
+            names += [item.module] if isinstance(item, ast.ImportFrom) else []
+            assert {n.split(".")[0] for n in names} <= sys.stdlib_module_names | own, path.name
+
+
+@pytest.mark.parametrize("path", SALT, ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_salt_code_keeps_the_rules(path):
+    text = path.read_text()
+    tree = ast.parse(text)
+    code = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
+    assert not code & {"__pillar__", "__utils__"}
+    strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    assert not [s for s in strings if re.fullmatch(r"pillar\.\w+", s)]
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    assert "subprocess" not in imported
+    if path.parent.name == "_modules":
+        for item in tree.body:
+            if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
+                assert "CLI Example:" in (ast.get_docstring(item) or ""), f"{path.name}: {item.name}"
