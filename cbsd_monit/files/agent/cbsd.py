@@ -71,7 +71,9 @@ def cbsd(node, *args, timeout=60, cause=None):
 
 def inventory(node):
     """
-    Every env of this node as CBSD's database has it: {name: {column: text}}; one process however many there are.
+    Every env of this node as CBSD's database has it: {name: {column: text}}, and the names whose rows cannot be read.
+
+    One process however many envs there are.
 
     Raises AgentError when the database cannot be read: CBSD itself would then claim that every name exists.
     """
@@ -82,15 +84,18 @@ def inventory(node):
     answer = cbsd(node, "-c", query, timeout=30)
     if answer.code != 0:
         raise AgentError(f"CBSD's inventory: {answer.last_words}")
-    rows = {}
+    rows, broken = {}, set()
     for line in answer.text.splitlines():
         cells = line.split("|")
-        if len(cells) != len(COLUMNS) or not NAME.match(cells[0]):
-            continue  # a value holds a blank line or a `|`, or the name is none we would give to a command
-        rows[cells[0]] = dict(zip(COLUMNS, cells))
+        if not NAME.match(cells[0]):
+            continue  # a name that we would give to no command
+        if len(cells) != len(COLUMNS):
+            broken.add(cells[0])  # a value holds a `|` or a line break
+        else:
+            rows[cells[0]] = dict(zip(COLUMNS, cells))
     if answer.text.strip() and not rows:
         raise AgentError(f"CBSD's inventory: {answer.last_words}")
-    return rows
+    return rows, broken - set(rows)
 
 
 def kernel(node):
@@ -104,8 +109,10 @@ def kernel(node):
         raise AgentError(f"jls: {answer.last_words}")
     try:
         machines = set(os.listdir(node.conf["vmm"]))
-    except OSError:
-        machines = set()  # vmm.ko is not loaded: no VM can run
+    except FileNotFoundError:
+        machines = set()  # there is no such directory while no VM runs
+    except OSError as err:
+        raise AgentError(f"{node.conf['vmm']}: {err.strerror}") from None
     return {"jail": set(answer.text.split()), "bhyve": machines}
 
 

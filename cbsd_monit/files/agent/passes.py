@@ -39,7 +39,7 @@ class Pass:
     def look(self, dry=False):
         """Read everything; with ``dry`` nothing is written."""
         node = self.node
-        self.rows = cbsd.inventory(node)
+        self.rows, broken = cbsd.inventory(node)
         inbox = self._kernel_and_inbox(dry)
         self.silences = policy.silences(node)
         self.trust = files.read_json(node.in_state("trust.json"), {})
@@ -49,6 +49,9 @@ class Pass:
         for name in sorted(names):
             if NAME.match(name):
                 self.envs[name] = state.Env(node, name)
+        for name in broken & set(self.envs):
+            self.errors[name] = "its row in CBSD's inventory cannot be read: a value holds a | or a line break"
+            self.envs.pop(name)  # neither judged nor forgotten; what was published for it stays
         if dry:
             return
         for _, record in inbox:
@@ -133,6 +136,8 @@ class Pass:
                 found.append(self._text(env, row))
             except publish.EnvError as err:
                 self.errors[name] = str(err)
+            except Exception as err:  # noqa: BLE001 - whatever one env's files hold, it is that env's trouble alone
+                self.errors[name] = f"its files cannot be used: {type(err).__name__}: {err}"
         return found
 
     def _text(self, env, row):
@@ -175,7 +180,8 @@ class Pass:
         if self.quarantined != old_bad:
             files.write_json(self.node.in_state("quarantine.json"), self.quarantined)
         for text in good:
-            self.envs[text.env].dir.write("monitrc", text.text)
+            if text.env in self.envs:
+                self.envs[text.env].dir.write("monitrc", text.text)
         for name in set(self.quarantined) & set(self.envs):
             self.envs[name].dir.remove("monitrc")  # nothing that monit refuses stays where a glob would find it
         services = {n: list(v) for n, v in self.services.items()}
@@ -188,7 +194,7 @@ class Pass:
     def _kept(self, publisher):
         """An env whose facts are missing for now keeps what was published for it before."""
         parts = publish.parts_of(publisher.current())
-        return [publish.Kept(n, parts[n]) for n in self.errors if n in parts and n in self.envs]
+        return [publish.Kept(n, parts[n]) for n in self.errors if n in parts]
 
     def _load(self, publisher):
         """See to it that monit runs what is published; a reload that kills it is taken back."""
@@ -237,7 +243,10 @@ class Pass:
             by_env.setdefault(env, {})[name] = check
         self.due = []
         for name, env in sorted(self.envs.items()):
-            policy.judge(self, env, by_env.get(name, {}))
+            try:
+                policy.judge(self, env, by_env.get(name, {}))
+            except Exception as err:  # noqa: BLE001 - as above: all other envs are still judged
+                env.go("unknown", f"its policy cannot be used: {type(err).__name__}: {err}")
             self._marker(env)
             env.save()
         policy.storm(self)

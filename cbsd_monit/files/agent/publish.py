@@ -89,9 +89,14 @@ class EnvText:
         if re.sub(monit_._TOKEN, "", text).strip():
             raise EnvError("unbalanced quotes")
         self.names = monit_.service_names(text)
+        own = (env.lower(), service_prefix(env))
         for name in self.names:
             if name.lower() in ("all", "_status"):
                 raise EnvError(f"a service must not be called {name}: monit takes it for a pattern or a page")
+            if name == "cbsd_monit-look" or name.startswith("node-") and name.lower() not in own:
+                raise EnvError(f"a service must not be called {name}: names of the node's own checks begin like that")
+            if not trusted and name.lower() not in own and not name.startswith(own[1] + "."):
+                raise EnvError(f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}")
         foreign = []
         for start, end, command in reversed(monit_.executed(text)):
             words = command.split()

@@ -41,7 +41,16 @@ def test_missing_program_is_an_answer(node):
 def test_inventory_survives_odd_rows(node, world, tmp_path):
     world.env("good")
     (tmp_path / "rows").open("a").write("odd|1|1|jail|a|b|c\nn;id" + "|x" * (len(cbsd.COLUMNS) - 1) + "\n")
-    assert set(cbsd.inventory(node)) == {"good"}
+    rows, broken = cbsd.inventory(node)
+    assert (set(rows), broken) == ({"good"}, {"odd"})
+
+
+def test_devices_of_vms_that_cannot_be_listed_are_no_dead_vms(node, tmp_path):
+    (tmp_path / "vmm").rmdir()
+    assert cbsd.kernel(node)["bhyve"] == set()
+    (tmp_path / "vmm").write_text("")
+    with pytest.raises(AgentError, match="vmm"):
+        cbsd.kernel(node)
 
 
 def test_unreadable_inventory_is_an_error_and_no_empty_node(node, tmp_path):

@@ -151,3 +151,47 @@ def test_untrusted_directory_cannot_make_root_run_anything(node, world, tmp_path
     assert "as root" in seen.errors["a"]
     monit.parent.chmod(0o755)
     assert passes.run(node).foreign == {"a": ["/bin/evil"]}
+
+
+def test_row_that_cannot_be_read_is_neither_removed_nor_dead(node, world, tmp_path):
+    world.env("a")
+    world.env("b")
+    passes.run(node)
+    before = (tmp_path / "state/published").read_text()
+    world.rows["a"]["host_hostname"] = "x|y"
+    world.kill("a")
+    seen = passes.run(node)
+    assert "cannot be read" in seen.errors["a"] and seen.due == []
+    assert (tmp_path / "state/published").read_text() == before
+    assert (tmp_path / "state/envs/a.json").exists()
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        {"restart": {"attempts": "x"}},
+        {"restart": []},
+        {"checks": 7},
+        {"on_failure": 3},
+        {"start_period": None},
+        {"depends_on": 5},
+        {"checks": {"tcp": []}},
+    ],
+)
+def test_policy_of_nonsense_is_that_envs_trouble_alone(node, world, policy):
+    world.env("a", policy=policy)
+    world.env("b")
+    passes.run(node)
+    world.up.clear()
+    world.write()
+    seen = passes.run(node)
+    assert "b" in [e.name for e, _, _ in seen.due]
+
+
+def test_untrusted_template_cannot_take_another_envs_name(node, world):
+    monit = world.env("a", template='check host "b.tcp" with address "1.1.1.1"\n  if failed port 1 then alert\n')
+    monit.parent.chmod(0o777)
+    world.env("b")
+    seen = passes.run(node)
+    assert "must be called a or a." in seen.errors["a"]
+    assert set(seen.services) == {"b.tcp"}

@@ -106,17 +106,17 @@ def test_text_that_reaches_beyond_its_env_is_refused(node, template, words):
     ],
 )
 def test_foreign_programs_need_pillar_or_root(node, line):
-    template = f"check host x with address 1.1.1.1\n  {line}\n"
+    template = f"check host lb1 with address 1.1.1.1\n  {line}\n"
     with pytest.raises(EnvError, match="as root"):
         publish.EnvText(node, "lb1", template, facts(node), trusted=False)
     assert len(publish.EnvText(node, "lb1", template, facts(node), trusted=True).foreign) == 1
 
 
 def test_check_program_is_a_program(node):
-    template = 'check program x with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
+    template = 'check program lb1 with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
     with pytest.raises(EnvError, match="/bin/evil a"):
         publish.EnvText(node, "lb1", template, facts(node), trusted=False)
-    probe = f'check program x with path "{node.wake} probe lb1 x"\n  if status != 0 then alert\n'
+    probe = f'check program lb1 with path "{node.wake} probe lb1 x"\n  if status != 0 then alert\n'
     assert publish.EnvText(node, "lb1", probe, facts(node), trusted=False).foreign == []
 
 
