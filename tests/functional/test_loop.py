@@ -6,6 +6,7 @@ One node for all tests of the file, each with its own envs: they must not distur
 import json
 import pathlib
 import subprocess
+import threading
 import time
 import urllib.request
 
@@ -90,6 +91,22 @@ class Loop:
         )
 
 
+class Watcher(threading.Thread):
+    """Asks `monit -t` again and again whether what monit includes at this moment parses."""
+
+    def __init__(self, node):
+        super().__init__(daemon=True)
+        self.argv = [node.lookup()["monit"], "-t", "-c", str(node.monitrc)]
+        self.done, self.asked, self.refused = threading.Event(), 0, []
+
+    def run(self):
+        while not self.done.wait(0.15):
+            found = subprocess.run(self.argv, capture_output=True, text=True, check=False)
+            self.asked += 1
+            if found.returncode:
+                self.refused.append(found.stderr)
+
+
 @pytest.fixture(scope="module")
 def loop(salt_node):
     loop = Loop(salt_node())
@@ -98,7 +115,12 @@ def loop(salt_node):
     results = loop.apply()
     assert all(r["result"] for r in results), loop.node.summary(results)
     loop.live("lb1", "db1")
-    return loop
+    watcher = Watcher(loop.node)
+    watcher.start()
+    yield loop
+    watcher.done.set()
+    watcher.join()
+    assert watcher.asked > 20 and watcher.refused == [], "whatever happened, monit's text parsed at every moment"
 
 
 def test_stopped_nginx_is_served_again_after_exactly_one_restart(loop):
