@@ -59,6 +59,7 @@ class Agent:
             except Exception as err:  # noqa: BLE001 - whatever it is, heals go on and the next pass may succeed
                 state.say(f"pass failed: {type(err).__name__}: {err}", loud=True)
                 self.troubles += 1
+                self.heals = {n: t for n, t in self.heals.items() if t.is_alive()}
                 wait = 1 if self.troubles < 3 or self.heals else None
             if wait is None:
                 if self._leave():
@@ -69,6 +70,8 @@ class Agent:
     def _begin(self, seen):
         """Start the heals that are due; returns after how many seconds to look again, None for not at all."""
         self.heals = {n: t for n, t in self.heals.items() if t.is_alive()}
+        if os.path.exists(self.node.in_run("quit")):
+            return 0.5 if self.heals else None
         for env, check, reason in seen.due:
             if env.name in self.heals or len(self.heals) >= self.node.budget["max_concurrent"]:
                 continue
@@ -80,6 +83,8 @@ class Agent:
         soon += [1.0 for env, _, _ in seen.due if env.name not in self.heals]
         if seen.unsettled:
             soon.append(0.3)
+        if state.UNSAVED:
+            soon.append(5.0)  # they would be lost with this process
         for env in seen.envs.values():
             if env["phase"] in ("stopping", "starting", "restarting", "removing"):
                 soon.append(1.0)
@@ -109,7 +114,7 @@ class Agent:
             os.rmdir(self.ticket)
         except OSError:
             pass
-        if not os.path.exists(self.trigger):
+        if not os.path.exists(self.trigger) or os.path.exists(self.node.in_run("quit")):
             return True
         try:
             os.mkdir(self.ticket, 0o700)
@@ -159,6 +164,17 @@ def sync(node, as_json=False, dry=False, overlay=None):
             )
         print(json.dumps(answer, sort_keys=True))
     return 1 if error else 0
+
+
+def leave(node):
+    """Let the agent finish the heals that it began, begin no other, and end; returns when none runs."""
+    mark = node.in_run("quit")
+    files.write(mark, "")
+    try:
+        with node.lock(node.in_run("agent.lock"), wait=1800, why="quit"):
+            return 0
+    finally:
+        files.remove(mark)
 
 
 def probe(node, name, check):
@@ -263,6 +279,8 @@ def main(argv):
             return silence(node, *args[:1])
         if command == "probe":
             return probe(node, *args)
+        if command == "quit":
+            return leave(node)
         if command == "status":
             return status(node, *args)
         if command == "history":

@@ -6,8 +6,8 @@ import stat
 
 
 def _replace(name, data, mode, dir_fd):
-    tmp = f".{name}.{os.getpid()}.new"
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
+    tmp = f".{name}.{os.urandom(6).hex()}.new"
+    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     try:
         try:
             os.fchmod(fd, mode)
@@ -55,6 +55,26 @@ def remove(path):
         os.unlink(path)
 
 
+def _read_at(dir_fd, name):
+    """(text, stat) of the regular file ``name``, or (None, None)."""
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
+    except OSError:
+        return None, None
+    with os.fdopen(fd, "rb") as handle:
+        info = os.fstat(fd)
+        if not stat.S_ISREG(info.st_mode):
+            return None, None
+        return handle.read(1 << 20).decode("utf-8", "surrogateescape"), info
+
+
+def _roots_alone(info):
+    """True if nobody but root may write there; group wheel (0) is root's own."""
+    if info.st_uid != os.geteuid() or info.st_mode & stat.S_IWOTH:
+        return False
+    return not info.st_mode & stat.S_IWGRP or info.st_gid == 0
+
+
 class EnvDir:
     """
     The directory ``jails-system/ENV/monit`` of one env.
@@ -83,21 +103,39 @@ class EnvDir:
         """The text of the regular file ``name``, or None."""
         try:
             with self._fd() as dir_fd:
-                flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
-                fd = os.open(name, flags, dir_fd=dir_fd)
-                with os.fdopen(fd, "rb") as handle:
-                    if not stat.S_ISREG(os.fstat(fd).st_mode):
-                        return None
-                    return handle.read(1 << 20).decode("utf-8", "surrogateescape")
+                return _read_at(dir_fd, name)[0]
         except OSError:
             return None
 
-    def read_json(self, name):
+    def load(self, names):
+        """
+        ({name: text or None}, roots): the files as of one moment, and whether nobody but root could have written them.
+
+        Both answers come from the same open files: what is read later could be somebody else's.
+        """
+        found, roots = dict.fromkeys(names), False
         try:
-            found = json.loads(self.read(name) or "")
-        except ValueError:
-            return None
-        return found if isinstance(found, dict) else None
+            with self._fd() as dir_fd:
+                roots = _roots_alone(os.fstat(dir_fd))
+                for name in names:
+                    found[name], info = _read_at(dir_fd, name)
+                    roots = roots and (info is None or _roots_alone(info))
+        except OSError:
+            pass
+        return found, roots and self._way_up()
+
+    def _way_up(self):
+        """True if only root can exchange a directory between CBSD's work directory and this env's (links resolved)."""
+        path = os.path.realpath(self.sysdir)
+        top = os.path.realpath(os.path.dirname(os.path.dirname(self.sysdir)))  # it belongs to user cbsd by CBSD's own design
+        while path not in (top, "/"):
+            try:
+                if not _roots_alone(os.stat(path)):
+                    return False
+            except OSError:
+                return False
+            path = os.path.dirname(path)
+        return True
 
     def write(self, name, text):
         """Replace ``name`` if its content differs; True if it did."""
@@ -111,18 +149,3 @@ class EnvDir:
     def remove(self, name):
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)
-
-    def only_roots(self):
-        """True if nobody but root could have written here: the env's directory, ``monit`` and its files."""
-        paths = [self.sysdir, self.path]
-        paths += [os.path.join(self.path, n) for n in ("monitrc.tpl", "policy.json")]
-        for path in paths:
-            try:
-                info = os.stat(path) if path == self.sysdir else os.lstat(path)
-            except FileNotFoundError:
-                continue
-            if info.st_uid != os.geteuid() or info.st_mode & stat.S_IWOTH:
-                return False
-            if info.st_mode & stat.S_IWGRP and info.st_gid != 0:
-                return False
-        return True

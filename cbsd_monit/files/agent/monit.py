@@ -105,12 +105,14 @@ class Monit:
         return int(code[0]), rest
 
     def _credentials(self):
-        """``user:password`` of an operator's own ``set httpd``: monit then asks for it on the socket as well."""
+        """``user:password`` of an operator's own ``set httpd`` in monitrc: monit then asks for it on the socket as well."""
+        text = ""
         with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
-            for line in handle:
-                match = re.match(r'\s*allow\s+"?([^\s"#:/]+)"?:"?([^\s"#]+)"?', line)
-                if match and not match.group(1).replace(".", "").isdigit():
-                    return ":".join(match.groups())
+            text = re.sub(r"(?m)^\s*#.*$", "", handle.read())
+        word = r"""("[^"]*"|'[^']*'|[^\s:"']+)"""
+        for user, password, only in re.findall(rf"\ballow\s+{word}:{word}(\s+read-?only)?", text):
+            if not only:
+                return f"{unquote(user)}:{unquote(password)}"
         return None
 
     def status(self, timeout=5.0):
@@ -120,7 +122,8 @@ class Monit:
                 code, body = self._request("GET /_status?format=xml", timeout=timeout)
                 if code == 200:
                     return Status(body)
-                raise AgentError(f"monit's socket {self.socket} answers {code}")
+                why = ": it wants a password that is not in its control file" if code == 401 else ""
+                raise AgentError(f"monit's socket {self.socket} answers {code}{why}")
             except (OSError, ElementTree.ParseError):
                 time.sleep(0.05)
         return None
@@ -218,14 +221,31 @@ class Monit:
             time.sleep(0.05)
 
 
-# Reading monit's language, as far as needed to know what a text would run.
+# Reading monit's language, as far as needed to know what a text would run.  As in monit's own lexer, `#` begins a
+# comment only where a word could begin, and punctuation separates words.
 
-_TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'#,]+|,""")
+_TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'=;:(),{}]+|[=;:(),{}]""")
+# All that a text may say which neither pillar wrote nor only root could have written.
+_HARMLESS = set(
+    """and address alert allow as certificate check checksum content count cycle cycles days default depends else every
+    exec exist exists expect failed file for get head host hostheader http https if ip ipv4 ipv6 is laststate
+    md5 method not on onreboot option options or path ping ping4 ping6 port post protocol proto repeat request
+    responsetime retry second seconds selfsigned send sha1 size ssl start status succeeded tcp then time timeout times
+    tls type udp url using valid verify with within enable disable reject nostart group does
+    apache-status clamav dns ftp gps imap imaps ldap2 ldap3 lmtp memcache mongodb mqtt mysql mysqls nntp ntp3 pgsql
+    pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns websocket""".split()
+) - {"start"}
+_VALUE = re.compile(r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z")
 
 
 def tokens(text):
-    """The words and quoted strings of a control file with their positions; comments left out."""
+    """The words, quoted strings and punctuation of a control file with their positions; comments left out."""
     return [m for m in _TOKEN.finditer(text) if not m.group().startswith("#")]
+
+
+def unbalanced(text):
+    """True if a quote is left open."""
+    return bool(re.sub(_TOKEN, "", text).strip())
 
 
 def unquote(word):
@@ -239,26 +259,26 @@ def service_names(text):
 
 
 def executed(text):
-    """(start, end, command) of every string that ``text`` lets monit run: exec, start, stop and restart programs, check program."""
+    """(start, end, command) of every string that ``text`` lets monit run: exec, start, stop and restart, check program."""
     found, words = [], tokens(text)
-    for i, match in enumerate(words[:-1]):
-        word = match.group().lower()
-        if word == "exec":
-            target = words[i + 1]
-        elif word in ("program", "path") and i + 1 < len(words):
-            if word == "path" and not any(
-                w.group().lower() == "program" for w in words[max(0, i - 4) : i]
-            ):
-                continue  # `check file … path`
-            rest = [w for w in words[i + 1 : i + 3] if w.group() != "="]
-            if not rest or (word == "program" and not rest[0].group().startswith(('"', "/"))):
-                continue  # `check program NAME with path …`
-            if word == "program" and words[i - 1].group().lower() == "check":
-                continue
-            target = rest[0]
+    lower = [m.group().lower() for m in words]
+    for i, word in enumerate(lower):
+        at = i + 1
+        if word in ("exec", "execute"):
+            pass
+        elif re.fullmatch(r"(start|stop|restart)(program)?", word):
+            while at < len(words) and lower[at] in ("program", "="):
+                at += 1
+            if at < len(words) and lower[at][0] not in "\"'/":
+                continue  # `then restart`, `then stop`
+        elif word == "path" and "program" in lower[max(0, i - 4) : i]:
+            pass
         else:
             continue
-        found.append((target.start(), target.end(), unquote(target.group())))
+        if at < len(words) and lower[at] == "=":
+            at += 1
+        if at < len(words):
+            found.append((words[at].start(), words[at].end(), unquote(words[at].group())))
     return found
 
 
@@ -267,4 +287,22 @@ def changes_the_node(text):
     for match in tokens(text):
         if match.group().lower() in ("set", "include"):
             return match.group()
+    return None
+
+
+def unknown_word(text, own, probe):
+    """
+    The first word that is not among those known to be harmless, or None.
+
+    ``own`` are names the text may use, ``probe`` how the one command of a `check program` has to begin.
+    """
+    words = [match.group() for match in tokens(text)]
+    for at, word in enumerate(words):
+        if word.lower() == "program" and words[at - 1].lower() == "check":
+            rest = [w for w in words[at + 2 : at + 5] if w.lower() != "with"]
+            if len(rest) > 1 and rest[0].lower() == "path" and rest[1].startswith(f'"{probe} '):
+                continue
+        if word[0] == '"' or word.lower() in _HARMLESS or _VALUE.match(word) or word in own:
+            continue
+        return word
     return None

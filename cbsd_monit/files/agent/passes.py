@@ -3,7 +3,9 @@ One pass over the node: take in what the hooks said, look at kernel, inventory a
 
 Level, not edges: whatever woke us, the truth is derived anew, so a lost or repeated trigger changes nothing.
 """
+import json
 import os
+import subprocess
 import time
 
 import cbsd
@@ -30,6 +32,8 @@ class Pass:
         self.quarantined = {}
         self.errors = {}
         self.services = {}
+        self.foreign = {}
+        self.missing = set()
         self.changed = []
         self.reloaded = self.started = self.unsettled = False
         self.due = []
@@ -76,9 +80,9 @@ class Pass:
             inbox = [] if dry else state.read_inbox(self.node)
             try:
                 self.kernel = cbsd.kernel(self.node)
-                self.errors.pop("kernel", None)
+                self.errors.pop("(kernel)", None)
             except AgentError as err:
-                self.errors["kernel"] = str(err)
+                self.errors["(kernel)"] = str(err)
             if dry or [path for path, _ in state.read_inbox(self.node)] == [path for path, _ in inbox]:
                 return inbox
         self.kernel = None  # hooks never cease: nothing is known, nothing is healed
@@ -95,9 +99,12 @@ class Pass:
         for env in self.envs.values():
             if not env.new or env.name not in self.rows:
                 continue
-            said = env.dir.read_json("policy.json") or {}
-            before, renamed = said.get("env"), False
-            if before and before != env.name and NAME.match(before):
+            try:
+                said = json.loads(env.files()[0]["policy.json"] or "{}")
+            except (ValueError, RecursionError):
+                said = {}
+            before, renamed = said.get("env") if isinstance(said, dict) else None, False
+            if isinstance(before, str) and before != env.name and NAME.match(before):
                 old = self.envs.get(before)
                 if before not in self.rows and old and not old.new:
                     env.data.update({**old.data, "env": env.name, "facts": env["facts"]})
@@ -142,34 +149,54 @@ class Pass:
 
     def _text(self, env, row):
         over = self.overlay.get(env.name)
-        template = over["monitrc.tpl"] if over else env.dir.read("monitrc.tpl")
+        template = over["monitrc.tpl"] if over else env.files()[0]["monitrc.tpl"]
+        if template is None:
+            raise publish.EnvError("its monitrc.tpl cannot be read")
         facts = publish.facts_of(self.node, env.name, row, env["facts"])
-        return publish.EnvText(self.node, env.name, template, facts, bool(over) or self.trusted(env))
+        trusted = bool(over) or self.trusted(env)
+        return publish.EnvText(self.node, env.name, template, facts, trusted, self.rows, self._rank(env, row))
+
+    def _rank(self, env, row):
+        """Who keeps a service name that two envs claim: pillar's, then who has it already, then who runs."""
+        has = any(owner == env.name for owner, _ in self.before.values())
+        up = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
+        return (env.name not in self.trust, not has, not up)
 
     def trusted(self, env):
         """True if pillar wrote what lies there, or nobody but root could have."""
+        texts, roots = env.files()
         said = self.trust.get(env.name)
         if isinstance(said, dict) and said.get("monitrc.tpl"):
-            texts = {n: env.dir.read(n) for n in ("monitrc.tpl", "policy.json")}
             if all(t is not None and publish.digest(t) == said.get(n) for n, t in texts.items()):
                 return True
-        return env.dir.only_roots()
+        return roots
 
     def publish(self, dry=False):
-        """Make monit include what the templates say; reload only if that changed."""
+        """
+        Make monit include what the templates say; reload only if that changed.
+
+        What goes wrong here is said in ``errors`` and keeps nothing from being judged and healed.
+        """
+        path = self.node.in_state("services.json")
+        self.before = files.read_json(path, {})
+        self.services = {n: tuple(v) for n, v in self.before.items()}
+        try:
+            self._publish(dry, path)
+        except (AgentError, OSError, subprocess.SubprocessError) as err:
+            self.errors["(monit)"] = str(err)
+            state.say(f"publish: {err}", loud=True)
+
+    def _publish(self, dry, path):
         publisher = publish.Publisher(self.node, self.monit)
         texts = self.texts()
         old_bad = files.read_json(self.node.in_state("quarantine.json"), {})
         digests = {t.env: publish.digest(t.text) for t in texts}
-        self.quarantined = {
-            e: b for e, b in old_bad.items() if digests.get(e) == b.get("digest")
-        }
+        self.quarantined = {e: b for e, b in old_bad.items() if digests.get(e) == b.get("digest")}
         kept = self._kept(publisher)
         good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
         parts, differs = publisher.changed(good)
         if differs:  # then those in quarantine are tried again too: what they collided with may be gone
             good, bad = publisher.accept(sorted(texts + kept, key=lambda t: t.env))
-            good.sort(key=lambda t: t.env)
             self.quarantined = {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
             parts, differs = publisher.changed(good)
         self.changed = sorted({name or "node" for name, _ in parts})
@@ -180,21 +207,38 @@ class Pass:
         if self.quarantined != old_bad:
             files.write_json(self.node.in_state("quarantine.json"), self.quarantined)
         for text in good:
-            if text.env in self.envs:
-                self.envs[text.env].dir.write("monitrc", text.text)
-        for name in set(self.quarantined) & set(self.envs):
-            self.envs[name].dir.remove("monitrc")  # nothing that monit refuses stays where a glob would find it
+            self._env_file(text.env, text.text)
+        for name in self.quarantined:
+            self._env_file(name, None)  # nothing that monit refuses stays where a glob would find it
         services = {n: list(v) for n, v in self.services.items()}
-        if services != files.read_json(self.node.in_state("services.json")):
-            files.write_json(self.node.in_state("services.json"), services)
+        if services != self.before:
+            files.write_json(path, services)
+        if publisher.glob:
+            head = self.node.in_state("head")
+            if not os.path.exists(head) or open(head, encoding="utf-8").read() != publisher.head:
+                files.write(head, publisher.head)
         if differs:
             publisher.swap(good)
         self._load(publisher)
 
+    def _env_file(self, name, text):
+        """Write (or with None remove) the env's own ``monitrc``; what stands in the way there is that env's trouble alone."""
+        env = self.envs.get(name)
+        if env is None:
+            return
+        try:
+            if text is None:
+                env.dir.remove("monitrc")
+            else:
+                env.dir.write("monitrc", text)
+        except OSError as err:
+            self.errors.setdefault(name, f"jails-system/{name}/monit/monitrc cannot be written: {err.strerror}")
+
     def _kept(self, publisher):
         """An env whose facts are missing for now keeps what was published for it before."""
         parts = publish.parts_of(publisher.current())
-        return [publish.Kept(n, parts[n]) for n in self.errors if n in parts]
+        ranks = {n: self._rank(self.envs[n], self.rows[n]) for n in self.errors if n in self.envs and n in self.rows}
+        return [publish.Kept(n, parts[n], ranks.get(n, (True, False, True))) for n in self.errors if n in parts]
 
     def _load(self, publisher):
         """See to it that monit runs what is published; a reload that kills it is taken back."""
@@ -202,17 +246,32 @@ class Pass:
         now = publish.digest(publisher.current())
         loaded = files.read_json(mark, {})
         self.status = self.monit.status()
-        if self.status is None or loaded.get("digest") == now:
+        if self.status is None:
+            return
+        self._miss()
+        if loaded.get("digest") == now and not (self.missing and node.age(loaded) > 60):
             return
         self.monit.reload()
         self.reloaded = True
-        self.status = self.monit.wait(set(self.services), 15)
-        if self.status is None and self.monit.status() is None:
+        self.status = self.monit.wait(set(self.services), 15) or self.monit.status()
+        if self.status is None:
             publisher.back()
             self.monit.start()
             self.status = self.monit.wait(set(), 10)
             raise AgentError("monit ended at the reload; the generation before is published again")
+        self._miss()
         files.write_json(mark, {"digest": now, **node.stamp()})
+
+    def _miss(self):
+        """Which checks are published and unknown to monit: then nobody looks, and that must not read as health."""
+        known = {name.lower() for name in self.status.services}
+        self.missing = {c for n, (_, c) in self.services.items() if n.lower() not in known}
+        if self.missing:
+            self.errors["(monit)"] = (
+                f"monit does not know {len(self.missing)} of the published checks: does {self.node.conf['monitrc']} include them?"
+            )
+        else:
+            self.errors.pop("(monit)", None)
 
     def ensure_monit(self):
         """Something must watch the watcher: start monit where it does not answer."""
@@ -224,7 +283,7 @@ class Pass:
                 self.monit.reload()  # it runs from before our socket was in its control file
             else:
                 self.monit.start()
-            self.status = self.monit.wait(set(self.services), 15)
+            self.status = self.monit.wait(set(self.services), 15) or self.monit.status()
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
             self.started = True
@@ -250,8 +309,11 @@ class Pass:
             self._marker(env)
             env.save()
         policy.storm(self)
-        self._judge_node()
-        self._switch(by_env)
+        try:
+            self._judge_node()
+            self._switch(by_env)
+        except OSError as err:
+            self.errors.setdefault("(monit)", str(err))
 
     def _judge_node(self):
         """The node's own checks (`node-CHECK`): told when they begin and cease to fail, nothing is healed."""
@@ -318,7 +380,11 @@ def run(node, overlay=None, start_monit=False):
         seen.look()
         seen.publish()
         if start_monit:
-            seen.ensure_monit()
+            try:
+                seen.ensure_monit()
+            except (AgentError, OSError, subprocess.SubprocessError) as err:
+                seen.errors["(monit)"] = str(err)
+                state.say(f"monit: {err}", loud=True)
         seen.judge()
         return seen
 

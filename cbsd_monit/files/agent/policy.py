@@ -6,6 +6,7 @@ import time
 
 import cbsd
 import files
+from node import SCHEMA
 
 BUILTIN = {
     "heal": True,
@@ -28,10 +29,45 @@ BUILTIN = {
 PASSIVE = ("alert", "event")
 
 
+_LADDER = (str, dict)
+
+
+def _checked(own):
+    """``own`` (a policy.json) if it has the shape of docs/contract.md section 5; raises ValueError that says where not."""
+
+    def need(path, value, good):
+        if not good:
+            raise ValueError(f"policy.json:{path}: {str(value)[:60]!r} is not what belongs there")
+
+    need("schema", own.get("schema", SCHEMA), own.get("schema", SCHEMA) in range(SCHEMA + 1))
+    numbers = (int, float)
+    for path, part in [("", own), *((f"checks:{n}", c) for n, c in (own.get("checks") or {}).items())]:
+        need(path, part, isinstance(part, dict))
+        restart = part.get("restart", {})
+        need(f"{path}:restart", restart, isinstance(restart, dict))
+        for key, value in restart.items():
+            kind = type(BUILTIN["restart"].get(key, ""))
+            need(f"{path}:restart:{key}", value, isinstance(value, numbers if kind in numbers else kind))
+        for key in ("start_period", "interval", "timeout"):
+            need(f"{path}:{key}", part.get(key), isinstance(part.get(key, 0), numbers))
+        ladder = part.get("on_failure", [])
+        need(f"{path}:on_failure", ladder, isinstance(ladder, list) and all(isinstance(r, _LADDER) for r in ladder))
+    needs = own.get("depends_on", [])
+    need("depends_on", needs, isinstance(needs, list) and all(isinstance(n, str) for n in needs))
+    return own
+
+
 def of(node, env):
-    """The policy of ``env``: its own, over the node's, over the built-in one."""
-    own = env.dir.read_json("policy.json") or {}
-    merged = {**BUILTIN, **node.policy, **own}
+    """The policy of ``env``: its own, over the node's, over the built-in one; ``trouble`` says why its own is not used."""
+    trouble = ""
+    try:
+        own = json.loads(env.files()[0]["policy.json"] or "{}")
+        if not isinstance(own, dict) or not isinstance(own.get("checks", {}), dict):
+            raise ValueError("policy.json: expected a mapping with a mapping of checks")
+        own = _checked(own)
+    except (ValueError, RecursionError) as err:
+        own, trouble = {}, str(err)[:200] or type(err).__name__
+    merged = {**BUILTIN, **node.policy, **own, "trouble": trouble}
     merged["restart"] = {
         **BUILTIN["restart"],
         **node.policy.get("restart", {}),
@@ -57,6 +93,11 @@ def silences(node):
         if silence.get("until", float("inf")) > time.time():
             found[silence["env"]] = silence
     return found
+
+
+def acts(policy, check):
+    """True if anything is done when ``check`` fails; else it is only told."""
+    return any(rung not in PASSIVE for rung in of_check(policy, check)[0])
 
 
 def attempts_of(env):
@@ -138,7 +179,7 @@ def judge(seen, env, services):
     if status == cbsd.MAINTENANCE and not residue and env["phase"] is None:
         return env.go("maintenance", "CBSD: status 3")
     if up is None:
-        return env.go("unknown", seen.errors.get("kernel", ""))
+        return env.go("unknown", seen.errors.get("(kernel)", ""))
     if env["phase"] == "booting":
         if up:
             env.enter_phase(None)
@@ -156,7 +197,9 @@ def judge(seen, env, services):
     if env["phase"]:
         return env.go("starting", f"{env['phase']} ({env['cause'] or 'CBSD'})")
 
-    failing, reason, waiting = _look(seen, env, services, up)
+    if policy["trouble"]:
+        seen.errors.setdefault(env.name, policy["trouble"])
+    failing, reason, waiting = _look(seen, env, policy, services, up)
     silence = seen.silences.get(env.name)
     if silence:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(silence.get("until", 0)))
@@ -169,6 +212,8 @@ def judge(seen, env, services):
             return env.go("gave_up")
         if seen.status is None:
             return env.go("unknown", "monit does not answer")
+        if waiting and waiting in seen.missing:
+            return env.go("unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?")
         if waiting:
             return env.go("starting", f"waiting for {waiting}") if _in_grace(env, policy) else None
         env["warm"] = True
@@ -187,33 +232,37 @@ def _busy(node, env):
         return True
 
 
-def _in_grace(env, policy):
-    return not env["warm"] and env.age("started") < policy["start_period"]
+def _in_grace(env, policy, check=None):
+    period = policy["checks"].get(check, {}).get("start_period", policy["start_period"])
+    return not env["warm"] and env.age("started") < period
 
 
-def _look(seen, env, services, up):
-    """(failing check or None, why, check that has not been looked at since the start)."""
+def _look(seen, env, policy, services, up):
+    """(failing check or None, why, check that has not been looked at since the start); one that is acted on comes first."""
     if not up:
         return "env", f"{env['emulator']} {env.name} does not run", None
     if seen.status is None:
         return None, "", None
-    waiting = None
+    waiting, failing = None, []
     since = (env["started"] or {}).get("t", 0)
     for name in sorted(services):
         check = services[name]
         service = seen.status.services.get(name)
-        if service is None or check == "env":
+        if check == "env" and service is not None:
             continue
-        if service.failing:
-            return check, service.message or f"monit says {service.status}", None
-        if not service.good_since(since):
+        if service is not None and service.failing:
+            failing.append((not acts(policy, check), check, service.message or f"monit says {service.status}"))
+        elif service is None or not service.good_since(since):
             waiting = waiting or check
+    if failing:
+        _, check, reason = min(failing)
+        return check, reason, None
     return None, "", waiting
 
 
 def _failing(seen, env, policy, check, reason, up):
     ladder, restart = of_check(policy, check)
-    if up and _in_grace(env, policy):
+    if up and _in_grace(env, policy, check):
         return env.go("starting", f"{check}: {reason}", check)
     if env["gave_up"]:
         return env.go("gave_up")
@@ -248,13 +297,19 @@ def storm(seen):
     """
     Many envs failing at once mean the network, not many restarts: then nothing is healed and it is said once.
 
+    Only checks count that would be acted on; an env that is dead is no sign of the network.
+
     It begins when more than ``storm_threshold`` and at least ``storm_min`` of the envs that should be up began to fail
     within ``storm_window``, and ends when no longer so many fail.
     """
     node, budget = seen.node, seen.node.budget
     path = node.in_state("storm.json")
     up = [e for e in seen.envs.values() if e["intent"] == "running"]
-    bad = [e for e in up if e["state"] in ("failing", "healing", "backoff")]
+    bad = [
+        e
+        for e in up
+        if e["state"] in ("failing", "healing", "backoff") and e["check"] != "env" and acts(of(node, e), e["check"])
+    ]
     fresh = [e for e in bad if e.age("since") < budget["storm_window"]]
     now = files.read_json(path)
 
@@ -268,6 +323,6 @@ def storm(seen):
     elif now is not None and not many(bad):
         files.remove(path)
         now = None
-    if now is not None:
-        seen.due = []
+    if now is not None:  # the network does not kill: what the kernel has lost is started, within the budget
+        seen.due = [(env, check, reason) for env, check, reason in seen.due if check == "env"]
     seen.storm = now

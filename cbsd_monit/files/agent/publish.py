@@ -17,6 +17,7 @@ KEEP = 5
 MARK = "# --- cbsd_monit "
 _FACT = re.compile(r"%%([A-Za-z0-9_]+)%%")
 _SAFE = re.compile(r"[A-Za-z0-9_.:/@+=,-]+\Z")
+_UNTRUSTED = ", and neither pillar says so nor is its directory root's alone"
 _RESTARTS = ("jrestart", "brestart", "jstart", "bstart")
 
 
@@ -78,15 +79,15 @@ def fill(template, facts):
 class EnvText:
     """The text of one env as it would be published, and what it says to monit."""
 
-    def __init__(self, node, env, template, facts, trusted):
-        self.env = env
+    def __init__(self, node, env, template, facts, trusted, others=(), rank=()):
+        self.env, self.rank = env, rank
         text = fill(template, facts)
         if any(ord(c) < 32 and c not in "\n\t\r" or ord(c) == 127 for c in text):
             raise EnvError("the text holds control characters")
         word = monit_.changes_the_node(text)
         if word:
             raise EnvError(f"`{word}` in the text of one env would change the whole node")
-        if re.sub(monit_._TOKEN, "", text).strip():
+        if monit_.unbalanced(text):
             raise EnvError("unbalanced quotes")
         self.names = monit_.service_names(text)
         own = (env.lower(), service_prefix(env))
@@ -95,6 +96,9 @@ class EnvText:
                 raise EnvError(f"a service must not be called {name}: monit takes it for a pattern or a page")
             if name == "cbsd_monit-look" or name.startswith("node-") and name.lower() not in own:
                 raise EnvError(f"a service must not be called {name}: names of the node's own checks begin like that")
+            owner = next((o for o in others if o != env and name.lower().startswith(service_prefix(o) + ".")), None)
+            if owner:
+                raise EnvError(f"a service of {env} must not be called {name}, which is a name of {owner}'s")
             if not trusted and name.lower() not in own and not name.startswith(own[1] + "."):
                 raise EnvError(f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}")
         foreign = []
@@ -110,10 +114,11 @@ class EnvText:
                 text = f'{text[:start]}"{command}"{text[end:]}'
                 continue
             if not trusted:
-                raise EnvError(
-                    f"it would run {command!r} as root, and neither pillar says so nor is its directory root's alone"
-                )
+                raise EnvError(f"it would run {command!r} as root{_UNTRUSTED}")
             foreign.append(command)
+        word = None if trusted else monit_.unknown_word(text, {env, *self.names}, f"{node.wake} probe {env}")
+        if word:
+            raise EnvError(f"it says {word!r}{_UNTRUSTED}")
         self.foreign = foreign
         self.text = f"{MARK}{env}\n{text.rstrip()}\n"
 
@@ -126,8 +131,8 @@ class EnvText:
 class Kept(EnvText):
     """What was published for an env before, kept because its new text cannot be made now."""
 
-    def __init__(self, env, part):  # pylint: disable=super-init-not-called
-        self.env, self.text, self.foreign = env, part, []
+    def __init__(self, env, part, rank=()):  # pylint: disable=super-init-not-called
+        self.env, self.text, self.foreign, self.rank = env, part, [], rank
         self.names = monit_.service_names(part)
 
 
@@ -149,14 +154,13 @@ class Publisher:
         self.link = node.in_state("published")
         self.folder = node.in_state("generations")
         self.head = node.conf.get("head", "")
-        # With `include: glob` monit reads the envs' own files as the chapter has it; what we would have published is
-        # kept beside, to be compared and tested all the same.
+        # With `include: glob` monit reads `head` and the envs' own files, as the chapter has it; the generations are
+        # made all the same, to be compared and tested.
         self.glob = node.conf.get("include") == "glob"
-        self.beside = node.in_state("globbed")
 
     def current(self):
         try:
-            with open(self.beside if self.glob else self.link, encoding="utf-8", errors="surrogateescape") as handle:
+            with open(self.link, encoding="utf-8", errors="surrogateescape") as handle:
                 return handle.read()
         except OSError:
             return ""
@@ -175,7 +179,7 @@ class Publisher:
         kept = [
             line
             for line in control.splitlines()
-            if not re.match(r"\s*include\s+\S*(/published|/jails-system/\*/monit/monitrc)\"?\s*$", line)
+            if not re.match(r"\s*include\s+\S*(/published|/head|/jails-system/\*/monit/monitrc)\"?\s*$", line)
         ]
         if not re.search(r"^\s*set\s+daemon", control, re.M):
             kept.append("set daemon 30")
@@ -204,13 +208,14 @@ class Publisher:
         bad = {}
         taken = {}
         fresh = []
-        for text in texts:
+        for text in sorted(texts, key=lambda t: (t.rank, t.env)):
             twin = next((taken[n.lower()] for n in text.names if n.lower() in taken), None)
             if twin:
                 bad[text.env] = f"service name already used by {twin}"
                 continue
             taken.update({n.lower(): text.env for n in text.names})
             fresh.append(text)
+        fresh.sort(key=lambda t: t.env)
 
         def add(base, items, words=None):
             words = self._words(base + items) if words is None else words
@@ -250,9 +255,7 @@ class Publisher:
         """Write a new generation and point ``published`` at it."""
         numbers = sorted(int(n) for n in os.listdir(self.folder) if n.isdigit())
         number = (numbers or [0])[-1] + 1
-        files.write(os.path.join(self.folder, str(number)), self._compose([] if self.glob else texts))
-        if self.glob:
-            files.write(self.beside, self._compose(texts))
+        files.write(os.path.join(self.folder, str(number)), self._compose(texts))
         self._point(number)
         for old in numbers[: 1 - KEEP]:
             files.remove(os.path.join(self.folder, str(old)))

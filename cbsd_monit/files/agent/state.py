@@ -1,5 +1,6 @@
 """What the agent knows of each env on this node, and how hooks change it."""
 import contextlib
+import fnmatch
 import json
 import os
 import re
@@ -12,17 +13,15 @@ from node import NAME, SCHEMA, AgentError
 
 HISTORY = 200
 LOUD = ("failing", "gave_up", "quarantined", "storm")
-# Words among the ancestors of a prestop hook that prove on whose behalf the stop happens.
-PROOFS = (
-    ("guest", re.compile(r"bhyverun\.sh|cbsd_queue_name=none")),
-    ("shutdown", re.compile(r"jails-astart|rc\.shutdown")),
-    ("restart", re.compile(r"(?:^|[\s/])[jb]restart(?:\s|$)")),
-    ("rename", re.compile(r"(?:^|[\s/])[jb]rename(?:\s|$)")),
-)
+INTERPRETERS = re.compile(r"-?(?:sh|bash|dash|csh|tcsh|ksh|zsh|python[0-9.]*)\Z")
 OURS = ("heal", "restart", "rename", "shutdown")
 # Facts never taken from a hook's environment: the shell's and the caller's own.
 _FACT_NAME = re.compile(r"[a-z][a-z0-9_]*[0-9]*\Z")
 _NOT_FACTS = {"inter", "quiet", "header", "display", "mode", "node"}
+
+
+# Records that a full disk kept from being written: this process goes on by them, and tries again with each pass.
+UNSAVED = {}
 
 
 class Env:
@@ -31,7 +30,7 @@ class Env:
     def __init__(self, node, name):
         self.node, self.name = node, name
         self.path = node.in_state("envs", name + ".json")
-        found = files.read_json(self.path)
+        found = UNSAVED.get(self.path) or files.read_json(self.path)
         self.new = found is None
         if found and found.get("schema", 0) > SCHEMA:
             raise AgentError(f"{self.path} has schema {found['schema']}, this agent knows {SCHEMA}")
@@ -45,7 +44,8 @@ class Env:
             "attempts": [],
             "boot": node.boot,
         }
-        self._saved = json.dumps(self.data, sort_keys=True)
+        self._saved = None if self.path in UNSAVED else json.dumps(self.data, sort_keys=True)
+        self._files = None
         self.dir = files.EnvDir(node.sysdir(name))
 
     def __getitem__(self, key):
@@ -56,11 +56,27 @@ class Env:
 
     def save(self):
         text = json.dumps(self.data, sort_keys=True)
-        if text != self._saved or self.new:
+        if text == self._saved and not self.new:
+            return
+        self.new = False
+        try:
             files.write(self.path, text + "\n")
-            self._saved, self.new = text, False
+        except OSError as err:
+            if self.path not in UNSAVED:
+                say(f"{self.name}: its record cannot be written: {err}", loud=True)
+            UNSAVED[self.path] = json.loads(text)
+        else:
+            self._saved = text
+            UNSAVED.pop(self.path, None)
+
+    def files(self):
+        """({"monitrc.tpl": text, "policy.json": text}, True if only root can have written them), read once and together."""
+        if self._files is None:
+            self._files = self.dir.load(("monitrc.tpl", "policy.json"))
+        return self._files
 
     def forget(self):
+        UNSAVED.pop(self.path, None)
         for path in (self.path, self.node.dead_marker(self.name)):
             files.remove(path)
 
@@ -114,18 +130,22 @@ class Env:
 def say(words, loud=False):
     """One line to the agent's log (standard error), and to syslog what nobody should miss."""
     stamp = time.strftime("%Y-%m-%dT%H:%M:%S")
-    print(f"{stamp} {words}", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):
+        print(f"{stamp} {words}", file=sys.stderr, flush=True)
     if loud:
         syslog.openlog("cbsd_monit", 0, syslog.LOG_DAEMON)
         syslog.syslog(syslog.LOG_ERR, words.encode("ascii", "replace").decode())
 
 
 class HookRecord:
-    """One file of the inbox, as docs/contract.md section 6 describes it."""
+    """One file of the inbox, as docs/contract.md section 6 describes it; a torn one knows hook and env from its name."""
 
-    def __init__(self, data):
-        head, _, environ = data.partition(b"\n\n")
+    def __init__(self, data, name=""):
+        head, separator, environ = data.partition(b"\n\n")
         lines = head.decode("utf-8", "replace").splitlines()
+        self.torn = not separator
+        if self.torn:
+            lines = ["1 " + " ".join(name.split(":")[1:3])]
         version, hook, env = lines[0].split(" ", 2)
         if version != "1" or not NAME.match(env):
             raise ValueError(lines[0])
@@ -135,16 +155,16 @@ class HookRecord:
         self.environ = {name: value for name, _, value in pairs}
 
     def cause(self):
-        """On whose behalf a stop happens, and the proof."""
+        """On whose behalf a stop happens, and the proof: ours by the environment, others' by the programs above us."""
         ours = self.environ.get("CBSD_MONIT_CAUSE")
         if ours in OURS:
             return ours, "CBSD_MONIT_CAUSE"
-        for cause, pattern in PROOFS:
-            for line in self.ancestors:
-                if pattern.search(line):
-                    return cause, line.strip()
-        own = next((x for x in self.ancestors if "cbsd" not in x), "")
-        return "operator", own.strip() or self.environ.get("CBSD_APP", "")
+        for line in self.ancestors:
+            cause = _proof(line, self.env)
+            if cause:
+                return cause, line.strip()
+        typed = next((x for x in self.ancestors if _script(x) and _script(x)[0] != "cbsd"), "")
+        return "operator", typed.strip() or self.environ.get("CBSD_APP", "")
 
     def facts(self):
         return {
@@ -152,6 +172,38 @@ class HookRecord:
             for k, v in self.environ.items()
             if _FACT_NAME.match(k) and k not in _NOT_FACTS and not k.startswith("cm_")
         }
+
+
+def _script(line):
+    """[program, argument, …] of one line `pid ppid command`, interpreters skipped; [] for shell code (`sh -c …`)."""
+    words = line.split()[2:]
+    while words and INTERPRETERS.match(os.path.basename(words[0])):
+        words = words[1:]
+        while words and words[0].startswith("-"):
+            if "c" in words[0]:
+                return []  # a text that mentions a command is no proof that the command asks
+            words = words[1:]
+    words = [os.path.basename(words[0]), *words[1:]] if words else []
+    if words[:1] == ["cbsd"] and len(words) > 1:
+        return ["cbsd", os.path.basename(words[1]), *words[2:]]
+    return words
+
+
+def _proof(line, env):
+    """The cause that one ancestor of a stop proves, or None."""
+    words = _script(line)
+    if words[:1] == ["cbsd"]:
+        words = words[1:]
+    verb, arguments = (words[0], words[1:]) if words else ("", [])
+    if verb == "bhyverun.sh" or verb == "bstop" and "cbsd_queue_name=none" in arguments:
+        return "guest"
+    if verb == "rc.shutdown" or verb == "jails-astart" and "stop" in arguments:
+        return "shutdown"
+    names = [a.partition("=")[2] if a.startswith(("jname=", "old=")) else a for a in arguments]
+    if verb in ("jrestart", "brestart", "jrename", "brename"):
+        if any(fnmatch.fnmatchcase(env, n.strip("\"'")) for n in names):
+            return "rename" if verb.endswith("rename") else "restart"
+    return None
 
 
 def read_inbox(node):
@@ -166,10 +218,11 @@ def read_inbox(node):
         with open(path, "rb") as handle:
             data = handle.read()
         try:
-            found.append((path, HookRecord(data)))
+            found.append((path, HookRecord(data, name)))
         except (ValueError, IndexError):
             say(f"unreadable hook record {name}", loud=True)
-            os.replace(path, node.in_state("unreadable-hook-record"))
+            with contextlib.suppress(OSError):
+                os.replace(path, node.in_state("unreadable-hook-record"))
     return found
 
 
@@ -189,16 +242,16 @@ def drop_inbox(paths):
 def apply(env, record):
     """Change what is known of ``env`` by what one hook saw."""
     hook = record.hook
-    if hook in ("master_prestart.d", "master_poststart.d", "master_create.d") or not env["facts"]:
+    if not record.torn and (hook in ("master_prestart.d", "master_poststart.d", "master_create.d") or not env["facts"]):
         env["facts"] = record.facts()
     env["emulator"] = record.environ.get("emulator") or env["emulator"]
     if hook == "master_prestart.d":
         env.enter_phase("starting", record.environ.get("CBSD_MONIT_CAUSE"))
     elif hook == "master_poststart.d":
-        if record.environ.get("CBSD_MONIT_CAUSE") != "heal":
+        if record.environ.get("CBSD_MONIT_CAUSE") != "heal":  # our own start is nobody's wish, and may come after a stop
             env.reset_attempts()  # somebody took it in hand
             env["gave_up"] = False
-        env.intend("running", "started", record.environ.get("CBSD_APP", ""))
+            env.intend("running", "started", record.environ.get("CBSD_APP", ""))
         env.enter_phase(None)
         if record.environ.get("jid", "0") != "0":
             env["started"], env["warm"] = env.node.stamp(), False

@@ -3,6 +3,7 @@ import json
 import os
 
 import passes
+import policy
 import pytest
 import state
 
@@ -193,5 +194,54 @@ def test_untrusted_template_cannot_take_another_envs_name(node, world):
     monit.parent.chmod(0o777)
     world.env("b")
     seen = passes.run(node)
-    assert "must be called a or a." in seen.errors["a"]
+    assert "which is a name of b's" in seen.errors["a"]
     assert set(seen.services) == {"b.tcp"}
+
+
+def test_directory_where_the_rule_belongs_is_that_envs_trouble_alone(node, world):
+    (world.env("a") / "monitrc").mkdir()
+    world.env("b")
+    passes.run(node)
+    world.kill("b")
+    seen = passes.run(node)
+    assert "cannot be written" in seen.errors["a"]
+    assert [e.name for e, _, _ in seen.due] == ["b"]
+
+
+def test_control_file_that_monit_refuses_keeps_nothing_from_being_healed(node, world, tmp_path):
+    world.env("a")
+    passes.run(node)
+    (tmp_path / "monitrc").write_text("set daemon 5\nset nonsense\n")
+    world.rows["a"]["ip4_addr"] = "127.0.0.2"
+    world.kill("a")
+    seen = passes.run(node)
+    assert "does not accept the node's own control file" in seen.errors["(monit)"]
+    assert [e.name for e, _, _ in seen.due] == ["a"]
+
+
+def test_temporary_names_cannot_be_laid_out_in_advance(node, world, tmp_path):
+    import files
+
+    seen = set()
+    real = os.open
+
+    def spy(path, *args, **kwargs):
+        if str(path).endswith(".new"):
+            seen.add(str(path))
+        return real(path, *args, **kwargs)
+
+    os.open = spy
+    try:
+        for _ in range(5):
+            files.write(str(tmp_path / "x"), "x")
+    finally:
+        os.open = real
+    assert len(seen) == 5
+
+
+def test_template_and_trust_come_from_the_same_bytes(node, world, tmp_path):
+    monit = world.env("a", policy={"on_failure": [{"command": ["/bin/good"]}]})
+    env = state.Env(node, "a")
+    before = policy.of(node, env)["on_failure"]
+    (monit / "policy.json").write_text('{"on_failure": [{"command": ["/bin/evil"]}]}')
+    assert policy.of(node, env)["on_failure"] == before == [{"command": ["/bin/good"]}]

@@ -32,7 +32,7 @@ def judged(node, world, monkeypatch):
         xml = "<monit><server><version>5.33.0</version></server>"
         seen.status = Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
         seen.envs = {"lb1": env}
-        names = {n: n.split(".")[1] for n in ("lb1.env", "lb1.http")}
+        names = {n: n.split(".")[1] for n in ("lb1.env", "lb1.http", "lb1.acert") if "acert" not in n or len(services or ()) > 2}
         policy.judge(seen, env, names)
         return env["state"], [c for _, c, _ in seen.due], env
 
@@ -188,3 +188,35 @@ def test_status_zero_is_not_health():
     assert not read(service("x", monitor=2)).good_since(0)
     assert not read(service("x", collected=10)).good_since(20)
     assert not read(service("x", status=32)).good_since(0)
+
+
+def test_check_that_is_acted_on_comes_before_one_that_is_only_told(judged):
+    pol = {"checks": {"http": {"type": "http", "on_failure": ["restart"]}, "acert": {"type": "tls", "on_failure": ["alert"]}}}
+    both = (("lb1.env", 0), ("lb1.http", 32), ("lb1.acert", 32))
+    found, due, env = judged(services=both, pol=pol)
+    assert due == ["http"]
+
+
+def test_grace_of_a_check_is_its_own(judged, node):
+    started = {"warm": False, "started": {**node.stamp(), "m": time.monotonic() - 10}}
+    pol = {"start_period": 2, "checks": {"http": {"type": "http", "start_period": 120}}}
+    assert judged(services=FAILING, pol=pol, record=started)[:2] == ("starting", [])
+    pol["checks"]["http"]["start_period"] = 5
+    assert judged(services=FAILING, pol=pol, record=started)[1] == ["http"]
+
+
+def test_dead_envs_are_no_storm_and_are_started_during_one(node, world):
+    seen = passes.Pass(node)
+    for i in range(8):
+        world.env(f"e{i}")
+        env = seen.envs[f"e{i}"] = state.Env(node, f"e{i}")
+        env["intent"] = "running"
+        env.go("failing", "", "env")
+    seen.due = [(e, "env", "") for e in seen.envs.values()]
+    policy.storm(seen)
+    assert not seen.storm and len(seen.due) == 8
+    for env in list(seen.envs.values())[:7]:
+        env["check"] = "http"
+    seen.due = [(e, e["check"], "") for e in seen.envs.values()]
+    policy.storm(seen)
+    assert seen.storm and [e.name for e, _, _ in seen.due] == ["e7"]

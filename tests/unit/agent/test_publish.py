@@ -191,3 +191,56 @@ def test_generations_swap_and_only_five_are_kept(node):
     assert sorted(os.listdir(node.in_state("generations")), key=int) == ["4", "5", "6", "7", "8"]
     assert publisher.current().count("check host") == 8
     assert publisher.back() and publisher.current().count("check host") == 7
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'if failed port 1 then execute "/bin/x"',
+        'start "/bin/x"',
+        'start = "/bin/x"',
+        'startprogram "/bin/x"',
+        'start program="/bin/x"',
+        'restart "/bin/x"',
+        'if failed port 1 then(exec "/bin/x")',
+        'if failed port 1 then;exec "/bin/x"',
+        "if failed port 1 then exec '/bin/x'",
+        'if failed host a#b port 1 then exec "/bin/x"',
+    ],
+)
+def test_every_way_that_monit_knows_to_run_something_is_seen(node, line):
+    template = f"check host lb1 with address 1.1.1.1\n  {line}\n"
+    with pytest.raises(EnvError, match="as root|it says"):
+        publish.EnvText(node, "lb1", template, facts(node), trusted=False)
+    assert publish.EnvText(node, "lb1", template, facts(node), trusted=True).foreign == ["/bin/x"]
+
+
+def test_what_follows_a_hash_inside_a_word_is_no_comment(node):
+    template = "check host lb1#x with address 1.1.1.1\n  if failed port 1 then alert set daemon 77\n"
+    with pytest.raises(EnvError, match="change the whole node"):
+        publish.EnvText(node, "lb1", template, facts(node), trusted=True)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        UPSTREAM,
+        'check host "%%ENV%%.web" with address "%%ADDRESS%%"\n  onreboot laststate\n  depends on "%%ENV%%.env"\n  every 3 cycles\n'
+        '  if failed port 443 protocol https request "/x" status = 200 content = "a b" and certificate valid > 30 days\n'
+        '    with timeout 5 seconds for 3 times within 5 cycles then exec "%%WAKE%% monit %%ENV%%.web" repeat every 3 cycles\n'
+        "    else if succeeded for 2 cycles then alert\n  if failed ping4 count 3 with timeout 2 seconds then alert\n",
+        'check file "%%ENV%%.env" with path "%%DEAD%%"\n  if exist then exec "%%WAKE%% monit %%ENV%%.env" repeat every 5 cycles\n',
+        'check program "%%ENV%%.app" with path "%%WAKE%% probe %%JNAME%% app" with timeout 9 seconds\n  if status != 0 for 2 cycles then alert\n',
+    ],
+)
+def test_what_we_render_and_what_upstream_wrote_is_harmless_anywhere(node, template):
+    assert publish.EnvText(node, "lb1", template, facts(node), trusted=False).foreign == []
+
+
+def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
+    def text(env, rank):
+        return publish.EnvText(node, env, 'check host "w-web" with address 1.1.1.1\n  if failed port 1 then alert\n', facts(node, env), True, rank=rank)
+
+    pair = [text("a", (True, True, False)), text("z", (True, False, True))]
+    good, refused = publish.Publisher(node, FakeMonit([])).accept(pair)
+    assert ([t.env for t in good], refused) == (["z"], {"a": "service name already used by z"})

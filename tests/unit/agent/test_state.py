@@ -34,6 +34,11 @@ def life(node, *records):
         ([f"9 8 {CBSD} jstop lb1"], {"CBSD_MONIT_CAUSE": "anything"}, "operator", "stopped"),
         ([], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop jname=jrestart-test"], {}, "operator", "stopped"),
+        ([f"9 8 {CBSD} jstop lb1", f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1"], {}, "operator", "stopped"),
+        ([f"9 8 {CBSD} jstop lb1", "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"], {}, "operator", "stopped"),
+        ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart other"], {}, "operator", "stopped"),
+        ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart jname=lb*"], {}, "restart", "running"),
+        (["9 8 /usr/bin/python3.11 -IS /x/bin/cbsd jstop lb1", "8 7 /usr/bin/python3.11 -IS /x/bin/cbsd jrestart jname=lb1"], {}, "restart", "running"),
     ],
 )
 def test_cause_of_a_stop(node, ancestors, environ, cause, intent):
@@ -118,3 +123,45 @@ def test_clock_jump_changes_no_age(node, monkeypatch):
     stamp = node.stamp()
     monkeypatch.setattr("time.time", lambda: stamp["t"] + 86400 * 365)
     assert node.age(stamp) < 5
+
+
+def test_our_own_start_changes_no_intent(node):
+    env = life(
+        node,
+        record("master_poststart.d", jid="7"),
+        record("master_prestop.d"),
+        record("master_poststop.d"),
+        record("master_poststart.d", jid="0", CBSD_MONIT_CAUSE="heal"),
+    )
+    assert env["intent"] == "stopped"
+
+
+def test_record_that_a_full_disk_tore_still_says_which_hook_of_which_env(node):
+    for number, hook in ((1, "master_poststart.d"), (2, "master_prestop.d")):
+        open(node.in_state("inbox", f"100000000{number}.77:{hook}:lb1"), "wb").close()
+    found = state.read_inbox(node)
+    assert [(r.hook, r.env, r.torn) for _, r in found] == [("master_poststart.d", "lb1", True), ("master_prestop.d", "lb1", True)]
+    env = life(node, *[r for _, r in found])
+    assert env["intent"] == "stopped"
+
+
+def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(node, world, monkeypatch):
+    world.env("lb1")
+    env = state.Env(node, "lb1")
+    env.save()
+    import files
+
+    real = files.write
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("files.write", full)
+    env["attempts"] = [1, 2]
+    env.save()
+    again = state.Env(node, "lb1")
+    assert again["attempts"] == [1, 2]
+    monkeypatch.setattr("files.write", real)
+    again.save()
+    assert state.UNSAVED == {}
+    assert state.Env(node, "lb1")["attempts"] == [1, 2]
