@@ -77,7 +77,9 @@ class _Include:
     """The text of monitrc with our line, and how to get back from it."""
 
     def __init__(self, paths, glob):
-        self.line = f"include {paths['state']}/published\n"
+        # `published` holds all envs; with the chapter's glob beside it they would be defined twice, so `head` is included.
+        self.lines = [f"include {paths['state']}/{name}\n" for name in ("published", "head")]
+        self.line = self.lines[1 if glob else 0]
         self.glob_line = f"include {paths['workdir']}/jails-system/*/monit/monitrc\n" if glob else None
 
     def satisfied(self, text):
@@ -113,7 +115,7 @@ class _Include:
         for was, now in record.get("replaced", ()):
             if now in lines:
                 lines[lines.index(now)] = was
-        ours = [line for line in (self.line, *appended.splitlines()) if line.strip()]
+        ours = [line for line in (*self.lines, *appended.splitlines()) if line.strip()]
         return "".join(line for line in lines if not any(_same_line(line, our) for our in ours))
 
 

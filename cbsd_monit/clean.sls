@@ -24,6 +24,20 @@ monit's control file is as it was:
     - spec: {{ spec | json }}
     - require:
       - cbsd_monit: No env has anything of cbsd_monit
+{%- set wake = lookup.libexec ~ "/wake" %}
+
+The agent has finished what it was healing:
+  cmd.run:
+    - name: {{ (wake ~ " quit") | json }}
+    - stdin: ''
+    - onlyif:
+      - fun: file.file_exists
+        path: {{ wake | json }}
+    - require:
+      - file: cron no longer wakes the agent
+      - cbsd_monit: CBSD's hooks are as they were
+    - require_in:
+      - cbsd_monit: No env has anything of cbsd_monit
 {%- for what in ["libexec", "config", "state", "run"] %}
 
 The agent has left {{ lookup[what] }}:

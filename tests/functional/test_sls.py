@@ -200,9 +200,16 @@ def test_chapters_line_to_the_letter_for_who_asks(node):
         assert not failed(done)
         assert f"include {node.sim.workdir}/jails-system/*/monit/monitrc\n" in node.monitrc.read_text()
         assert "web1.http" in node.monit("summary")
-        assert "web1.http" not in (node.state_dir / "published").read_text()
+        assert "web1.http" not in (node.state_dir / "head").read_text()
         again = apply(node)
         assert not failed(again) and changed(again) == {}
+        for mode in ("publish", "glob"):  # and back, on a node that is installed
+            node.pillar({**PILLAR, "monit": {"poll": "1s", "include": mode}})
+            assert not failed(apply(node))
+            assert ("jails-system/*/" in node.monitrc.read_text()) is (mode == "glob")
+            assert node.monit("summary").count("web1.http") == 1
+            again = apply(node)
+            assert not failed(again) and changed(again) == {}
     finally:
         node.pillar(PILLAR)
         apply(node, "cbsd_monit.clean")

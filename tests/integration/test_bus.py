@@ -47,7 +47,8 @@ def test_highstate_verbs_and_healing(hosts):
 def test_stop_over_the_bus_is_meant(hosts):
     master, minion, node = hosts
     salt = master.salt_cli(timeout=180)
-    assert salt.run("cbsd.stop", "lb1", minion_tgt=minion.id).data["changed"] is True
+    done = salt.run("cbsd.stop", "lb1", minion_tgt=minion.id)
+    assert done.returncode == 0 and done.data["changed"] is True, done
     assert node.wait_state("lb1", "stopped", 20), node.agent_log()
 
 

@@ -60,7 +60,8 @@ def jimport(session):
         session.fail(f"{{N1}}No such jail or image here: {{N2}}{wanted}{{N0}}", 0)
     with tempfile.TemporaryDirectory(dir=layout.work("ftmp")) as unpacked:
         with tarfile.open(image) as archive:
-            archive.extractall(unpacked, filter="fully_trusted")
+            archive.extraction_filter = lambda member, path: member  # `filter=` is younger than Debian 12's Python
+            archive.extractall(unpacked)
         with open(os.path.join(unpacked, "header.json"), encoding="utf-8") as header:
             row = json.load(header)
         jname = args["newjname"] or row["jname"]
