@@ -4,6 +4,7 @@ The whole loop on one simulated node: real Salt, real monit, real nginx, the age
 One node for all tests of the file, each with its own envs: they must not disturb each other, which is a test of its own.
 """
 import json
+import os
 import pathlib
 import subprocess
 import threading
@@ -100,10 +101,10 @@ class Watcher(threading.Thread):
         self.done, self.asked, self.refused = threading.Event(), 0, []
 
     def run(self):
-        while not self.done.wait(0.15):
+        while not self.done.wait(0.15) and os.path.exists(self.argv[-1]):
             found = subprocess.run(self.argv, capture_output=True, text=True, check=False)
             self.asked += 1
-            if found.returncode:
+            if found.returncode and os.path.exists(self.argv[-1]):
                 self.refused.append(found.stderr)
 
 
@@ -407,3 +408,20 @@ def test_env_that_is_off_and_swallows_connections_costs_no_timeouts(loop):
     assert "Not monitored" in [line for line in loop.node.monit("summary").splitlines() if "hole1.http" in line][0]
     loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
     loop.healed("lb1", loop.transitions("lb1").count("healed") + 1)
+
+
+def test_clean_in_the_middle_of_a_heal_leaves_the_env_up_and_nothing_else(loop):
+    """The last one: it takes everything away."""
+    before = loop.transitions("lb1").count("healing")
+    loop.node.sim.slow("lb1", start=1, stop=3)
+    loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
+    until(lambda: loop.transitions("lb1").count("healing") > before, 30, "the heal begins")
+    results = loop.node.apply("cbsd_monit.clean")
+    assert all(r["result"] for r in results), loop.node.summary(results)
+    assert "lb1" in loop.node.running() and http("127.77.1.11") == 200
+    assert not loop.node.state_dir.exists() and not loop.node.wake.exists()
+    time.sleep(2)
+    processes = subprocess.run(["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    assert f"{loop.node.root}/usr/local/libexec" not in processes, "no agent goes on"
+    again = loop.node.apply("cbsd_monit.clean")
+    assert [r["__id__"] for r in again if r["changes"]] == []
