@@ -103,3 +103,15 @@ def test_salt_code_keeps_the_rules(path):
         for item in tree.body:
             if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
                 assert "CLI Example:" in (ast.get_docstring(item) or ""), f"{path.name}: {item.name}"
+
+
+def test_record_of_an_env_has_the_keys_of_the_contract():
+    documented = {w for row in re.findall(r"^\| (`.*?) \|", section(11), re.M) for w in re.findall(r"`(\w+)`", row)}
+    used = {"schema", "env"}
+    for path in AGENT.glob("*.py"):
+        for item in ast.walk(ast.parse(path.read_text())):
+            if isinstance(item, ast.Subscript) and isinstance(item.slice, ast.Constant):
+                name = getattr(item.value, "id", "")
+                if name in ("env", "self") and path.name in ("state.py", "policy.py", "passes.py", "heal.py", "__main__.py"):
+                    used.add(item.slice.value)
+    assert used == documented

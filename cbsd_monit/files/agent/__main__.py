@@ -241,6 +241,11 @@ def silence(node, name, until=None, by="", *reason):
         raise AgentError(f"until: expected seconds since 1970, got {until!r}") from None
     with node.pass_lock():
         policy.silence(node, name, moment, by, " ".join(reason))
+        if moment is None:  # somebody took it in hand: what was given up may be tried again
+            env = state.Env(node, name)
+            env.reset_attempts()
+            env["gave_up"] = False
+            env.save()
     subprocess.run([node.wake, "monit", "silence"], check=False, stdin=subprocess.DEVNULL)
     return status(node, name)
 

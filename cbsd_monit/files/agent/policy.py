@@ -205,7 +205,7 @@ def judge(seen, env, services):
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(silence.get("until", 0)))
         text = f"until {until} by {silence.get('by', '?')}: {silence.get('reason', '')}"
         return env.go("silenced", text)
-    if env.name in seen.quarantined:
+    if env.name in seen.quarantined and up:  # a dead one is started: for that monit is not needed
         return env.go("quarantined", seen.quarantined[env.name]["reason"])
     if failing is None:
         if env["gave_up"]:

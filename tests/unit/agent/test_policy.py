@@ -21,7 +21,7 @@ def service(name, status=0, monitor=1, collected=None):
 def judged(node, world, monkeypatch):
     """Judge lb1 in a world; returns (state, due checks, env record)."""
 
-    def judge(services=(("lb1.env", 0), ("lb1.http", 0)), record=None, up=True, kernel=True, pol=None, silence=None, **row):
+    def judge(services=(("lb1.env", 0), ("lb1.http", 0)), record=None, up=True, kernel=True, pol=None, silence=None, quarantined=False, **row):
         world.env("lb1", up=up, policy=pol or {}, **row)
         env = state.Env(node, "lb1")
         env.data.update({"intent": "running", "started": None, "warm": True, **(record or {})})
@@ -32,6 +32,7 @@ def judged(node, world, monkeypatch):
         xml = "<monit><server><version>5.33.0</version></server>"
         seen.status = Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
         seen.envs = {"lb1": env}
+        seen.quarantined = {"lb1": {"reason": "syntax error"}} if quarantined else {}
         names = {n: n.split(".")[1] for n in ("lb1.env", "lb1.http", "lb1.acert") if "acert" not in n or len(services or ()) > 2}
         policy.judge(seen, env, names)
         return env["state"], [c for _, c, _ in seen.due], env
@@ -220,3 +221,44 @@ def test_dead_envs_are_no_storm_and_are_started_during_one(node, world):
     seen.due = [(e, e["check"], "") for e in seen.envs.values()]
     policy.storm(seen)
     assert seen.storm and [e.name for e, _, _ in seen.due] == ["e7"]
+
+
+EVENTS = {
+    "stopped by an operator": {"up": False, "record": {"intent": "stopped"}},
+    "dies": {"up": False},
+    "a check fails": {"services": FAILING},
+    "all checks succeed": {},
+}
+
+
+def test_table_of_states_in_the_contract_is_what_happens(judged, node):
+    """docs/contract.md section 10: what each state becomes when something happens to the env."""
+    import contextlib
+    import pathlib
+
+    held = {
+        "starting": {"record": {"warm": False, "started": node.stamp()}},
+        "healing": {"record": {"op": {"id": "x", **node.stamp()}}, "lock": True},
+        "backoff": {"record": {"next": {"after": node.stamp(), "seconds": 60}}},
+        "gave_up": {"record": {"gave_up": True}},
+        "silenced": {"silence": {"until": 4e9, "reason": "x"}},
+        "maintenance": {"status": "3"},
+        "slave": {"status": "2"},
+        "quarantined": {"quarantined": True},
+        "stopped": {},
+        "unknown": {},
+        "healthy": {},
+        "failing": {},
+    }
+    rows = ["| state | " + " | ".join(EVENTS) + " |", "|---" * (len(EVENTS) + 1) + "|"]
+    for name in "starting healthy failing healing backoff gave_up silenced maintenance slave quarantined stopped unknown".split():
+        cells = []
+        for event in EVENTS.values():
+            case = {**event, **{k: v for k, v in held[name].items() if k not in ("record", "lock")}}
+            case["record"] = {"state": name, **held[name].get("record", {}), **event.get("record", {})}
+            lock = node.env_lock("lb1", "test") if held[name].get("lock") else contextlib.nullcontext()
+            with lock:
+                cells.append(judged(**case)[0])
+        rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
+    text = (pathlib.Path(__file__).resolve().parents[3] / "docs/contract.md").read_text()
+    assert "\n".join(rows) in text, "\n".join(rows)
