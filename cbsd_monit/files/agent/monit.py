@@ -154,7 +154,7 @@ class Monit:
         if pid is None:
             return None
         found = subprocess.run(
-            ["ps", "-o", "stat=,comm=", "-p", str(pid)], capture_output=True, text=True, check=False
+            ["ps", "-o", "stat=", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False
         ).stdout.split()
         alive = len(found) > 1 and not found[0].startswith("Z") and os.path.basename(found[1]) == "monit"
         return pid if alive else None
