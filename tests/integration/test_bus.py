@@ -55,9 +55,9 @@ def test_stop_over_the_bus_is_meant(hosts):
 def test_hostile_names_are_refused_over_the_bus(hosts, tmp_path):
     master, minion, node = hosts
     salt = master.salt_cli(timeout=60)
-    commands = len(node.commands())
+    commands = [c for c in node.commands() if c[0] != "-c"]  # the agent may still be looking at the inventory
     for name in (f"$(touch {tmp_path}/x)", "../x", "a b", "a|b", "*", "-x"):
         done = salt.run("cbsd.restart", name, minion_tgt=minion.id)
         assert done.returncode != 0, done
-    assert len(node.commands()) == commands
+    assert [c for c in node.commands() if c[0] != "-c"] == commands
     assert not (tmp_path / "x").exists()
