@@ -23,7 +23,7 @@ demo: setup
 	@$(BIN)/python tests/demo.py
 
 test: setup
-	@$(BIN)/python -m pytest $(PYTEST_ARGS) tests
+	@$(BIN)/python tests/run.py $(PYTEST_ARGS)
 
 # Replays recordings of real CBSD against the simulator: make conformance [CASES=DIR]
 conformance: setup
