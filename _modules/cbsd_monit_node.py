@@ -39,7 +39,9 @@ def paths(spec=None, need=(), **given):
             raise ValueError(f"cbsd_monit:lookup:{key}: expected an absolute path, got {found[key]!r}")
     missing = [key for key in need if not found.get(key)]
     if missing:
-        raise ValueError(f"cbsd_monit:lookup says nothing about {', '.join(missing)}, nor is there a default for this system")
+        raise ValueError(
+            f"cbsd_monit:lookup says nothing about {', '.join(missing)}, nor is there a default for this system"
+        )
     return found
 
 

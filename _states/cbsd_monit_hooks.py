@@ -168,7 +168,9 @@ def _hooks_present(name, paths):
         if found:
             ret["changes"][key] = found
     if ret["changes"] and __opts__["test"]:
-        ret = _pending(ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside.")
+        ret = _pending(
+            ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside."
+        )
     elif ret["changes"]:
         record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
         entries = {e["path"]: e for e in record.get("aside", ())}

@@ -57,7 +57,6 @@ def _diff(old, new, path):
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
 
-
 def _without_httpd(sample):
     """The sample with ``set httpd`` and all that belongs to it commented out: nobody wants its password."""
     lines, inside = [], False
@@ -121,7 +120,9 @@ class _Include:
 
 def _monit(paths, *args):
     """monit's own command line, for what its socket cannot do; its exit code is only believed for ``-t``."""
-    ran = __salt__["cmd.run_all"]([paths["monit"], *args], python_shell=False, ignore_retcode=True, stdin="", timeout=120)
+    ran = __salt__["cmd.run_all"](
+        [paths["monit"], *args], python_shell=False, ignore_retcode=True, stdin="", timeout=120
+    )
     return ran["retcode"], (ran["stderr"].strip() or ran["stdout"].strip())
 
 

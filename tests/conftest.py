@@ -1,4 +1,5 @@
 """What all tests share: loopback-only salt-factories, a simulated node with Salt, and nothing left running."""
+
 import contextlib
 import os
 import pathlib

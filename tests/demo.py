@@ -6,13 +6,12 @@ It applies the formula, creates lb1 (nginx) and db1, stops nginx in lb1 and then
 shows how both are noticed and healed.  Exit code 0 only if both were, with one restart each, and db1 was never touched.
 Writes build/demo.json.  `--remove` removes .demo/.
 """
+
 import contextlib
 import json
 import os
 import pathlib
-import shutil
 import signal
-import subprocess
 import sys
 import time
 import urllib.request
@@ -141,7 +140,14 @@ def play(node):
 
     step("lb1 with nginx and db1 are created, as anybody would: cbsd jcreate …")
     for env, package, setting in (("lb1", "nginx", "nginx_enable=YES"), ("db1", "tcpd", "tcpd_port=8080")):
-        words = ["jcreate", f"jname={env}", f"ip4_addr={ADDRESS[env]}", f"pkglist={package}", f"sysrc={setting}", "inter=0"]
+        words = [
+            "jcreate",
+            f"jname={env}",
+            f"ip4_addr={ADDRESS[env]}",
+            f"pkglist={package}",
+            f"sysrc={setting}",
+            "inter=0",
+        ]
         say("    cbsd " + " ".join(words))
         node.sim.cbsd(*words)
 

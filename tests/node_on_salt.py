@@ -1,4 +1,5 @@
 """A simulated CBSD node that runs this formula: the simulator, masterless Salt, the real monit, the agent as deployed."""
+
 import contextlib
 import json
 import os

@@ -4,6 +4,7 @@ All tests, as two pytest runs side by side: those that mostly wait for real daem
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
+
 import os
 import pathlib
 import subprocess

@@ -1,4 +1,5 @@
 """Every way to install that the README shows brings the same deployable files, and only them."""
+
 import os
 import pathlib
 import subprocess
@@ -27,7 +28,9 @@ def files(root):
 def checkout(tmp_path):
     """The working tree's tracked files, as a clone would have them."""
     path = tmp_path / "cbsd-monit-formula"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True)
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True
+    )
     for name in listed.stdout.splitlines():
         if (REPO / name).exists():
             (path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,7 @@ The whole loop on one simulated node: real Salt, real monit, real nginx, the age
 
 One node for all tests of the file, each with its own envs: they must not disturb each other, which is a test of its own.
 """
+
 import json
 import os
 import pathlib
@@ -225,9 +226,12 @@ def test_syntax_error_in_raw_is_that_envs_alone(loop):
     loop.node.sim.cbsd("jstart", "jname=bad1")
     loop.state("bad1", "quarantined")
     assert status["lb1"]["state"] == status["db1"]["state"] == "healthy"
-    assert "OK" in subprocess.run(
-        ["monit", "-t", "-c", str(loop.node.monitrc)], capture_output=True, text=True, check=True
-    ).stdout
+    assert (
+        "OK"
+        in subprocess.run(
+            ["monit", "-t", "-c", str(loop.node.monitrc)], capture_output=True, text=True, check=True
+        ).stdout
+    )
     del loop.envs["bad1"]
     assert all(r["result"] for r in loop.apply())
     assert "bad1" not in loop.node.status()
@@ -253,7 +257,11 @@ def test_upstreams_template_put_there_by_hand_works(loop):
 
 
 def test_envs_without_an_ipv4_address_are_right_or_say_so_and_break_nothing(loop):
-    for name, address in (("none1", "0"), ("six1", "fde4:8dba:82e1::21/64"), ("many1", "fde4::7,127.77.1.18,127.77.1.19")):
+    for name, address in (
+        ("none1", "0"),
+        ("six1", "fde4:8dba:82e1::21/64"),
+        ("many1", "fde4::7,127.77.1.18,127.77.1.19"),
+    ):
         done = loop.node.sim.cbsd("jcreate", f"jname={name}", f"ip4_addr={address}", "inter=0")
         assert done.returncode == 0, done.stdout
         loop.envs[name] = {"checks": {"web": {"type": "tcp", "port": 80}}}
@@ -346,7 +354,18 @@ def test_second_run_changes_nothing(loop):
     assert log.read_text().count("Reinitializing") == reloads
 
 
-HOSTILE = ["$(touch {x})", "../x", 'a"b', "a\nb", "a|b", "a~b", "`touch {x}`", "ü", "a'b", "__slot__:salt:cmd.run(touch {x})"]
+HOSTILE = [
+    "$(touch {x})",
+    "../x",
+    'a"b',
+    "a\nb",
+    "a|b",
+    "a~b",
+    "`touch {x}`",
+    "ü",
+    "a'b",
+    "__slot__:salt:cmd.run(touch {x})",
+]
 
 
 def test_hostile_pillar_is_refused_with_its_path_and_nothing_happens(loop, tmp_path):
@@ -387,7 +406,13 @@ def test_template_that_a_profile_brings_is_adopted(loop):
     )
     assert all(r["result"] for r in loop.apply())
     loop.node.sim.cbsd(
-        "jcreate", "jname=prof1", "jprofile=web", "ip4_addr=127.77.1.30", "pkglist=nginx", "sysrc=nginx_enable=YES", "inter=0"
+        "jcreate",
+        "jname=prof1",
+        "jprofile=web",
+        "ip4_addr=127.77.1.30",
+        "pkglist=nginx",
+        "sysrc=nginx_enable=YES",
+        "inter=0",
     )
     loop.live("prof1")
     loop.node.sim.crash("prof1")

@@ -1,4 +1,5 @@
 """Fifty envs on one node: a second run changes nothing, and the number of processes does not grow with the envs."""
+
 import contextlib
 import json
 import subprocess

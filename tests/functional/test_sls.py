@@ -50,11 +50,15 @@ def node(salt_node):
     for number, name in enumerate(("web1", "web2", "own"), 1):
         jail(node, name, number)
     monitrc = (node.root / "etc/monitrc.sample").read_text().split("set httpd")[0]
-    node.monitrc.write_text(f"{monitrc}include {node.sim.workdir}/jails-system/*/monit/monitrc\nset log {node.root}/log/monit.log\n")
+    node.monitrc.write_text(
+        f"{monitrc}include {node.sim.workdir}/jails-system/*/monit/monitrc\nset log {node.root}/log/monit.log\n"
+    )
     node.monitrc.chmod(0o600)
     own = pathlib.Path(node.sim.workdir) / "jails-system/own"
     (own / "monit").mkdir(0o755)
-    (own / "monit/monitrc.tpl").write_text('check host %%JNAME%%-own with address %%IPV4_FIRST%%\n  if failed port 80 then alert\n')
+    (own / "monit/monitrc.tpl").write_text(
+        "check host %%JNAME%%-own with address %%IPV4_FIRST%%\n  if failed port 80 then alert\n"
+    )
     (own / "master_poststart.d/monit.sh").write_text(UPSTREAM)
     (own / "master_poststart.d/monit.sh").chmod(0o755)
     (own / "remove.d/monit").symlink_to("/usr/local/cbsd/modules/monit.d/share/remove.d/monit.sh")
@@ -79,7 +83,13 @@ def tree(node, times=False):
 
 
 # What monit writes by itself, and the agent's pass: that it looked, and its log.
-ALIVE = ("var/db/monit.", "var/run/monit.", "var/run/cbsd_monit", "var/db/cbsd_monit/agent.log", "var/db/cbsd_monit/envs/")
+ALIVE = (
+    "var/db/monit.",
+    "var/run/monit.",
+    "var/run/cbsd_monit",
+    "var/db/cbsd_monit/agent.log",
+    "var/db/cbsd_monit/envs/",
+)
 
 
 def still(found):
@@ -299,7 +309,13 @@ def test_freebsd_without_a_service_module_is_told_in_one_sentence(salt_node):
     node = salt_node("sls4")
     path = node.root / "etc/salt/minion"
     minion = json.loads(path.read_text())
-    minion["grains"] = {"os": "FreeBSD", "kernel": "FreeBSD", "os_family": "FreeBSD", "osrelease": "14.3", "osmajorrelease": 14}
+    minion["grains"] = {
+        "os": "FreeBSD",
+        "kernel": "FreeBSD",
+        "os_family": "FreeBSD",
+        "osrelease": "14.3",
+        "osmajorrelease": 14,
+    }
     path.write_text(json.dumps(minion))
     node.pillar({**PILLAR, "lookup": {"service": "monit"}})
     try:

@@ -1,4 +1,5 @@
 """A real master and a real minion whose host is a simulated CBSD node."""
+
 import json
 
 import pytest

@@ -1,4 +1,5 @@
 """The main job over the bus: highstate, then verbs, then a failure that heals without the master."""
+
 import time
 
 PILLAR = {

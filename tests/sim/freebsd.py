@@ -111,9 +111,7 @@ def jexec(layout, argv):
         elif flag[1:2] == "d":
             directory = flag[2:] or words.pop(0)
         elif flag.strip("-ln"):
-            sys.stderr.write(
-                "usage: jexec [-l] [-d working-directory] [-u username | -U username]\n"
-            )
+            sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
             return 1
     if words[:1] == ["--"]:
         words.pop(0)
@@ -269,9 +267,7 @@ def astart(layout, cbsd):
         chosen = [name for name in names if autostarted(inventory, name, emulator)]
         if chosen:
             argv = [cbsd, command, "inter=0", *chosen]
-            running.append(
-                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            )
+            running.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
     for process in running:
         process.wait()
     return 0

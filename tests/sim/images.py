@@ -75,9 +75,7 @@ def jimport(session):
         shutil.move(os.path.join(unpacked, "data"), layout.data(jname))
     row.update(jails.paths_of(layout, jname), jname=jname, jid="0", status="0")
     if args["newip"]:
-        row["ip4_addr"] = (
-            session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
-        )
+        row["ip4_addr"] = session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
         session.say(f"{{N1}}IP sets to: {{N2}}{row['ip4_addr']}{{N0}}")
     session.inventory.register(row)
     for directory in (layout.work("jails", jname), layout.work("jails-fstab", jname)):

@@ -127,9 +127,7 @@ class Kernel:
         """`jail -r`: every process of the jail is killed, then the jail is gone."""
         jail = self.read()["jails"].get(name)
         if jail:
-            procs.exterminate(
-                [jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail)
-            )
+            procs.exterminate([jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail))
             with self.changing() as state:
                 if state["jails"].get(name, {}).get("jid") == jail["jid"]:
                     del state["jails"][name]

@@ -1,4 +1,5 @@
 """docs/contract.md says what the code does, and the code keeps the house's rules for Salt modules."""
+
 import ast
 import json
 import pathlib
@@ -27,7 +28,9 @@ def literals(path, function):
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == function and node.args:
-            found |= {n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+            found |= {
+                n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+            }
     return found
 
 
@@ -45,7 +48,9 @@ def test_states_are_those_of_the_contract():
 
 def test_causes_are_those_of_the_contract():
     source = (AGENT / "state.py").read_text()
-    proofs = set(re.findall(r'return "(\w+)"(?: if .* else "(\w+)")?$', source.split("def _proof")[1].split("\ndef ")[0], re.M))
+    proofs = set(
+        re.findall(r'return "(\w+)"(?: if .* else "(\w+)")?$', source.split("def _proof")[1].split("\ndef ")[0], re.M)
+    )
     proofs = {word for pair in proofs for word in pair if word}
     ours = set(literals_of(source, "OURS"))
     causes = {w for row in re.findall(r"^\| (`.*?) \|", section(9), re.M) for w in re.findall(r"`(\w+)`", row)}
@@ -112,6 +117,12 @@ def test_record_of_an_env_has_the_keys_of_the_contract():
         for item in ast.walk(ast.parse(path.read_text())):
             if isinstance(item, ast.Subscript) and isinstance(item.slice, ast.Constant):
                 name = getattr(item.value, "id", "")
-                if name in ("env", "self") and path.name in ("state.py", "policy.py", "passes.py", "heal.py", "__main__.py"):
+                if name in ("env", "self") and path.name in (
+                    "state.py",
+                    "policy.py",
+                    "passes.py",
+                    "heal.py",
+                    "__main__.py",
+                ):
                     used.add(item.slice.value)
     assert used == documented

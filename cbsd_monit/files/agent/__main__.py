@@ -3,6 +3,7 @@ cbsd_monit's agent on a node; `wake` runs it.  Usage: agent CONFIG run|sync|look
 
 docs/contract.md section 6 has the table of commands.
 """
+
 import json
 import os
 import signal
@@ -146,7 +147,12 @@ def sync(node, as_json=False, dry=False, overlay=None):
         state.say(f"sync failed: {error}", loud=True)
     if not dry:
         _free_stale_ticket(node)
-        if error or seen.due or seen.unsettled or any(e["phase"] or e["state"] in ("starting", "backoff") for e in seen.envs.values()):
+        if (
+            error
+            or seen.due
+            or seen.unsettled
+            or any(e["phase"] or e["state"] in ("starting", "backoff") for e in seen.envs.values())
+        ):
             subprocess.run([node.wake, "monit", "sync"], check=False, stdin=subprocess.DEVNULL)
     if as_json:
         answer = {"error": error} if error else {}
@@ -215,8 +221,7 @@ def status(node, name=None):
             "intent": env["intent"],
             "intent_why": env["intent_why"],
             "attempts": len(env["attempts"]),
-            "next": env["next"]
-            and round(env["next"]["after"]["t"] + env["next"]["seconds"], 3),
+            "next": env["next"] and round(env["next"]["after"]["t"] + env["next"]["seconds"], 3),
             "silence": silenced.get(env.name),
             "quarantined": quarantined.get(env.name, {}).get("reason"),
         }

@@ -7,6 +7,7 @@ variables of the environment change what commands do, values of arguments are ev
 lists, an empty environment, ``/`` as directory, names from a whitelist, SIGKILL of the whole group, and the state is read
 again after every change.
 """
+
 import contextlib
 import ipaddress
 import os

@@ -1,4 +1,5 @@
 """Files: written whole or not at all, and never through somebody else's symlink."""
+
 import contextlib
 import json
 import os
@@ -127,7 +128,9 @@ class EnvDir:
     def _way_up(self):
         """True if only root can exchange a directory between CBSD's work directory and this env's (links resolved)."""
         path = os.path.realpath(self.sysdir)
-        top = os.path.realpath(os.path.dirname(os.path.dirname(self.sysdir)))  # it belongs to user cbsd by CBSD's own design
+        top = os.path.realpath(
+            os.path.dirname(os.path.dirname(self.sysdir))
+        )  # it belongs to user cbsd by CBSD's own design
         while path not in (top, "/"):
             try:
                 if not _roots_alone(os.stat(path)):

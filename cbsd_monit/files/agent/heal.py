@@ -5,6 +5,7 @@ The env's lock is held throughout, the pass lock only for moments.  What is bein
 before it is done; whoever finds an `op` whose lock is free knows that a heal was killed there, and starts from what is
 true now.
 """
+
 import os
 import subprocess
 import time
@@ -156,11 +157,7 @@ class Heal:
             own = {n for n, (env, c) in services.items() if env == self.name and (c == "env" or policy.acts(said, c))}
             status = monit.status()
             if status is not None:
-                bad = [
-                    n
-                    for n in sorted(own)
-                    if n not in status.services or not status.services[n].good_since(moment)
-                ]
+                bad = [n for n in sorted(own) if n not in status.services or not status.services[n].good_since(moment)]
                 if not bad:
                     return
                 service = status.services.get(bad[0])

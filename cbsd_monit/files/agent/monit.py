@@ -5,6 +5,7 @@ The command line parses the whole configuration first, so one bad file disables 
 expressions; it exits 0 when nothing runs.  The socket has none of these.  Only `-t` (is this text good?) and `reload`
 (which checks the text before it sends the signal) are its own.
 """
+
 import base64
 import contextlib
 import os

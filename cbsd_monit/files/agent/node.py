@@ -1,4 +1,5 @@
 """The node: its configuration, its directories, its locks and its clock."""
+
 import contextlib
 import errno
 import fcntl
@@ -77,9 +78,7 @@ class Node:
             if path:
                 with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
                     return handle.read().strip()
-        found = subprocess.run(
-            ["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False
-        )
+        found = subprocess.run(["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False)
         if found.returncode == 0 and found.stdout.strip():
             return found.stdout.strip()
         path = self.in_run("boot_id")  # rc.d/cleanvar empties /var/run at boot

@@ -3,6 +3,7 @@ One pass over the node: take in what the hooks said, look at kernel, inventory a
 
 Level, not edges: whatever woke us, the truth is derived anew, so a lost or repeated trigger changes nothing.
 """
+
 import json
 import os
 import subprocess
@@ -15,7 +16,6 @@ import publish
 import state
 from monit import Monit
 from node import NAME, AgentError
-
 
 
 class Pass:
@@ -289,9 +289,7 @@ class Pass:
             self.started = True
             state.say("monit did not answer; it was started or made to read its control file", loud=True)
             current = publish.Publisher(self.node, self.monit).current()
-            files.write_json(
-                self.node.in_state("loaded"), {"digest": publish.digest(current), **self.node.stamp()}
-            )
+            files.write_json(self.node.in_state("loaded"), {"digest": publish.digest(current), **self.node.stamp()})
 
     # Judging
 

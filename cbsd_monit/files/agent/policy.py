@@ -1,4 +1,5 @@
 """The policy: in which state is an env, may it be healed, and when."""
+
 import contextlib
 import json
 import random
@@ -213,7 +214,9 @@ def judge(seen, env, services):
         if seen.status is None:
             return env.go("unknown", "monit does not answer")
         if waiting and waiting in seen.missing:
-            return env.go("unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?")
+            return env.go(
+                "unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?"
+            )
         if waiting:
             return env.go("starting", f"waiting for {waiting}") if _in_grace(env, policy) else None
         env["warm"] = True

@@ -3,6 +3,7 @@ What monit includes: one file made from every env's template and facts, behind a
 
 An env whose text cannot be used keeps the rest of the node out of trouble: it is left out and named, with the reason.
 """
+
 import contextlib
 import hashlib
 import os

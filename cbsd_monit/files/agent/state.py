@@ -1,4 +1,5 @@
 """What the agent knows of each env on this node, and how hooks change it."""
+
 import contextlib
 import fnmatch
 import json
@@ -248,7 +249,9 @@ def apply(env, record):
     if hook == "master_prestart.d":
         env.enter_phase("starting", record.environ.get("CBSD_MONIT_CAUSE"))
     elif hook == "master_poststart.d":
-        if record.environ.get("CBSD_MONIT_CAUSE") != "heal":  # our own start is nobody's wish, and may come after a stop
+        if (
+            record.environ.get("CBSD_MONIT_CAUSE") != "heal"
+        ):  # our own start is nobody's wish, and may come after a stop
             env.reset_attempts()  # somebody took it in hand
             env["gave_up"] = False
             env.intend("running", "started", record.environ.get("CBSD_APP", ""))

@@ -113,7 +113,9 @@ def test_monits_refusal_is_quoted_and_nothing_changes(states, lookup, tmp_path, 
 
 def test_publication_that_would_break_monit_is_not_included(states, lookup, tmp_path):
     path = tmp_path / "monitrc"
-    path.write_text(f"set idfile {tmp_path}/id\ncheck host LB1 with address 127.0.0.1\n  if failed port 80 then alert\n")
+    path.write_text(
+        f"set idfile {tmp_path}/id\ncheck host LB1 with address 127.0.0.1\n  if failed port 80 then alert\n"
+    )
     path.chmod(0o600)
     ret = states.cbsd_monit.include_present(str(path), spec={"lookup": lookup})
     assert ret.result is False and "Service name conflict" in ret.comment

@@ -1,4 +1,5 @@
 """The agent's modules, imported the way `wake` runs them: from their own directory, standard library only."""
+
 import json
 import pathlib
 import sys
@@ -104,7 +105,7 @@ def wake(tmp_path, conf):
     """The rendered `wake` whose Python is a stub that writes down how it was called."""
     called = tmp_path / "called"
     python = tmp_path / "bin/python"
-    python.write_text(f"#!/bin/sh\necho \"$@\" >> {called}\nenv > {tmp_path}/agent-env\n")
+    python.write_text(f'#!/bin/sh\necho "$@" >> {called}\nenv > {tmp_path}/agent-env\n')
     python.chmod(0o755)
     text = (AGENT.parent / "wake.jinja").read_text()
     for name, value in (
@@ -114,7 +115,7 @@ def wake(tmp_path, conf):
         ("state", conf["state"]),
         ("run", conf["run"]),
     ):
-        text = text.replace("{{ %s }}" % name, str(value))
+        text = text.replace("{{ " + name + " }}", str(value))
     path = tmp_path / "lib/wake"
     path.write_text(text)
     path.chmod(0o755)

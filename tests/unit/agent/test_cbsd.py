@@ -1,4 +1,5 @@
 """Running commands: bounded, as a group, and not held up by what they leave behind."""
+
 import os
 import time
 

@@ -1,4 +1,5 @@
 """One pass over a node whose CBSD and kernel are scripts: what is read when, and who is adopted."""
+
 import json
 import os
 
@@ -35,7 +36,9 @@ def test_stop_announced_while_the_kernel_was_asked_is_no_crash(node, world, tmp_
     passes.run(node)
     path, text = hook(node, 1000000001, "master_prestop.d")
     (tmp_path / "record").write_text(text)
-    (tmp_path / "bin/jls").write_text(f"#!/bin/sh\n[ -e {path} ] || cp {tmp_path}/record {path}\n: > {tmp_path}/kernel\n")
+    (tmp_path / "bin/jls").write_text(
+        f"#!/bin/sh\n[ -e {path} ] || cp {tmp_path}/record {path}\n: > {tmp_path}/kernel\n"
+    )
     seen = passes.run(node)
     assert (seen.envs["lb1"]["intent"], seen.due) == ("stopped", [])
 
@@ -118,7 +121,9 @@ def test_dry_pass_writes_nothing_and_foretells_the_change(node, world, tmp_path)
     seen = passes.dry(node, {"a": {"monitrc.tpl": template, "policy.json": {}}})
     assert seen.changed == ["a"]
     after = {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    assert {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)} <= {str(tmp_path / "run/pass.lock")}
+    assert {p for p in before.keys() | after.keys() if before.get(p) != after.get(p)} <= {
+        str(tmp_path / "run/pass.lock")
+    }
 
 
 def test_env_whose_address_is_lost_keeps_what_was_published(node, world, tmp_path):

@@ -1,4 +1,5 @@
 """In which state is an env, may it be healed, and when: one table, without CBSD and monit."""
+
 import json
 import time
 
@@ -21,7 +22,16 @@ def service(name, status=0, monitor=1, collected=None):
 def judged(node, world, monkeypatch):
     """Judge lb1 in a world; returns (state, due checks, env record)."""
 
-    def judge(services=(("lb1.env", 0), ("lb1.http", 0)), record=None, up=True, kernel=True, pol=None, silence=None, quarantined=False, **row):
+    def judge(
+        services=(("lb1.env", 0), ("lb1.http", 0)),
+        record=None,
+        up=True,
+        kernel=True,
+        pol=None,
+        silence=None,
+        quarantined=False,
+        **row,
+    ):
         world.env("lb1", up=up, policy=pol or {}, **row)
         env = state.Env(node, "lb1")
         env.data.update({"intent": "running", "started": None, "warm": True, **(record or {})})
@@ -30,10 +40,16 @@ def judged(node, world, monkeypatch):
         seen.kernel = {"jail": set(world.up), "bhyve": set()} if kernel else None
         seen.silences = {"lb1": silence} if silence else {}
         xml = "<monit><server><version>5.33.0</version></server>"
-        seen.status = Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
+        seen.status = (
+            Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
+        )
         seen.envs = {"lb1": env}
         seen.quarantined = {"lb1": {"reason": "syntax error"}} if quarantined else {}
-        names = {n: n.split(".")[1] for n in ("lb1.env", "lb1.http", "lb1.acert") if "acert" not in n or len(services or ()) > 2}
+        names = {
+            n: n.split(".")[1]
+            for n in ("lb1.env", "lb1.http", "lb1.acert")
+            if "acert" not in n or len(services or ()) > 2
+        }
         policy.judge(seen, env, names)
         return env["state"], [c for _, c, _ in seen.due], env
 
@@ -192,7 +208,12 @@ def test_status_zero_is_not_health():
 
 
 def test_check_that_is_acted_on_comes_before_one_that_is_only_told(judged):
-    pol = {"checks": {"http": {"type": "http", "on_failure": ["restart"]}, "acert": {"type": "tls", "on_failure": ["alert"]}}}
+    pol = {
+        "checks": {
+            "http": {"type": "http", "on_failure": ["restart"]},
+            "acert": {"type": "tls", "on_failure": ["alert"]},
+        }
+    }
     both = (("lb1.env", 0), ("lb1.http", 32), ("lb1.acert", 32))
     found, due, env = judged(services=both, pol=pol)
     assert due == ["http"]

@@ -1,4 +1,5 @@
 """Facts, templates, and what monit may be told."""
+
 import cbsd
 import monit
 import publish
@@ -162,7 +163,13 @@ def test_one_bad_env_costs_two_parses_more(node):
 
 def test_duplicate_service_names_are_found_before_monit_sees_them(node):
     pair = [
-        publish.EnvText(node, n, 'check host "Web" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n', facts(node, n), True)
+        publish.EnvText(
+            node,
+            n,
+            'check host "Web" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n',
+            facts(node, n),
+            True,
+        )
         for n in ("a", "b")
     ]
     good, refused = publish.Publisher(node, FakeMonit([])).accept(pair)
@@ -239,7 +246,14 @@ def test_what_we_render_and_what_upstream_wrote_is_harmless_anywhere(node, templ
 
 def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
     def text(env, rank):
-        return publish.EnvText(node, env, 'check host "w-web" with address 1.1.1.1\n  if failed port 1 then alert\n', facts(node, env), True, rank=rank)
+        return publish.EnvText(
+            node,
+            env,
+            'check host "w-web" with address 1.1.1.1\n  if failed port 1 then alert\n',
+            facts(node, env),
+            True,
+            rank=rank,
+        )
 
     pair = [text("a", (True, True, False)), text("z", (True, False, True))]
     good, refused = publish.Publisher(node, FakeMonit([])).accept(pair)

@@ -1,4 +1,5 @@
 """How hooks change what is known of an env: every cause of a stop, and the order of a life."""
+
 import pytest
 import state
 
@@ -21,11 +22,26 @@ def life(node, *records):
 @pytest.mark.parametrize(
     ("ancestors", "environ", "cause", "intent"),
     [
-        (["10 9 /bin/sh /x", f"9 8 {CBSD} /usr/local/cbsd/sudoexec/jstop jname=lb1", "8 1 -sh"], {}, "operator", "stopped"),
+        (
+            ["10 9 /bin/sh /x", f"9 8 {CBSD} /usr/local/cbsd/sudoexec/jstop jname=lb1", "8 1 -sh"],
+            {},
+            "operator",
+            "stopped",
+        ),
         ([f"9 8 {CBSD} sudoexec/jstop lb1", f"8 7 {CBSD} jrestart lb1"], {}, "restart", "running"),
-        ([f"9 8 {CBSD} bstop inter=0 jname=lb1", f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1"], {}, "restart", "running"),
+        (
+            [f"9 8 {CBSD} bstop inter=0 jname=lb1", f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1"],
+            {},
+            "restart",
+            "running",
+        ),
         ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrename old=lb1 new=lb2 restart=1"], {}, "rename", "running"),
-        ([f"9 8 {CBSD} bstop jname=lb1", "8 7 /bin/sh /usr/local/cbsd/rc.d/jails-astart stop"], {}, "shutdown", "running"),
+        (
+            [f"9 8 {CBSD} bstop jname=lb1", "8 7 /bin/sh /usr/local/cbsd/rc.d/jails-astart stop"],
+            {},
+            "shutdown",
+            "running",
+        ),
         ([f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /etc/rc.shutdown"], {}, "shutdown", "running"),
         ([f"9 8 {CBSD} bstop cbsd_queue_name=none jname=lb1"], {}, "guest", "running"),
         ([f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /usr/local/cbsd/share/bhyverun.sh -c x"], {}, "guest", "running"),
@@ -34,11 +50,24 @@ def life(node, *records):
         ([f"9 8 {CBSD} jstop lb1"], {"CBSD_MONIT_CAUSE": "anything"}, "operator", "stopped"),
         ([], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop jname=jrestart-test"], {}, "operator", "stopped"),
-        ([f"9 8 {CBSD} jstop lb1", f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1"], {}, "operator", "stopped"),
+        (
+            [f"9 8 {CBSD} jstop lb1", f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1"],
+            {},
+            "operator",
+            "stopped",
+        ),
         ([f"9 8 {CBSD} jstop lb1", "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart other"], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart jname=lb*"], {}, "restart", "running"),
-        (["9 8 /usr/bin/python3.11 -IS /x/bin/cbsd jstop lb1", "8 7 /usr/bin/python3.11 -IS /x/bin/cbsd jrestart jname=lb1"], {}, "restart", "running"),
+        (
+            [
+                "9 8 /usr/bin/python3.11 -IS /x/bin/cbsd jstop lb1",
+                "8 7 /usr/bin/python3.11 -IS /x/bin/cbsd jrestart jname=lb1",
+            ],
+            {},
+            "restart",
+            "running",
+        ),
     ],
 )
 def test_cause_of_a_stop(node, ancestors, environ, cause, intent):
@@ -140,7 +169,10 @@ def test_record_that_a_full_disk_tore_still_says_which_hook_of_which_env(node):
     for number, hook in ((1, "master_poststart.d"), (2, "master_prestop.d")):
         open(node.in_state("inbox", f"100000000{number}.77:{hook}:lb1"), "wb").close()
     found = state.read_inbox(node)
-    assert [(r.hook, r.env, r.torn) for _, r in found] == [("master_poststart.d", "lb1", True), ("master_prestop.d", "lb1", True)]
+    assert [(r.hook, r.env, r.torn) for _, r in found] == [
+        ("master_poststart.d", "lb1", True),
+        ("master_prestop.d", "lb1", True),
+    ]
     env = life(node, *[r for _, r in found])
     assert env["intent"] == "stopped"
 

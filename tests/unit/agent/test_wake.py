@@ -1,4 +1,5 @@
 """The script that hooks, monit and cron run."""
+
 import os
 import subprocess
 import time

@@ -163,7 +163,9 @@ class Host:
         done = self.apply(state, **kwargs)
         assert done["result"] is True, done
         assert done["changes"] == said["changes"]
-        assert [s["changes"] for s in done.get("sub_state_run", ())] == [s["changes"] for s in said.get("sub_state_run", ())]
+        assert [s["changes"] for s in done.get("sub_state_run", ())] == [
+            s["changes"] for s in said.get("sub_state_run", ())
+        ]
         after = self.tree()
         for test in (False, True):
             again = self.apply(state, test=test, **kwargs)
@@ -574,9 +576,15 @@ def test_skeleton_that_initenv_has_not_made_yet_is_left_to_it(host):
 def test_upstream_hooks_are_set_aside_and_put_back(host):
     _owners(host)
     folder = host.workdir / "jails-system/web1"
-    (folder / "master_poststart.d/monit.sh").symlink_to("/usr/local/cbsd/modules/monit.d/share/master_poststart.d/monit.sh")
+    (folder / "master_poststart.d/monit.sh").symlink_to(
+        "/usr/local/cbsd/modules/monit.d/share/master_poststart.d/monit.sh"
+    )
     for hook, name, text in (
-        ("master_prestop.d", "monit.sh", "/usr/local/bin/monit summary ${jname} && /usr/sbin/service monit onereload\n"),
+        (
+            "master_prestop.d",
+            "monit.sh",
+            "/usr/local/bin/monit summary ${jname} && /usr/sbin/service monit onereload\n",
+        ),
         ("remove.d", "monit.sh", "echo something else\n"),
         ("master_poststart.d", "mine", "cbsd monit jname=${jname}\n"),
     ):
