@@ -12,13 +12,12 @@ import sys
 import threading
 import time
 
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
-
 import cbsd
 import files
 import heal
 import passes
 import policy
+import publish
 import state
 from node import NAME, AgentError, Busy, Node
 
@@ -159,7 +158,7 @@ def sync(node, as_json=False, dry=False, overlay=None):
         if seen is not None:
             answer.update(
                 changed=seen.changed,
-                published=passes.publish.Publisher(node, seen.monit).generation(),
+                published=publish.Publisher(node, seen.monit).generation(),
                 reloaded=seen.reloaded,
                 started=seen.started,
                 quarantined={e: q["reason"] for e, q in seen.quarantined.items()},
@@ -189,9 +188,7 @@ def probe(node, name, check):
     said = policy.of(node, env)["checks"].get(check)
     if not said:
         raise AgentError(f"{name} has no check {check}")
-    seen = passes.Pass(node)
-    seen.trust = files.read_json(node.in_state("trust.json"), {})
-    if not seen.trusted(env):
+    if not publish.trusted(node, env):
         raise AgentError(f"{name}: not run, neither pillar says so nor is its directory root's alone")
     argv, where = said["command"], said.get("in", "jail")
     with node.lock(node.in_run("lock", f"{name}.{check}"), why="probe"):

@@ -11,8 +11,10 @@ import subprocess
 import time
 
 import cbsd
+import files
 import passes
 import policy
+import publish
 import state
 from monit import Monit
 from node import AgentError, Busy
@@ -45,7 +47,7 @@ class Heal:
             if env["intent"] != "running" or env["phase"]:
                 raise Given(f"intent {env['intent']}, phase {env['phase']}")
             said = policy.of(self.node, env)
-            self.trusted = self._trusts(env)
+            self.trusted = publish.trusted(self.node, env)
             ladder, self.restart = policy.of_check(said, self.check)
             number = len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
             rung = self._rung(env, ladder)
@@ -124,12 +126,6 @@ class Heal:
             self._step("command")
             self._command(row, rung)
 
-    def _trusts(self, env):
-        """Whether the very policy that was read just now may run commands."""
-        seen = passes.Pass(self.node)
-        seen.trust = passes.files.read_json(self.node.in_state("trust.json"), {})
-        return seen.trusted(env)
-
     def _command(self, row, rung):
         if not self.trusted:
             raise AgentError("its policy's command is not run: neither pillar says so nor is it root's alone")
@@ -153,7 +149,7 @@ class Heal:
         monit = Monit(self.node)
         missing = "monit does not answer"
         while time.monotonic() < until:
-            services = passes.files.read_json(self.node.in_state("services.json"), {})
+            services = files.read_json(self.node.in_state("services.json"), {})
             own = {n for n, (env, c) in services.items() if env == self.name and (c == "env" or policy.acts(said, c))}
             status = monit.status()
             if status is not None:

@@ -231,11 +231,11 @@ _HARMLESS = set(
     """and address alert allow as certificate check checksum content count cycle cycles days default depends else every
     exec exist exists expect failed file for get head host hostheader http https if ip ipv4 ipv6 is laststate
     md5 method not on onreboot option options or path ping ping4 ping6 port post protocol proto repeat request
-    responsetime retry second seconds selfsigned send sha1 size ssl start status succeeded tcp then time timeout times
+    responsetime retry second seconds selfsigned send sha1 size ssl status succeeded tcp then time timeout times
     tls type udp url using valid verify with within enable disable reject nostart group does
     apache-status clamav dns ftp gps imap imaps ldap2 ldap3 lmtp memcache mongodb mqtt mysql mysqls nntp ntp3 pgsql
     pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns websocket""".split()
-) - {"start"}
+)
 _VALUE = re.compile(r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z")
 
 

@@ -153,7 +153,7 @@ class Pass:
         if template is None:
             raise publish.EnvError("its monitrc.tpl cannot be read")
         facts = publish.facts_of(self.node, env.name, row, env["facts"])
-        trusted = bool(over) or self.trusted(env)
+        trusted = bool(over) or publish.trusted(self.node, env, self.trust)
         return publish.EnvText(self.node, env.name, template, facts, trusted, self.rows, self._rank(env, row))
 
     def _rank(self, env, row):
@@ -161,15 +161,6 @@ class Pass:
         has = any(owner == env.name for owner, _ in self.before.values())
         up = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
         return (env.name not in self.trust, not has, not up)
-
-    def trusted(self, env):
-        """True if pillar wrote what lies there, or nobody but root could have."""
-        texts, roots = env.files()
-        said = self.trust.get(env.name)
-        if isinstance(said, dict) and said.get("monitrc.tpl"):
-            if all(t is not None and publish.digest(t) == said.get(n) for n, t in texts.items()):
-                return True
-        return roots
 
     def publish(self, dry=False):
         """

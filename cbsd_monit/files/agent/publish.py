@@ -35,6 +35,21 @@ def digest(text):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def trusted(node, env, trust=None):
+    """
+    True if pillar wrote what lies in the env's directory, or nobody but root could have.
+
+    ``trust`` is the content of trust.json, read if it is not given. The answer is about the very texts that
+    ``env.files()`` returns, whatever lies there by now.
+    """
+    texts, roots = env.files()
+    said = (files.read_json(node.in_state("trust.json"), {}) if trust is None else trust).get(env.name)
+    if isinstance(said, dict) and said.get("monitrc.tpl"):
+        if all(text is not None and digest(text) == said.get(name) for name, text in texts.items()):
+            return True
+    return roots
+
+
 def facts_of(node, env, row, snapshot):
     """
     Facts for the template of ``env``: what the last hook saw, corrected by the inventory.
