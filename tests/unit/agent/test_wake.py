@@ -99,3 +99,12 @@ def test_stop_records_its_ancestry(wake, tmp_path, node):
     ((_, record),) = state.read_inbox(node)
     assert record.cause()[0] == "restart"
     assert "jrestart" in record.cause()[1]
+
+
+def test_what_cron_runs_is_logged_and_not_mailed(wake, tmp_path, node):
+    (tmp_path / "bin/python").write_text("#!/bin/sh\necho lb1: failing >&2\n")
+    done = subprocess.run([str(wake), "sync"], capture_output=True, text=True, timeout=10, check=True)
+    assert (done.stdout, done.stderr) == ("", "")
+    assert (tmp_path / "state/agent.log").read_text() == "lb1: failing\n"
+    done = subprocess.run([str(wake), "sync", "--json"], capture_output=True, text=True, timeout=10, check=True)
+    assert done.stderr == "lb1: failing\n"
