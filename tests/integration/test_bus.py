@@ -42,7 +42,10 @@ def test_highstate_verbs_and_healing(hosts):
             time.sleep(0.1)
         assert "healed" in [r["transition"] for r in node.history("lb1")], node.agent_log()
     finally:
+        # A minion may take its time to notice that its master is back, and the next tests are not about that.
+        minion.terminate()
         master.start()
+        minion.start()
 
 
 def test_stop_over_the_bus_is_meant(hosts):
