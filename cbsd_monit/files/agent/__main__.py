@@ -18,6 +18,7 @@ import heal
 import passes
 import policy
 import publish
+import spool
 import state
 from node import NAME, AgentError, Busy, Node
 
@@ -83,7 +84,7 @@ class Agent:
         soon += [1.0 for env, _, _ in seen.due if env.name not in self.heals]
         if seen.unsettled:
             soon.append(0.3)
-        if state.UNSAVED:
+        if state.UNSAVED or not spool.flush(self.node):
             soon.append(5.0)  # they would be lost with this process
         for env in seen.envs.values():
             if env["phase"] in ("stopping", "starting", "restarting", "removing"):

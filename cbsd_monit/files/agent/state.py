@@ -10,6 +10,7 @@ import syslog
 import time
 
 import files
+import spool
 from node import NAME, SCHEMA, AgentError
 
 HISTORY = 200
@@ -107,7 +108,7 @@ class Env:
         self["since"] = self.node.stamp()
 
     def tell(self, transition, reason="", check=None, **more):
-        """Record one transition in the env's history."""
+        """Record one transition in the env's history, and for Salt."""
         record = {
             "id": os.urandom(8).hex(),
             "time": round(time.time(), 3),
@@ -124,6 +125,7 @@ class Env:
         with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
             old = (self.dir.read("history.jsonl") or "").splitlines(True)
             self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]))
+        spool.append(self.node, record)
         words = f"{self.name}: {transition}" + (f" ({check})" if check else "") + (f": {reason}" if reason else "")
         say(words, loud=transition in LOUD)
 
