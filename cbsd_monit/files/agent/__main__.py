@@ -12,14 +12,15 @@ import sys
 import threading
 import time
 
-import cbsd
 import files
 import heal
 import passes
 import policy
+import probes
 import publish
 import spool
 import state
+from monit import UNASKED
 from node import NAME, AgentError, Busy, Node
 
 LINGER = 90  # the agent stays for what is due within this many seconds; cron wakes it for the rest
@@ -54,7 +55,7 @@ class Agent:
         while True:
             files.remove(self.trigger)
             try:
-                seen = passes.run(self.node)
+                seen = _pass(self.node)
                 self.troubles = 0
                 wait = self._begin(seen)
             except Exception as err:  # noqa: BLE001 - whatever it is, heals go on and the next pass may succeed
@@ -84,6 +85,9 @@ class Agent:
         soon += [1.0 for env, _, _ in seen.due if env.name not in self.heals]
         if seen.unsettled:
             soon.append(0.3)
+        if seen.soon:
+            soon.append(seen.soon + 0.05)
+        soon += [wait + 0.05 for wait, _, _ in probes.due(self.node, seen.running())[:1] if wait < LINGER]
         if state.UNSAVED or not spool.flush(self.node):
             soon.append(5.0)  # they would be lost with this process
         for env in seen.envs.values():
@@ -125,6 +129,16 @@ class Agent:
         return False
 
 
+def _pass(node, **how):
+    """One pass; where the agent has to run probes itself and some are due, they are run and it looks once more."""
+    seen = passes.run(node, **how)
+    jobs = [(env.name, check) for wait, env, check in probes.due(node, seen.running()) if wait < 0.5]
+    if jobs:
+        probes.run_all(node, jobs)
+        seen = passes.run(node)
+    return seen
+
+
 def _free_stale_ticket(node):
     """A ticket without an agent (killed between mkdir and its first breath) would keep every later one away."""
     try:
@@ -141,7 +155,7 @@ def sync(node, as_json=False, dry=False, overlay=None):
     """One pass now; heals that are due are left to the agent, which is woken."""
     error, seen = "", None
     try:
-        seen = passes.dry(node, overlay) if dry else passes.run(node, start_monit=True)
+        seen = passes.dry(node, overlay) if dry else _pass(node, start_monit=True)
     except (AgentError, OSError, subprocess.SubprocessError) as err:
         error = str(err)
         state.say(f"sync failed: {error}", loud=True)
@@ -184,21 +198,25 @@ def leave(node):
 
 
 def probe(node, name, check):
-    """Run one check that has a command (`exec`, `service`, `unix`): exit code 0, or 1 and one line why."""
-    env = state.Env(node, name)
-    said = policy.of(node, env)["checks"].get(check)
-    if not said:
-        raise AgentError(f"{name} has no check {check}")
-    if not publish.trusted(node, env):
-        raise AgentError(f"{name}: not run, neither pillar says so nor is its directory root's alone")
-    argv, where = said["command"], said.get("in", "jail")
-    with node.lock(node.in_run("lock", f"{name}.{check}"), why="probe"):
-        row = {"jname": name, "emulator": env["emulator"]}
-        answer = cbsd.command(node, row, argv, where, said["timeout"])
-    if answer.code == 0:
-        return 0
-    print(answer.last_words)
-    return 1
+    """Run one check that is a program or looks into the jail: exit code 0, 1 or 75 (cannot be asked) and one line why."""
+    code, words = probes.run(node, state.Env(node, name), check)
+    if words:
+        print(words)
+    return code
+
+
+def recheck(node, name):
+    """The fleet's answer to an `event`: look at the env again; what follows is for its state and policy to decide."""
+    with node.pass_lock():
+        env = state.Env(node, name)
+        if env.new:
+            raise AgentError(f"no env {name} is watched on this node")
+        if env.age("recheck") < 10:
+            return 0
+        env["recheck"] = node.stamp()
+        env.save()
+    subprocess.run([node.wake, "monit", "recheck"], check=False, stdin=subprocess.DEVNULL)
+    return 0
 
 
 def status(node, name=None):
@@ -219,6 +237,8 @@ def status(node, name=None):
             "intent": env["intent"],
             "intent_why": env["intent_why"],
             "attempts": len(env["attempts"]),
+            "restarts": env["heals"] or 0,
+            "last": env.history()[-5:],
             "next": env["next"] and round(env["next"]["after"]["t"] + env["next"]["seconds"], 3),
             "silence": silenced.get(env.name),
             "quarantined": quarantined.get(env.name, {}).get("reason"),
@@ -287,6 +307,8 @@ def main(argv):
             return silence(node, *args[:1])
         if command == "probe":
             return probe(node, *args)
+        if command == "recheck":
+            return recheck(node, *args)
         if command == "quit":
             return leave(node)
         if command == "status":
@@ -296,12 +318,9 @@ def main(argv):
     except (ValueError, TypeError):
         print(__doc__.strip(), file=sys.stderr)
         return 2
-    except Busy:
-        print("the probe before is still running")
-        return 1
     except AgentError as err:
         print(f"cbsd_monit: {err}", file=sys.stderr)
-        return 1
+        return UNASKED if argv[1:2] == ["probe"] else 1
     print(f"cbsd_monit: unknown command {command}", file=sys.stderr)
     return 2
 

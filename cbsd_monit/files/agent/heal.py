@@ -14,9 +14,10 @@ import cbsd
 import files
 import passes
 import policy
+import probes
 import publish
 import state
-from monit import Monit
+from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 
 
@@ -29,6 +30,7 @@ class Heal:
 
     def __init__(self, node, name, check, reason):
         self.node, self.name, self.check, self.reason = node, name, check, reason
+        self.restarted = None
 
     def run(self):
         """Carry it out; returns True if the env is healthy afterwards."""
@@ -52,12 +54,12 @@ class Heal:
             number = len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
             rung = self._rung(env, ladder)
             env["attempts"] = [*env["attempts"], self.node.stamp()][-64:]
+            env["heals"] = (env["heals"] or 0) + 1
             env["op"] = {"id": os.urandom(4).hex(), "action": rung, "step": "begin", **self.node.stamp()}
             env.go("healing", self.reason, self.check, attempt=number, action=rung)
         try:
             self._act(rung)
-            moment = time.time()
-            self._verify(said, moment)
+            self._verify(said, self.node.stamp())
         except Given as err:
             self._end(began, number, "given", str(err))
             raise
@@ -70,7 +72,7 @@ class Heal:
     def _rung(self, env, ladder):
         """The first rung that acts, from where the last heal left off; a dead env is started whatever the rung says."""
         active = [r for r in ladder if r not in policy.PASSIVE] or ["restart"]
-        if self.check == "env":
+        if self.check in ("env", "depends_on"):
             return "restart"
         return active[min(env["rung"] or 0, len(active) - 1)]
 
@@ -116,6 +118,7 @@ class Heal:
                 row, up = self._look()
                 if not up:
                     raise AgentError(f"it did not start: {answer.last_words}")
+                self.restarted = self.node.stamp()
         elif rung == "stop":
             self._step("stop")
             with self._record() as env:
@@ -137,8 +140,8 @@ class Heal:
         if answer.code != 0:
             raise AgentError(f"{' '.join(argv)}: {answer.last_words}")
 
-    def _verify(self, said, moment):
-        """Wait until monit has found every check of the env good after ``moment``; raises AgentError when it does not."""
+    def _verify(self, said, done):
+        """Wait until every check of the env was found good after the stamp ``done``; raises AgentError when it is not."""
         with self._record() as env:
             env["started"], env["warm"] = self.node.stamp(), False
         checks = said["checks"].values()
@@ -149,18 +152,34 @@ class Heal:
         monit = Monit(self.node)
         missing = "monit does not answer"
         while time.monotonic() < until:
-            services = files.read_json(self.node.in_state("services.json"), {})
-            own = {n for n, (env, c) in services.items() if env == self.name and (c == "env" or policy.acts(said, c))}
-            status = monit.status()
-            if status is not None:
-                bad = [n for n in sorted(own) if n not in status.services or not status.services[n].good_since(moment)]
+            found = self._results(monit, said)
+            if found is not None:
+                moment = time.time() - self.node.age(done)  # by the clock that monit has now
+                bad = [name for name in sorted(found) if not (found[name] and found[name].good_since(moment))]
                 if not bad:
                     return
-                service = status.services.get(bad[0])
-                missing = f"{bad[0]}: {service.message or 'no success yet'}" if service else bad[0]
+                missing = f"{bad[0]}: {found[bad[0]] and found[bad[0]].message or 'no success yet'}"
             self._still_ours()
             time.sleep(0.2)
         raise AgentError(f"not healthy {seconds:.0f} s after it: {missing}")
+
+    def _results(self, monit, said):
+        """{service or check: how it fares} of all that has to be good again, or None while monit does not answer."""
+
+        def counts(check):
+            return check in ("env", self.check) or policy.acts(said, check)
+
+        status = monit.status()
+        if status is None:
+            return None
+        services = files.read_json(self.node.in_state("services.json"), {})
+        found = {n: status.services.get(n) for n, (env, c) in services.items() if env == self.name and counts(c)}
+        if self.node.conf.get("probes") == "agent":
+            own = [c for c, row in said["checks"].items() if row.get("type") in PROBES and counts(c)]
+            probes.run_all(self.node, [(self.name, c) for c in own])
+            last = state.Env(self.node, self.name)["probes"] or {}
+            found.update({c: Outcome(said["checks"][c], last[c]) for c in own if c in last})
+        return found
 
     def _still_ours(self):
         with self._record() as env:
@@ -172,12 +191,13 @@ class Heal:
             env["op"] = None
             took = round(time.monotonic() - began, 2)
             if outcome == "healed":
-                env["next"], env["rung"], env["warm"] = None, 0, True
+                env["next"], env["rung"], env["warm"], env["recheck"] = None, 0, True, None
+                env["restarted"] = self.restarted or env["restarted"]
                 env.tell("healed", "", self.check, attempt=number, duration=took)
                 env.go("healthy")
             elif outcome == "failed":
                 wait = policy.delay(self.restart, number)
-                env["next"] = {"after": self.node.stamp(), "seconds": round(wait, 2)}
+                env["next"], env["recheck"] = {"after": self.node.stamp(), "seconds": round(wait, 2)}, None
                 env["rung"] = (env["rung"] or 0) + 1
                 env.go("failing", words, self.check, attempt=number, duration=took)
             else:

@@ -19,6 +19,8 @@ from xml.etree import ElementTree
 from node import AgentError
 
 ACTIONS = ("monitor", "unmonitor")
+PROBES = ("exec", "service", "process", "file", "resource")  # types of checks that are a `check program`
+UNASKED = 75  # EX_TEMPFAIL: what a probe answers when it cannot find out; neither health nor a failure
 
 
 class Service:
@@ -34,20 +36,31 @@ class Service:
         self.monitor = number("monitor")
         self.pending = number("pendingaction")
         self.collected = number("collected_sec") + number("collected_usec") / 1e6
-        self.message = ""
+        self.message, self.exit_code = "", 0
         for tag in ("port", "icmp", "unix"):
             for test in element.iter(tag):
                 if (test.findtext("responsetime") or "").startswith("-"):
                     self.message = f"{tag} {test.findtext('portnumber') or ''}".strip() + " failed"
         program = element.find("program")
-        if program is not None and self.status:
+        if program is not None and (program.findtext("status") or "0") != "0":
+            self.exit_code = int(program.findtext("status"))
             said = (program.findtext("output") or "").strip().splitlines()
-            self.message = (said or [f"exit code {program.findtext('status')}"])[-1][:200]
+            self.message = (said or [f"exit code {self.exit_code}"])[-1][:200]
 
     @property
     def failing(self):
         """status 0 alone means nothing: it is also 0 while unmonitored, unchecked, or below the threshold."""
-        return self.watched and self.status != 0
+        return self.watched and self.status != 0 and not self.unasked
+
+    @property
+    def unasked(self):
+        """Its probe could not find out."""
+        return self.watched and self.exit_code == UNASKED
+
+    @property
+    def suspect(self):
+        """Its last run failed, whether or not that counts yet."""
+        return self.watched and bool(self.status or self.message) and not self.unasked
 
     @property
     def watched(self):
@@ -55,7 +68,36 @@ class Service:
         return bool(self.monitor & 1)
 
     def good_since(self, moment):
-        return self.watched and self.status == 0 and self.collected > moment
+        return self.watched and not self.suspect and not self.unasked and self.collected > moment
+
+
+class Outcome:
+    """
+    One probe that the agent runs itself, where monit cannot: what its last exit codes mean, in the words of Service.
+
+    ``said`` is the check of the policy, ``last`` how the runs ended: {"codes": oldest first, "words", "at": stamp}.
+    """
+
+    watched = True
+
+    def __init__(self, said, last):
+        codes = last.get("codes", [])
+        asked = [code for code in codes if code != UNASKED]
+        self.message, self.collected = last.get("words", ""), (last.get("at") or {}).get("t", 0)
+        self.unasked = codes[-1:] == [UNASKED]
+        self.suspect = codes[-1:] == [1]
+        need, good = said.get("failure_threshold", 3), said.get("success_threshold", 1)
+        failures, within = (need["failures"], need["within"]) if isinstance(need, dict) else (need, need)
+        bad = False
+        for end in range(1, len(asked) + 1):
+            if asked[max(0, end - within) : end].count(1) >= failures:
+                bad = True
+            elif end >= good and not any(asked[end - good : end]):
+                bad = False
+        self.failing = bad and not self.unasked
+
+    def good_since(self, moment):
+        return not (self.failing or self.suspect or self.unasked) and self.collected > moment
 
 
 class Status:

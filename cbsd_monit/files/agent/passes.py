@@ -37,6 +37,7 @@ class Pass:
         self.changed = []
         self.reloaded = self.started = self.unsettled = False
         self.due = []
+        self.told, self.suspects, self.soon = {}, set(), None  # policies; whose last run failed; when to look again
 
     # Reading
 
@@ -284,6 +285,11 @@ class Pass:
 
     # Judging
 
+    def running(self):
+        """The envs that the kernel runs now."""
+        alive = self.kernel or {}
+        return [env for name, env in sorted(self.envs.items()) if name in alive.get(env["emulator"], ())]
+
     def judge(self):
         """Give every env its state; those that want healing end up in ``due``."""
         by_env = {}
@@ -297,7 +303,7 @@ class Pass:
                 env.go("unknown", f"its policy cannot be used: {type(err).__name__}: {err}")
             self._marker(env)
             env.save()
-        policy.storm(self)
+        policy.restrain(self)
         try:
             self._judge_node()
             self._switch(by_env)

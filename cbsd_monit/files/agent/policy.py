@@ -7,6 +7,7 @@ import time
 
 import cbsd
 import files
+from monit import PROBES, Outcome
 from node import SCHEMA
 
 BUILTIN = {
@@ -14,6 +15,7 @@ BUILTIN = {
     "on_failure": ["restart"],
     "start_period": 60,
     "depends_on": [],
+    "restart_with": [],
     "restart": {
         "attempts": 3,
         "interval": 1800,
@@ -28,7 +30,9 @@ BUILTIN = {
     "checks": {},
 }
 PASSIVE = ("alert", "event")
-
+RECHECK = 60  # seconds in which the fleet's answer to an `event` counts
+SETTLE = 60  # seconds at most that the first failure waits for those that may come with it
+ILL = ("starting", "failing", "healing", "backoff", "gave_up", "stopped")
 
 _LADDER = (str, dict)
 
@@ -53,8 +57,9 @@ def _checked(own):
             need(f"{path}:{key}", part.get(key), isinstance(part.get(key, 0), numbers))
         ladder = part.get("on_failure", [])
         need(f"{path}:on_failure", ladder, isinstance(ladder, list) and all(isinstance(r, _LADDER) for r in ladder))
-    needs = own.get("depends_on", [])
-    need("depends_on", needs, isinstance(needs, list) and all(isinstance(n, str) for n in needs))
+    for key in ("depends_on", "restart_with"):
+        needs = own.get(key, [])
+        need(key, needs, isinstance(needs, list) and all(isinstance(n, str) for n in needs))
     return own
 
 
@@ -103,13 +108,8 @@ def acts(policy, check):
 
 def attempts_of(env):
     """The heals that the history of an env tells of: an env that migrates brings its attempts along."""
-    found = []
-    for line in (env.dir.read("history.jsonl") or "").splitlines():
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
-            if record["transition"] == "healing" and record["env"] == env.name:
-                found.append({"t": float(record["time"]), "m": 0, "b": ""})
-    return found[-64:]
+    told = [r for r in env.history() if r.get("transition") == "healing" and r.get("env") == env.name]
+    return [{"t": float(r["time"]), "m": 0, "b": ""} for r in told if isinstance(r.get("time"), (int, float))][-64:]
 
 
 def silence(node, env, until, by, reason):
@@ -154,7 +154,7 @@ def judge(seen, env, services):
     as (env, check, reason).
     """
     node, row = seen.node, seen.rows[env.name]
-    policy = of(node, env)
+    policy = seen.told[env.name] = of(node, env)
     restart = policy["restart"]
     status = int(row["status"]) if row["status"].isdigit() else 0
     up = None if seen.kernel is None else env.name in seen.kernel.get(row["emulator"], ())
@@ -200,7 +200,7 @@ def judge(seen, env, services):
 
     if policy["trouble"]:
         seen.errors.setdefault(env.name, policy["trouble"])
-    failing, reason, waiting = _look(seen, env, policy, services, up)
+    failing, reason, waiting, untold = _look(seen, env, policy, services, up)
     silence = seen.silences.get(env.name)
     if silence:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(silence.get("until", 0)))
@@ -213,6 +213,8 @@ def judge(seen, env, services):
             return env.go("gave_up")
         if seen.status is None:
             return env.go("unknown", "monit does not answer")
+        if untold:
+            return env.go("unknown", untold)
         if waiting and waiting in seen.missing:
             return env.go(
                 "unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?"
@@ -240,27 +242,46 @@ def _in_grace(env, policy, check=None):
     return not env["warm"] and env.age("started") < period
 
 
+def _results(seen, env, policy, services):
+    """[(check, Service, Outcome or None)] of all checks of ``env``: monit's, and those that the agent runs itself."""
+    found = [(services[name], seen.status.services.get(name)) for name in sorted(services)]
+    if seen.node.conf.get("probes") == "agent":
+        last = env["probes"] or {}
+        for check, said in sorted(policy["checks"].items()):
+            if said.get("type") in PROBES:
+                found.append((check, Outcome(said, last[check]) if check in last else None))
+    return found
+
+
 def _look(seen, env, policy, services, up):
-    """(failing check or None, why, check that has not been looked at since the start); one that is acted on comes first."""
+    """
+    (failing check or None, why, check not looked at since the start, what could not be asked and why).
+
+    A check that is acted on comes first. ``seen.suspects`` gets the env if the last run of such a check failed, whether
+    or not that counts yet.
+    """
     if not up:
-        return "env", f"{env['emulator']} {env.name} does not run", None
+        seen.suspects.add(env.name)
+        return "env", f"{env['emulator']} {env.name} does not run", None, ""
     if seen.status is None:
-        return None, "", None
-    waiting, failing = None, []
-    since = (env["started"] or {}).get("t", 0)
-    for name in sorted(services):
-        check = services[name]
-        service = seen.status.services.get(name)
+        return None, "", None, ""
+    waiting, untold, failing = None, "", []
+    since = time.time() - env.age("started")  # by the clock that monit has now, should it have been set since
+    for check, service in _results(seen, env, policy, services):
         if check == "env" and service is not None:
             continue
+        if service is not None and service.suspect and acts(policy, check):
+            seen.suspects.add(env.name)
         if service is not None and service.failing:
             failing.append((not acts(policy, check), check, service.message or f"monit says {service.status}"))
+        elif service is not None and service.unasked:
+            untold = untold or f"{check}: {service.message}"
         elif service is None or not service.good_since(since):
             waiting = waiting or check
     if failing:
         _, check, reason = min(failing)
-        return check, reason, None
-    return None, "", waiting
+        return check, reason, None, ""
+    return None, "", waiting, untold
 
 
 def _failing(seen, env, policy, check, reason, up):
@@ -276,7 +297,8 @@ def _failing(seen, env, policy, check, reason, up):
     if not policy["heal"]:
         env["reason"] = f"{reason}; heal: false"
         return None
-    if all(rung in PASSIVE or rung == "stop" and not up for rung in ladder):
+    asked = "event" in ladder and env.age("recheck") < RECHECK  # the fleet says: look again and act
+    if all(rung in PASSIVE or rung == "stop" and not up for rung in ladder) and not asked:
         return None
     recent = [a for a in env["attempts"] if env.node.age(a) < restart["interval"]]
     if len(recent) >= restart["attempts"]:
@@ -287,20 +309,103 @@ def _failing(seen, env, policy, check, reason, up):
         return env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
     if waits(env):
         return env.go("backoff", f"next attempt in {waits(env):.0f} s: {reason}", check)
-    for other in policy["depends_on"]:
-        parent = seen.envs.get(other)
-        if parent and parent["state"] not in ("healthy", "silenced", "stopped"):
-            env["reason"] = f"{reason}; waits for {other}, which is {parent['state']}"
-            return None
     seen.due.append((env, check, reason))
     return None
 
 
-def storm(seen):
+def restrain(seen):
+    """
+    Take out of ``seen.due`` what must not be healed now, although its own policy says so; called when all are judged.
+
+    A dependent waits for what it depends on, the first failure for those that may come with it, and in a storm all wait.
+    """
+    told = {name: seen.told.get(name, BUILTIN) for name in seen.envs}
+    settle = _settle(seen, told)
+    _restart_dependents(seen, told)
+    due = []
+    for env, check, reason in seen.due:
+        other = _ill_parent(seen, told, env)
+        if other:
+            env["reason"] = f"{reason}; waits for {other}, which is {seen.envs[other]['state']}"
+            env.save()
+            continue
+        wait = 0 if check in ("env", "depends_on") else settle - env.age("since")
+        if wait > 0 and told[env.name]["checks"].get(check, {}).get("failure_threshold", 3) == 1:
+            seen.soon = min(seen.soon or wait, wait)
+            continue
+        due.append((env, check, reason))
+    seen.due = due
+    _storm(seen, told)
+
+
+def _settle(seen, told):
+    """
+    Seconds in which the failures of a storm follow the first one, 0 where there can be none.
+
+    monit looks at one address after the other, and each that swallows connections costs it a time-out. With a failure
+    threshold above 1 all others have failed at least once when the first one counts: there nothing has to be waited for.
+    """
+    budget = seen.node.budget
+    sweeps = []
+    for name, env in seen.envs.items():
+        checks = told[name]["checks"].values()
+        seconds = sum(c.get("timeout", 5) for c in checks if c.get("type") not in (*PROBES, "running"))
+        if env["intent"] == "running" and seconds:
+            sweeps.append(seconds)
+    if len(sweeps) < budget["storm_min"]:
+        return 0
+    return min(SETTLE, seen.node.poll + sum(sorted(sweeps)[-budget["storm_min"] :]))
+
+
+def _parents(told, name):
+    """What ``name`` depends on; nothing if it depends on itself by any way: then everybody would wait for ever."""
+    todo, met = list(told[name]["depends_on"]), set()
+    while todo:
+        other = todo.pop()
+        if other == name:
+            return []
+        if other not in met and other in told:
+            met.add(other)
+            todo += told[other]["depends_on"]
+    return [n for n in told[name]["depends_on"] if n in told]
+
+
+def _ill_parent(seen, told, env):
+    """The first env that ``env`` depends on and that is not well; one that is not on this node is not known."""
+    for other in _parents(told, env.name):
+        if other in seen.suspects or seen.envs[other]["state"] in ILL:
+            return other
+    return None
+
+
+def _restart_dependents(seen, told):
+    """An env that asked for it is restarted after what it depends on was healed by a restart."""
+    already = {env.name for env, _, _ in seen.due}
+    for name, env in sorted(seen.envs.items()):
+        policy = told[name]
+        parents = [n for n in _parents(told, name) if n in policy["restart_with"]]
+        if (
+            not parents
+            or name in already
+            or not policy["heal"]
+            or env["state"] not in ("healthy", "failing", "starting")
+        ):
+            continue
+        if env["intent"] != "running" or env["phase"] or waits(env):
+            continue
+        for other in parents:
+            parent = seen.envs[other]
+            if parent["state"] == "healthy" and parent["restarted"] and env.age("started") > parent.age("restarted"):
+                seen.due.append((env, "depends_on", f"{other} was restarted"))
+                break
+
+
+def _storm(seen, told):
     """
     Many envs failing at once mean the network, not many restarts: then nothing is healed and it is said once.
 
-    Only checks count that would be acted on; an env that is dead is no sign of the network.
+    Only checks count that would be acted on, and a failed run counts before its threshold; an env that is dead is no sign
+    of the network.
 
     It begins when more than ``storm_threshold`` and at least ``storm_min`` of the envs that should be up began to fail
     within ``storm_window``, and ends when no longer so many fail.
@@ -308,22 +413,24 @@ def storm(seen):
     node, budget = seen.node, seen.node.budget
     path = node.in_state("storm.json")
     up = [e for e in seen.envs.values() if e["intent"] == "running"]
-    bad = [
-        e
-        for e in up
-        if e["state"] in ("failing", "healing", "backoff") and e["check"] != "env" and acts(of(node, e), e["check"])
-    ]
-    fresh = [e for e in bad if e.age("since") < budget["storm_window"]]
-    now = files.read_json(path)
+
+    def bad(env):
+        if env["state"] in ("failing", "healing", "backoff"):
+            return env["check"] not in ("env", "depends_on") and acts(told[env.name], env["check"])
+        return env["state"] == "healthy" and env.name in seen.suspects
 
     def many(envs):
         return len(envs) >= budget["storm_min"] and len(envs) > budget["storm_threshold"] * len(up)
 
+    ill = [e for e in up if bad(e)]
+    fresh = [e for e in ill if e["state"] == "healthy" or e.age("since") < budget["storm_window"]]
+    now = files.read_json(path)
     if now is None and many(fresh):
-        now = {**node.stamp(), "envs": sorted(e.name for e in bad)}
-        files.write_json(path, now)
-        bad[0].tell("storm", f"{len(bad)} of {len(up)} envs fail at once: nothing is healed until that passes")
-    elif now is not None and not many(bad):
+        now = {**node.stamp(), "envs": sorted(e.name for e in ill)}
+        with contextlib.suppress(OSError):  # on a full disk it is told again, and holds all the same
+            files.write_json(path, now)
+        ill[0].tell("storm", f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes")
+    elif now is not None and not many(ill):
         files.remove(path)
         now = None
     if now is not None:  # the network does not kill: what the kernel has lost is started, within the budget

@@ -77,6 +77,15 @@ class Env:
             self._files = self.dir.load(("monitrc.tpl", "policy.json"))
         return self._files
 
+    def history(self):
+        """The transitions of this env, oldest first; lines that are no records are left out."""
+        found = []
+        for line in (self.dir.read("history.jsonl") or "").splitlines():
+            with contextlib.suppress(ValueError):
+                record = json.loads(line)
+                found += [record] if isinstance(record, dict) else []
+        return found
+
     def forget(self):
         UNSAVED.pop(self.path, None)
         for path in (self.path, self.node.dead_marker(self.name)):

@@ -7,7 +7,7 @@ import passes
 import policy
 import pytest
 import state
-from monit import Service, Status
+from monit import Outcome, Service, Status
 
 
 def service(name, status=0, monitor=1, collected=None):
@@ -173,13 +173,13 @@ def test_storm_needs_a_share_and_a_number(node, world, failing, total, storms):
         env["intent"] = "running"
         env.go("failing" if i < failing else "healthy")
     seen.due = [(e, "http", "") for e in seen.envs.values() if e["state"] == "failing"]
-    policy.storm(seen)
+    policy.restrain(seen)
     assert (bool(seen.storm), bool(seen.due)) == (storms, not storms)
     if storms:
         assert "fail at once" in (world.tmp_path / "work/jails-system/e0/monit/history.jsonl").read_text()
         for env in seen.envs.values():
             env.go("healthy")
-        policy.storm(seen)
+        policy.restrain(seen)
         assert not seen.storm
 
 
@@ -235,13 +235,133 @@ def test_dead_envs_are_no_storm_and_are_started_during_one(node, world):
         env["intent"] = "running"
         env.go("failing", "", "env")
     seen.due = [(e, "env", "") for e in seen.envs.values()]
-    policy.storm(seen)
+    policy.restrain(seen)
     assert not seen.storm and len(seen.due) == 8
     for env in list(seen.envs.values())[:7]:
         env["check"] = "http"
     seen.due = [(e, e["check"], "") for e in seen.envs.values()]
-    policy.storm(seen)
+    policy.restrain(seen)
     assert seen.storm and [e.name for e, _, _ in seen.due] == ["e7"]
+
+
+def many(node, world, states, **said):
+    """A pass in which e0, e1, … are in ``states``, all with the check `http` and the policy ``said``."""
+    seen = passes.Pass(node)
+    for i, word in enumerate(states):
+        world.env(f"e{i}")
+        env = seen.envs[f"e{i}"] = state.Env(node, f"e{i}")
+        env["intent"], env["state"], env["since"], env["check"] = "running", word, node.stamp(), "http"
+        seen.told[f"e{i}"] = {**policy.BUILTIN, "checks": {"http": {"type": "http", "timeout": 2}}, **said}
+    seen.due = [(e, "http", "x") for e in seen.envs.values() if e["state"] == "failing"]
+    return seen
+
+
+def test_first_of_a_storm_is_held_when_the_others_have_failed_once(node, world):
+    seen = many(node, world, ["failing"] + ["healthy"] * 7)
+    seen.suspects = {f"e{i}" for i in range(8)}
+    policy.restrain(seen)
+    assert seen.storm and seen.due == []
+
+
+def test_with_a_threshold_of_one_the_first_failure_waits_for_the_others(node, world):
+    checks = {"http": {"type": "http", "timeout": 2, "failure_threshold": 1}}
+    seen = many(node, world, ["failing"] + ["healthy"] * 7, checks=checks)
+    policy.restrain(seen)
+    assert seen.due == [] and not seen.storm
+    assert 14 < seen.soon <= 15, "a cycle of 5 s, and 2 s for each of five"
+    seen = many(node, world, ["failing"] + ["healthy"] * 3, checks=checks)
+    policy.restrain(seen)
+    assert [e.name for e, _, _ in seen.due] == ["e0"], "four can be no storm of five"
+
+
+@pytest.mark.parametrize(
+    ("parent", "suspect", "healed"),
+    [
+        ("healthy", False, True),
+        ("healthy", True, False),
+        ("failing", False, False),
+        ("gave_up", False, False),
+        ("stopped", False, False),
+        ("starting", False, False),
+        ("maintenance", False, True),
+    ],
+)
+def test_dependent_is_not_healed_while_what_it_depends_on_is_ill(node, world, parent, suspect, healed):
+    seen = many(node, world, ["failing", parent])
+    seen.told["e0"] = {**policy.BUILTIN, "depends_on": ["e1", "elsewhere"]}
+    seen.suspects = {"e1"} if suspect else set()
+    policy.restrain(seen)
+    assert ("e0" in [e.name for e, _, _ in seen.due]) == healed
+    assert ("waits for e1" in (seen.envs["e0"]["reason"] or "")) != healed
+
+
+def test_dependence_in_a_circle_is_no_dead_lock(node, world):
+    seen = many(node, world, ["failing", "failing"])
+    seen.told["e0"] = {**policy.BUILTIN, "depends_on": ["e1"]}
+    seen.told["e1"] = {**policy.BUILTIN, "depends_on": ["e0"]}
+    policy.restrain(seen)
+    assert len(seen.due) == 2
+
+
+def test_dependent_that_asked_is_restarted_once_after_what_it_depends_on(node, world):
+    seen = many(node, world, ["healthy", "healthy"])
+    seen.told["e0"] = {**policy.BUILTIN, "depends_on": ["e1"], "restart_with": ["e1"]}
+    dependent, parent = seen.envs["e0"], seen.envs["e1"]
+    dependent["started"] = {**node.stamp(), "m": time.monotonic() - 60}
+    policy.restrain(seen)
+    assert seen.due == []
+    parent["restarted"] = node.stamp()
+    policy.restrain(seen)
+    assert [(e.name, check) for e, check, _ in seen.due] == [("e0", "depends_on")]
+    seen.due, dependent["started"] = [], node.stamp()
+    policy.restrain(seen)
+    assert seen.due == []
+
+
+def test_set_clock_hides_no_health(judged, node, monkeypatch):
+    now = time.time()
+    started = {"started": {"t": now + 3600, "m": time.monotonic() - 5, "b": node.boot}, "warm": False}
+    assert judged(services=(("lb1.env", 0), ("lb1.http", 0, 1, now)), record=started)[0] == "healthy"
+
+
+def test_what_cannot_be_asked_is_neither_health_nor_a_failure(judged, monkeypatch):
+    original = service
+
+    def program(name, status=0, monitor=1, collected=None):
+        said = "<program><status>75</status><output>cannot be asked: rctl</output></program></service>"
+        return original(name, status, monitor, collected).replace("</service>", said)
+
+    monkeypatch.setitem(globals(), "service", lambda n, *a: program(n, *a) if n == "lb1.http" else original(n, *a))
+    found, due, env = judged(services=(("lb1.env", 0), ("lb1.http", 2097152)))
+    assert (found, due) == ("unknown", []) and "rctl" in env["reason"]
+
+
+def test_event_is_acted_on_only_when_the_fleet_says_so(judged, node):
+    pol = {"on_failure": ["event"]}
+    assert judged(services=FAILING, pol=pol)[:2] == ("failing", [])
+    assert judged(services=FAILING, pol=pol, record={"recheck": node.stamp()})[:2] == ("failing", ["http"])
+    old = {**node.stamp(), "m": time.monotonic() - 120}
+    assert judged(services=FAILING, pol=pol, record={"recheck": old})[:2] == ("failing", [])
+
+
+@pytest.mark.parametrize(
+    ("codes", "need", "good", "failing"),
+    [
+        ([1, 1], 3, 1, False),
+        ([1, 1, 1], 3, 1, True),
+        ([1, 1, 1, 0], 3, 1, False),
+        ([1, 1, 1, 0], 3, 2, True),
+        ([1, 1, 1, 0, 0], 3, 2, False),
+        ([1, 0, 1], {"failures": 2, "within": 3}, 1, True),
+        ([1, 0, 0, 1], {"failures": 2, "within": 3}, 1, False),
+        ([1, 75, 1], 2, 1, True),
+        ([1, 1, 75], 2, 1, False),
+    ],
+)
+def test_thresholds_of_probes_that_the_agent_runs_itself(node, codes, need, good, failing):
+    outcome = Outcome({"failure_threshold": need, "success_threshold": good}, {"codes": codes, "at": node.stamp()})
+    assert outcome.failing == failing
+    assert outcome.good_since(0) == (not failing and codes[-1] == 0)
 
 
 EVENTS = {
