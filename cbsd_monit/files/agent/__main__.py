@@ -6,6 +6,7 @@ docs/contract.md section 6 has the table of commands.
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,11 +115,7 @@ class Agent:
 
     def _leave(self):
         """Give the ticket back; False if somebody called in between and we took it again."""
-        files.remove(os.path.join(self.ticket, "pid"))
-        try:
-            os.rmdir(self.ticket)
-        except OSError:
-            pass
+        shutil.rmtree(self.ticket, ignore_errors=True)
         if not os.path.exists(self.trigger) or os.path.exists(self.node.in_run("quit")):
             return True
         try:
@@ -145,8 +142,7 @@ def _free_stale_ticket(node):
         with node.lock(node.in_run("agent.lock"), why="sync"):
             ticket = node.in_run("agent.pid")
             if os.path.isdir(ticket) and time.time() - os.stat(ticket).st_mtime > 10:
-                files.remove(os.path.join(ticket, "pid"))
-                os.rmdir(ticket)
+                shutil.rmtree(ticket)  # with what an agent that was killed while it wrote its pid left there
     except (Busy, OSError):
         pass
 
