@@ -1,0 +1,267 @@
+"""
+Faults at a chosen point: the agent is killed there, stopped, or told that the disk is full.  The product runs unchanged.
+
+    faults = Faults(folder)                       # faults.python is what the node's configuration names as its Python
+    faults.arm()                                  # the next agent is traced …
+    for point in faults.points(): …               # … and went through these points
+    faults.arm("kill", point)                     # the next agent dies there
+
+A point is a call with an effect outside the process (a write, a lock, a rename, a program started, bytes to a socket …),
+named by the call and the lines of the agent that led to it, innermost first, and counted: `Point(where, number)`.  So the
+same fault can be had again, whatever the other threads do meanwhile.  A write or a send dies half done.
+
+Run as a program (`faults.py PLAN AGENT …`) this file is the agent under a plan.
+"""
+
+import builtins
+import errno
+import fcntl
+import json
+import os
+import pathlib
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import syslog
+import threading
+from typing import NamedTuple
+
+MODES = ("trace", "kill", "stop", "enospc", "full")
+# What needs room on a disk; the others cannot fail with ENOSPC.
+SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "close", "log")
+# What another process cannot see after this one died.
+TRACELESS = ("flock", "fsync", "connect")
+_WRAPPER = """\
+#!/bin/sh
+# The node's Python.  Its next agent whose command is that of a plan runs under tests/faults.py, once.
+echo "$$ $4" >> '{folder}/started'
+if [ -e '{folder}/plan' ] && [ "$4" = "$(cat '{folder}/command')" ] && mv '{folder}/plan' '{folder}/taken' 2>/dev/null; then
+  shift   # -I
+  exec '{python}' -I '{here}' '{folder}/taken' "$@"
+fi
+exec '{python}' "$@"
+"""
+
+
+class Point(NamedTuple):
+    """The ``number``-th time (from 1) that a call is reached the way ``where`` says."""
+
+    where: str
+    number: int
+
+    @property
+    def call(self):
+        return self.where.split(" ", 1)[0]
+
+
+class Faults:
+    """Faults of the agents of one node; ``folder`` is empty or new and holds the plan, the trace and the Python to use."""
+
+    def __init__(self, folder, python=sys.executable):
+        self.folder = pathlib.Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.python = self.folder / "python"
+        self.python.write_text(_WRAPPER.format(folder=self.folder, python=python, here=os.path.abspath(__file__)))
+        self.python.chmod(0o755)
+
+    def arm(self, mode="trace", point=None, command="run"):
+        """The next agent that is started with ``command`` runs to ``point`` and meets the fault ``mode`` there."""
+        assert mode in MODES and (point is not None or mode == "trace")
+        for name in ("taken", "trace", "hit"):
+            (self.folder / name).unlink(missing_ok=True)
+        plan = {"mode": mode, "where": point and point.where, "number": point and point.number}
+        (self.folder / "command").write_text(command)
+        (self.folder / "plan.new").write_text(json.dumps(plan))
+        (self.folder / "plan.new").rename(self.folder / "plan")
+
+    def disarm(self):
+        """Take back what no agent met."""
+        (self.folder / "plan").unlink(missing_ok=True)
+
+    def hit(self):
+        """The pid of the agent that met the fault, or None."""
+        path = self.folder / "hit"
+        return int(path.read_text()) if path.exists() and path.read_text() else None
+
+    def trace(self):
+        """Every point that the agent passed, in order."""
+        path, count, found = self.folder / "trace", {}, []
+        for where in path.read_text().splitlines() if path.exists() else ():
+            count[where] = count.get(where, 0) + 1
+            found.append(Point(where, count[where]))
+        return found
+
+    def points(self):
+        """
+        The points worth a kill: of each way to each call the first time and the last; what lies between is repetition.
+
+        Nor is it worth one to die behind a call that leaves nothing behind: that is to die before it.
+        """
+        trace = self.trace()
+        last = {p.where: p for p in trace}
+        before = dict(zip(trace[1:], trace))
+        chosen = [p for p in trace if p.number == 1 or p == last[p.where]]
+        return [p for p in chosen if p not in before or before[p].call not in TRACELESS]
+
+    def started(self, command="run"):
+        """The pids of all agents that were started with ``command``, oldest first."""
+        path = self.folder / "started"
+        lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
+        return [int(pid) for pid, *said in lines if said == [command]]
+
+    def run(self, agent, config, command, *args, mode="trace", point=None, timeout=60):
+        """Run one command of the agent to its end under a plan; a CompletedProcess with texts."""
+        self.arm(mode, point, command)
+        argv = [str(self.python), "-I", str(agent), str(config), command, *args]
+        env = {"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "HOME": "/root"}
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
+        return subprocess.run(argv, env=env, timeout=timeout, **options)
+
+
+# What runs in the agent's process.
+
+
+class _Plan:
+    def __init__(self, path, agent):
+        with open(path, encoding="utf-8") as handle:
+            said = json.load(handle)
+        self.mode, self.where, self.number = said["mode"], said["where"], said["number"]
+        self.agent = os.path.join(agent, "")
+        folder = os.path.dirname(path)
+        self.trace = os.open(
+            os.path.join(folder, "trace"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        self.hit = os.path.join(folder, "hit")
+        self.seen, self.lock, self.full = 0, threading.RLock(), False
+        self.real = {"write": os.write, "open": os.open, "kill": os.kill, "close": os.close, "mkdir": os.mkdir}
+
+    def _where(self, call):
+        frame, lines = sys._getframe(1), []
+        while frame is not None:
+            code = frame.f_code
+            if code.co_filename.startswith(self.agent):
+                lines.append(f"{os.path.basename(code.co_filename)}:{code.co_name}:{frame.f_lineno}")
+            frame = frame.f_back
+        return " ".join([call, *lines])
+
+    def point(self, call, half=None):
+        """One point: returns, raises OSError or does not return, as the plan says; ``half`` does half of the call."""
+        with self.lock:
+            where = self._where(call)
+            self.real["write"](self.trace, (where + "\n").encode())
+            if self.full and call in SPACE:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.seen += where == self.where
+            if self.mode == "trace" or where != self.where or self.seen != self.number:
+                return
+            mark = self.real["open"](self.hit, os.O_WRONLY | os.O_CREAT, 0o600)
+            self.real["write"](mark, str(os.getpid()).encode())
+            self.real["close"](mark)
+            if self.mode in ("enospc", "full"):
+                self.full = self.mode == "full"
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if half and self.mode == "kill":
+                half()
+            self.real["kill"](os.getpid(), signal.SIGKILL if self.mode == "kill" else signal.SIGSTOP)
+
+
+class _Written:
+    """A file opened for writing by name; its content goes out when it is closed."""
+
+    def __init__(self, plan, handle):
+        self._plan, self._handle = plan, handle
+
+    def __getattr__(self, name):
+        return getattr(self._handle, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc):
+        try:
+            self._plan.point("close")
+        finally:
+            self._handle.close()
+
+
+class _Log:
+    """Standard error, the agent's log."""
+
+    def __init__(self, plan, stream):
+        self._plan, self._stream = plan, stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def flush(self):
+        self._plan.point("log")
+        self._stream.flush()
+
+
+def install(plan):
+    """Put ``plan`` between the agent and every call that has an effect outside its process."""
+
+    def before(holder, name, needed=lambda *args, **more: True, call=None):
+        real = getattr(holder, name)
+
+        def wrapped(*args, **more):
+            if needed(*args, **more):
+                plan.point(call or name)
+            return real(*args, **more)
+
+        setattr(holder, name, wrapped)
+
+    def sending(holder, name):
+        real = getattr(holder, name)
+
+        def wrapped(target, data, *args):
+            plan.point(name, lambda: real(target, data[: len(data) // 2], *args))
+            return real(target, data, *args)
+
+        setattr(holder, name, wrapped)
+
+    for name in (
+        *"fsync replace rename unlink remove mkdir rmdir symlink link truncate ftruncate".split(),
+        "chmod",
+        "fchmod",
+    ):
+        before(os, name)
+    before(os, "kill")
+    before(os, "killpg")
+    before(os, "open", lambda path, flags, *_, **__: flags & (os.O_CREAT | os.O_TRUNC))
+    before(fcntl, "flock")
+    before(syslog, "syslog")
+    before(socket.socket, "connect")
+    for holder, name in ((os, "write"), (os, "pwrite"), (socket.socket, "sendall")):
+        sending(holder, name)
+
+    spawn = subprocess.Popen._execute_child
+
+    def spawned(*args, **more):
+        plan.point("spawn")
+        spawn(*args, **more)
+        plan.point("spawned")
+
+    subprocess.Popen._execute_child = spawned
+    opened = builtins.open
+
+    def opening(path, mode="r", *args, **more):
+        if not set(mode) & set("wax+") or isinstance(path, int):
+            return opened(path, mode, *args, **more)
+        plan.point("open")
+        return _Written(plan, opened(path, mode, *args, **more))
+
+    builtins.open = opening
+    sys.stderr = _Log(plan, sys.stderr)
+
+
+def main(plan, agent, *args):
+    install(_Plan(plan, agent))
+    sys.argv = [agent, *args]
+    runpy.run_path(agent, run_name="__main__")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
