@@ -101,6 +101,7 @@ NETWORK = (
     ("size", "size {}", str),
     ("timeout", "with timeout {} seconds", math.ceil),
 )
+PROBES = ("exec", "service", "process", "file", "resource")  # what `wake probe` runs, as a `check program`
 LIMITS = {  # type: {key: (words of the test, how the limit is written)}
     "system": {
         "loadavg_1m": ("loadavg (1min) > {}", "{:g}".format),
@@ -146,7 +147,7 @@ def _tests(check):
     kind = check["type"]
     if kind == "running":
         return "file", ["exist"]
-    if kind in ("exec", "service"):
+    if kind in PROBES:
         return "program", ["status != 0"]
     if kind in LIMITS:
         tests = [words.format(write(check[k])) for k, (words, write) in LIMITS[kind].items() if k in check]
@@ -176,6 +177,8 @@ ADDRESSES = {"ipv4": "%%IPV4_FIRST%%", "ipv6": "%%IPV6_FIRST%%"}
 def _service(name, check, poll):
     """Return one check of an env as the template gets it."""
     kind, tests = _tests(check)
+    if kind == "program":
+        tests = ["status = 1"]  # 75 is neither well nor failed: the agent could not find out
     given = check.get("address", "%%ADDRESS%%")
     patience = math.ceil(check["timeout"]) + PROBE_SLACK
     target = {
@@ -436,7 +439,8 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         Paths and names of the node (``libexec``, ``state``, ``rootgroup`` are used), instead of the pillar's ``lookup``.
 
     Returns ``{"config": {…}, "envs": {name: {"monitrc.tpl": text, "policy.json": {…}}}, "warnings": [sentence]}``;
-    ``config`` holds schema, node, poll (seconds), include, head (monit text), socket (path), policy, budget and silences.
+    ``config`` holds schema, node, poll (seconds), include, head (monit text), socket (path), probes (who runs them: ``monit``
+    or ``agent``), policy, budget and silences.
 
     Raises ``SaltInvocationError`` when the pillar is not valid or a template cannot be used.
 
@@ -467,7 +471,8 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         if late and not probes:
             services = [service for service in services if service["kind"] != "program"]
             warnings.append(
-                f"probe checks of {name} ({', '.join(late)}) need monit < 5.34.1 or >= 5.35.2; they are not rendered"
+                f"monit {monit_version} cannot run check program: the agent runs the probes of {name} ({', '.join(late)}) "
+                "itself, in its pass each minute"
             )
         source, text = _template_of(name, own, spec, template, templates or {}, files)
         told = {key: copy.deepcopy(value) for key, value in policy.items() if key not in ("env", "node")}
@@ -490,12 +495,14 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         "include": settings["monit"]["include"],
         "head": _head(settings, paths, probes),
         "socket": _socket(settings, paths),
+        "probes": "monit" if probes else "agent",
         "policy": {
             "schema": 1,
             "node": node,
             "origin": "pillar",
             **{key: copy.deepcopy(defaults[key]) for key in ("heal", "on_failure", "start_period", "restart")},
             "depends_on": [],
+            "restart_with": [],
         },
         "budget": settings["budget"],
         "silences": _silences(spec, node, envs),

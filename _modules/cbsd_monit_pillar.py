@@ -11,7 +11,6 @@ because their text is data to monit alone: ``regex`` (any printable ASCII; rende
 :depends: cbsd_monit_schema
 """
 
-import copy
 import datetime
 import difflib
 import fnmatch
@@ -141,6 +140,17 @@ def _read_days(value, row):
         value = _read_duration(value, {"type": "days"}) / 86400
     value = _number(value)
     if not isinstance(value, int) or not 1 <= value <= 3650:
+        raise _Expected
+    return value
+
+
+def _read_bytes(value, row):
+    if isinstance(value, str):
+        match = re.fullmatch(r"([0-9]{1,15})([kmgt]?)", value, re.ASCII | re.I)
+        if not match:
+            raise _Expected
+        value = int(match[1]) * 1024 ** " kmgt".index(match[2].lower() or " ")
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**60:
         raise _Expected
     return value
 
@@ -277,6 +287,27 @@ def _read_step(value, row):
     raise _Expected
 
 
+def _read_dependencies(value, row):
+    """Names, and ``{"env": name, "restart": True}`` for those after whose restart the env is restarted, too."""
+    if not isinstance(value, list):
+        return [_read_dependency(value, row)]
+    found = [_part_of(value, n, "dependency") for n in range(len(value))]
+    names = [item if isinstance(item, str) else item["env"] for item in found]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise _Expected("each env once", (number,))
+    return found
+
+
+def _read_dependency(value, row):
+    if not isinstance(value, dict):
+        return _read_string(value, {"type": "env"})
+    if "env" not in value or set(value) - {"env", "restart"}:
+        raise _Expected
+    name = _part_of(value, "env", "env")
+    return {"env": name, "restart": True} if _part_of({"restart": False, **value}, "restart", "bool") else name
+
+
 def _read_headers(value, row):
     if not isinstance(value, dict) or not 1 <= len(value) <= 20:
         raise _Expected
@@ -320,6 +351,7 @@ READERS = {
     "port": _read_port,
     "duration": _read_duration,
     "days": _read_days,
+    "bytes": _read_bytes,
     "percent": _read_percent,
     "choice": _read_choice,
     "address": _read_address,
@@ -327,6 +359,8 @@ READERS = {
     "time": _read_time,
     "threshold": _read_threshold,
     "command": _read_command,
+    "dependencies": _read_dependencies,
+    "dependency": _read_dependency,
     "ladder": _read_ladder,
     "headers": _read_headers,
     "raw": _read_raw,
@@ -544,20 +578,61 @@ class _Reader:
         for number, silence in enumerate(read["silences"]):
             if "group" in silence and silence["group"] not in read["groups"]:
                 self.errors.say(["cbsd_monit", "silences", str(number), "group"], f"no group {silence['group']!r}")
-        waits = {name: list(entry.get("depends_on", [])) for name, entry in read["envs"].items()}
-        for path, entry in owners:
-            if path[0] == "nodes":
-                waits.setdefault(path[3], []).extend(entry.get("depends_on", []))
-        for name in sorted(waits):
-            seen, ahead = set(), list(waits[name])
-            while ahead:
-                env = ahead.pop()
-                if env == name:
-                    self.errors.say(["cbsd_monit", "envs", name, "depends_on"], f"{name!r} would wait for itself")
-                    break
-                if env not in seen:
-                    seen.add(env)
-                    ahead += waits.get(env, [])
+        self.loops(read["envs"], {}, [])
+        for node, entry in read["nodes"].items():
+            self.loops(read["envs"], entry.get("envs", {}), ["nodes", node])
+
+    def loops(self, fleet, own, node):
+        """Envs must not wait for each other: not as the fleet has them, nor with what a node says of its own."""
+        waits = {
+            name: _names(own.get(name, {}).get("depends_on", fleet.get(name, {}).get("depends_on", [])))
+            for name in {**fleet, **own}
+        }
+        loop = cycle(waits)
+        if loop:
+            first = loop[0]
+            path = [*node, "envs", first] if "depends_on" in own.get(first, {}) else ["envs", first]
+            if node and all("depends_on" not in own.get(name, {}) for name in loop):
+                return  # the fleet's, said already
+            self.errors.say(
+                ["cbsd_monit", *path, "depends_on"], f"{first!r} would wait for itself: {' -> '.join(loop)}"
+            )
+
+
+def _names(dependencies):
+    """Return the envs that ``depends_on`` names, in its normal form or not in one at all."""
+    return [item["env"] if isinstance(item, dict) else item for item in dependencies]
+
+
+def cycle(waits):
+    """
+    Return a way on which an env waits for itself, such as ``["a", "b", "a"]``, or ``[]`` if there is none.
+
+    waits
+        ``{env: [envs that it depends on]}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit_pillar.cycle '{a: [b], b: [a]}'
+    """
+    done = set()
+    for start in sorted(waits):
+        way, ahead = [start], [iter(waits[start])]
+        while way and start not in done:
+            env = next(ahead[-1], None)
+            if env is None:
+                ahead.pop()
+                done.add(way.pop())
+            elif env in way:
+                loop = way[way.index(env) :]
+                first = loop.index(min(loop))
+                return [*loop[first:], *loop[:first], min(loop)]
+            elif env not in done:
+                way.append(env)
+                ahead.append(iter(waits.get(env, [])))
+    return []
 
 
 def _matches(group, env, emulator=None):
@@ -594,7 +669,15 @@ def _rules(check, scope):
         for key in ("verify", "certificate_valid"):
             if key in check and check[key] is not False:
                 yield [key], "needs tls: true"
-    if kind in ("system", "filesystem"):
+    if kind == "process":
+        if not {"name", "pidfile"} & set(check):
+            yield [], "missing: name or pidfile"
+        if "pidfile" in check and check.get("min", 1) > 1:
+            yield ["min"], "a pid file names one process"
+    for low, high in (("min", "max"), ("min_size", "max_size")):
+        if low in check and high in check and check[low] > check[high]:
+            yield [high], f"less than {low}"
+    if kind in ("system", "filesystem", "resource"):
         limits = [key for key in _tables()["checks"][kind]["fields"] if key != "path"]
         if not set(limits) & set(check):
             yield [], f"missing: at least one of {', '.join(limits)}"
@@ -651,14 +734,12 @@ def validate(spec):
     return read
 
 
-def complete(checks, policy, scope, path):
+def gaps(checks, scope, path):
     """
-    Return checks with everything they inherit, their types' defaults included.
+    Return what checks leave to others: ``{name: {"defaults": {key: their type's}, "inherits": [keys of the policy]}}``.
 
     checks
         Normal forms by name, merged from all that contribute to them.
-    policy
-        What they inherit: ``interval``, ``timeout``, …, ``restart``.
     scope
         ``env`` or ``node``.
     path
@@ -670,7 +751,7 @@ def complete(checks, policy, scope, path):
 
     .. code-block:: bash
 
-        salt-call cbsd_monit_pillar.complete '{up: {type: running}}' '{interval: 30, timeout: 5, …}' env '[]'
+        salt-call cbsd_monit_pillar.gaps '{up: {type: running}}' env '[]'
     """
     errors, result, tables = _Errors(), {}, _tables()
     for name in sorted(checks):
@@ -688,11 +769,9 @@ def complete(checks, policy, scope, path):
         for part, message in _rules(check, scope):
             errors.say([*where, *part], message)
         own = [key for key in tables["checks"][check["type"]]["fields"] if key in fields]
-        whole = {key: fields[key]["default"] for key in own if fields[key]["default"] is not None}
-        whole.update({key: policy[key] for key in tables["check"] if key in fields and key != "restart"})
-        whole.update(check)
-        if "restart" in check:
-            whole["restart"] = {**policy["restart"], **check["restart"]}
-        result[name] = copy.deepcopy(whole)
+        result[name] = {
+            "defaults": {key: fields[key]["default"] for key in own if fields[key]["default"] is not None},
+            "inherits": [key for key in tables["check"] if key in fields],
+        }
     errors.stop()
     return result

@@ -4,7 +4,10 @@ What the pillar means on one node: defaults, node, group, env and check put over
 The nearer wins; mappings are merged, everything else is replaced. A check is merged with the one of its name that it
 inherits, unless it names another type: then it replaces it. ``false`` takes an inherited check away.
 
-:depends: cbsd_monit_pillar
+There is one merge, and it carries along where in the pillar each value stands: what ``cbsd_monit.explain`` says of a
+value is where the policy has it from.
+
+:depends: cbsd_monit_schema, cbsd_monit_pillar
 """
 
 import fnmatch
@@ -12,10 +15,78 @@ import re
 
 from salt.exceptions import SaltInvocationError
 
+SETTINGS = ("defaults", "monit", "budget")
 POLICY = ("heal", "on_failure", "start_period", "restart")
+WHOLE = ("failure_threshold", "headers")  # mappings that are one value
+BUILT_IN = "built-in default"
 
 
-def for_node(spec, node, envs):
+class _Mapping(dict):
+    """A mapping that knows where each of its values stands: ``origins``, ``{key: path}``."""
+
+    __slots__ = ("origins",)
+
+    def __init__(self):
+        super().__init__()
+        self.origins = {}
+
+    def only(self, keys):
+        """Return the part of it with these keys."""
+        part = _Mapping()
+        for key in keys:
+            if key in self:
+                part[key], part.origins[key] = self[key], self.origins[key]
+        return part
+
+
+def _is_mapping(key, value):
+    return isinstance(value, dict) and key not in WHOLE
+
+
+def _sourced(values, path, written=None):
+    """
+    Return values in normal form, all of them at ``path`` or below, as a ``_Mapping``.
+
+    written
+        As the pillar has them, where the normal form holds more: what it does not say is a built-in default.
+    """
+    result = _Mapping()
+    for key, value in values.items():
+        said = written is None or written.get(key) is not None
+        below = None if written is None else written.get(key) or {}
+        result[key] = _sourced(value, f"{path}:{key}", below) if _is_mapping(key, value) else value
+        result.origins[key] = f"{path}:{key}" if said else BUILT_IN
+    return result
+
+
+def _merge(*layers):
+    """Merge mappings, the later nearer; what is no mapping is replaced."""
+    result = _Mapping()
+    for layer in layers:
+        for key, value in layer.items():
+            if _is_mapping(key, value):
+                old = result.get(key)
+                value = _merge(old if isinstance(old, dict) else _Mapping(), value)
+            result[key], result.origins[key] = value, layer.origins[key]
+    return result
+
+
+def _plain(value):
+    """Return plain data that shares nothing that changes."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def _told(mapping):
+    """Return a mapping with each value as ``{"value": …, "from": path}``."""
+    return {
+        key: _told(value) if isinstance(value, _Mapping) else {"value": _plain(value), "from": mapping.origins[key]}
+        for key, value in mapping.items()
+    }
+
+
+def for_node(spec, node, envs, origins=False):
     """
     Return all that the pillar means on one node.
 
@@ -25,9 +96,14 @@ def for_node(spec, node, envs):
         Minion id. Entries of ``nodes`` that match it are merged in the order of their names, the id itself last.
     envs
         Envs that exist on the node: ``[{"name": "lb1", "emulator": "jail"}]``.
+    origins
+        Also return where each value comes from.
 
     Returns a mapping: ``spec`` (the normal form), ``defaults``, ``monit``, ``budget`` (the node's), ``checks`` (the
-    node's own, whole), ``envs`` (the pillar's entries), ``policies`` (``{name: as in policy.json}``), ``warnings``.
+    node's own, whole), ``envs`` (the pillar's entries for envs of the node), ``policies`` (``{name: as in policy.json}``),
+    ``warnings``; with ``origins`` also ``origins``: ``{"monit", "budget", "envs": {name: {"heal", …, "checks", "layers"}}}``,
+    where each value is ``{"value": …, "from": its path in the pillar, or "built-in default"}`` and ``layers`` lists what was
+    put over each other, the nearest last.
 
     Raises ``SaltInvocationError`` when the pillar is not valid, or an env's name or emulator is not known.
 
@@ -37,99 +113,145 @@ def for_node(spec, node, envs):
 
         salt-call cbsd_monit_policy.for_node '{monit: {poll: 5s}}' hv1.example.net '[]'
     """
+    written = spec or {}
     spec = __salt__["cbsd_monit_pillar.validate"](spec)
-    entries = [spec["nodes"][g] for g in sorted(spec["nodes"]) if g != node and fnmatch.fnmatchcase(node, g)]
-    entries.append(spec["nodes"].get(node, {}))
-    whole = {key: spec[key] for key in ("defaults", "monit", "budget")}
-    settings = _merge(whole, *({key: entry[key] for key in whole if key in entry} for entry in entries))
-    settings["checks"] = __salt__["cbsd_monit_pillar.complete"](
-        _layered(*(entry.get("checks", {}) for entry in entries)),
-        {**settings["defaults"], "on_failure": ["alert"]},
-        "node",
-        ["cbsd_monit", "nodes", node, "checks"],
-    )
-    sources = [spec["envs"], *(entry.get("envs", {}) for entry in entries)]
-    settings["envs"] = {
-        name: _entry([source[name] for source in sources if name in source])
-        for name in sorted({name for source in sources for name in source})
+    present = sorted(_present(env) for env in envs)
+    globs = [name for name in sorted(spec["nodes"]) if name != node and fnmatch.fnmatchcase(node, name)]
+    globs += [node] if node in spec["nodes"] else []
+    nodes = [_sourced(spec["nodes"][name], f"cbsd_monit:nodes:{name}") for name in globs]
+    said = {key: _sourced(spec[key], f"cbsd_monit:{key}", written.get(key) or {}) for key in SETTINGS}
+    said = {key: _merge(whole, *(entry[key] for entry in nodes if key in entry)) for key, whole in said.items()}
+    sources = [spec["envs"], *(spec["nodes"][name].get("envs", {}) for name in globs)]
+    _acyclic(sources)
+
+    alert = _sourced({"on_failure": ["alert"]}, "", {})
+    checks = _layered(*(entry.get("checks", {}) for entry in nodes))
+    checks = _completed(checks, _merge(said["defaults"], alert), "node", ["cbsd_monit", "nodes", node, "checks"])
+    result = {key: _plain(value) for key, value in said.items()}
+    result.update(spec=spec, checks=_plain(checks), envs={}, policies={}, warnings=[])
+    told = {"monit": _told(said["monit"]), "budget": _told(said["budget"]), "envs": {}}
+    fleet = {
+        "defaults": said["defaults"],
+        "layers": ["built-in defaults"] + ["cbsd_monit:defaults"] * bool(written.get("defaults")),
+        "groups": _sourced(spec["groups"], "cbsd_monit:groups"),
+        "profiles": _sourced(spec["profiles"], "cbsd_monit:profiles"),
+        "jails_only": {kind for kind, row in __salt__["cbsd_monit_schema.schema"]()["checks"].items() if "only" in row},
     }
-    settings.update(spec=spec, policies={}, warnings=[])
-    for name, emulator in sorted(_present(env) for env in envs):
-        policy = _policy(settings, node, name, emulator)
-        if policy:
-            settings["policies"][name] = policy
-    return settings
-
-
-def _merge(*layers):
-    """Merge mappings, the later nearer; what is no mapping is replaced. The result shares nothing that changes."""
-    result = {}
-    for layer in layers:
-        for key, value in layer.items():
-            if isinstance(value, dict) and key not in ("failure_threshold", "headers"):
-                old = result.get(key)
-                value = _merge(old if isinstance(old, dict) else {}, value)
-            result[key] = value
+    fleet["layers"] += [f"cbsd_monit:nodes:{name}:defaults" for name in globs if "defaults" in spec["nodes"][name]]
+    paths = ["cbsd_monit:envs", *(f"cbsd_monit:nodes:{name}:envs" for name in globs)]
+    for name, emulator in present:
+        entries = [_sourced(s[name], f"{path}:{name}") for path, s in zip(paths, sources) if name in s]
+        layers = [f"{path}:{name}" for path, s in zip(paths, sources) if name in s]
+        groups = [group for group in sorted(spec["groups"]) if _holds(spec["groups"][group], name, emulator)]
+        if not entries and not groups:
+            continue
+        own = _entry(entries)
+        policy, checks, inside, used = _policy(fleet, name, emulator, groups, own, layers)
+        if inside:
+            left = ", ".join(inside)
+            result["warnings"].append(f"{name} is a VM: checks that look into a jail are left out ({left})")
+        result["envs"][name] = _plain(own)
+        result["policies"][name] = {
+            "schema": 1,
+            "env": name,
+            "node": node,
+            "origin": "pillar",
+            **_plain(policy.only(POLICY)),
+            **_needs(own.get("depends_on", [])),
+            "checks": {key: _carried(_plain(check)) for key, check in checks.items()},
+        }
+        if origins:
+            told["envs"][name] = {
+                **_told(policy.only(POLICY)),
+                **_told(own.only(["depends_on"])),
+                "checks": {key: _told(check) for key, check in checks.items()},
+                "left_out": inside,
+                "layers": used,
+            }
+    if origins:
+        result["origins"] = told
     return result
 
 
 def _layered(*layers, final=True):
     """Put sets of checks over each other; ``final`` is False where the result is a layer itself."""
-    checks = {}
+    checks = _Mapping()
     for layer in layers:
         for name, check in layer.items():
-            old = checks.get(name) or {}
-            if check is False:
-                checks[name] = False
-            elif check.get("type", old.get("type")) == old.get("type"):
-                checks[name] = _merge(old, check)
-            else:
-                checks[name] = check
-    return {name: check for name, check in checks.items() if check is not False} if final else checks
+            old = checks.get(name) or _Mapping()
+            if check is not False and check.get("type", old.get("type")) == old.get("type"):
+                check = _merge(old, check)
+            checks[name], checks.origins[name] = check, layer.origins[name]
+    return checks.only([name for name in checks if checks[name] is not False]) if final else checks
 
 
 def _entry(layers):
     """Merge the entries for one env: the fleet's, then the node's."""
     merged = _merge(*layers)
     if len(layers) > 1:
-        merged["checks"] = _layered(*(layer.get("checks", {}) for layer in layers), final=False)
+        merged["checks"] = _layered(*(layer["checks"] for layer in layers if "checks" in layer), final=False)
     return merged
 
 
-def _policy(settings, node, name, emulator):
-    """Return the policy of one env, or None when the pillar does not mean it."""
-    spec = settings["spec"]
-    groups = [group for _, group in sorted(spec["groups"].items()) if _holds(group, name, emulator)]
-    own = settings["envs"].get(name)
-    if not groups and own is None:
-        return None
-    own = own or {}
+def _completed(checks, policy, scope, path):
+    """Return checks with everything they inherit, their types' defaults included."""
+    gaps = __salt__["cbsd_monit_pillar.gaps"](checks, scope, path)
+    whole = _Mapping()
+    for name, gap in gaps.items():
+        check = checks[name]
+        inherits = [key for key in gap["inherits"] if key != "restart" or "restart" in check]
+        whole[name] = _merge(_sourced(gap["defaults"], "", {}), policy.only(inherits), check)
+        whole.origins[name] = checks.origins[name]
+    return whole
+
+
+def _policy(fleet, name, emulator, groups, own, layers):
+    """
+    Return policy and checks of one env, the names of checks that do not fit its emulator, and what was put over each other.
+
+    groups
+        Names of those that hold it, the nearest last.
+    own, layers
+        The entry for it, and what that was merged from.
+    """
     path = ["cbsd_monit", "envs", name, "checks"]
-    layers, inherited = [], [settings["defaults"]]
-    for entry in [*groups, own]:
-        inherited.append({key: entry[key] for key in settings["defaults"] if key in entry})
-        layers += [spec["profiles"][profile].get("checks", {}) for profile in entry.get("profiles", [])]
-        layers.append(entry.get("checks", {}))
+    checks, inherited, used = [], [fleet["defaults"]], list(fleet["layers"])
+    entries = [(fleet["groups"][group], [f"cbsd_monit:groups:{group}"]) for group in groups]
+    for entry, paths in [*entries, (own, layers)]:
+        inherited.append(entry.only(fleet["defaults"]))
+        for profile in entry.get("profiles", []):
+            checks.append(fleet["profiles"][profile].get("checks", _Mapping()))
+            used.append(f"cbsd_monit:profiles:{profile} (named by {entry.origins['profiles']})")
+        checks.append(entry.get("checks", _Mapping()))
+        used += paths
     policy = _merge(*inherited)
-    checks = __salt__["cbsd_monit_pillar.complete"](_layered(*layers), policy, "env", path)
-    if "raw" in checks and "raw" in own:
+    whole = _completed(_layered(*checks), policy, "env", path)
+    if "raw" in whole and "raw" in own:
         raise SaltInvocationError(f"{':'.join(path)}:raw: the name is taken by the env's raw text")
-    checks = {key: _carried(check) for key, check in checks.items()}
+    inside = []
     if emulator == "bhyve":
-        inside = [key for key, check in checks.items() if check.get("in") == "jail"]
-        if inside:
-            said = f"{name} is a VM: checks that look into a jail are left out ({', '.join(inside)})"
-            settings["warnings"].append(said)
-        checks = {key: check for key, check in checks.items() if key not in inside}
-    return {
-        "schema": 1,
-        "env": name,
-        "node": node,
-        "origin": "pillar",
-        **{key: policy[key] for key in POLICY},
-        "depends_on": own.get("depends_on", []),
-        "checks": checks,
-    }
+        inside = [key for key, c in whole.items() if c.get("in") == "jail" or c["type"] in fleet["jails_only"]]
+    return policy, whole.only([key for key in whole if key not in inside]), inside, used
+
+
+def _needs(dependencies):
+    """Return ``depends_on`` as the agent gets it: names, and those of them after whose restart the env is restarted."""
+    names = [item["env"] if isinstance(item, dict) else item for item in dependencies]
+    return {"depends_on": names, "restart_with": [item["env"] for item in dependencies if isinstance(item, dict)]}
+
+
+def _acyclic(sources):
+    """Refuse envs that wait for each other, as this node has them: each entry may be harmless alone."""
+    waits = {}
+    for source in sources:
+        waits.update(
+            {name: _needs(entry["depends_on"])["depends_on"] for name, entry in source.items() if "depends_on" in entry}
+        )
+    loop = __salt__["cbsd_monit_pillar.cycle"](waits)
+    if loop:
+        raise SaltInvocationError(
+            f"cbsd_monit:envs:{loop[0]}:depends_on: {loop[0]!r} would wait for itself: {' -> '.join(loop)}"
+        )
 
 
 def _holds(group, name, emulator):

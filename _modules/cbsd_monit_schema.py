@@ -38,6 +38,7 @@ TYPES = {
     "port": "a port number 1-65535",
     "duration": "a duration such as 10s, 5m, 1h, 1d, or seconds",
     "days": "a duration of whole days such as 30d",
+    "bytes": "a number of bytes such as 512m or 2g (powers of 1024)",
     "percent": "a percentage such as 50%",
     "choice": "one of a few words",
     "address": "an IP address, or ipv4 or ipv6 for the env's first one",
@@ -47,6 +48,8 @@ TYPES = {
     "{service_restart: NAME}, {command: [PROGRAM, ARG]}",
     "step": "a step: restart, start, stop, alert, event, {service_restart: NAME}, {command: [PROGRAM, ARG]}",
     "command": "a list: a program's absolute path and its arguments",
+    "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}",
+    "dependency": "the name of an env, or {env: NAME, restart: true}",
     "headers": "a mapping of HTTP header to value",
     "name": "a name, or false",
     "raw": "monit's own language, without set and include",
@@ -97,6 +100,8 @@ SECTIONS = {
         "cbsd": _row("path", "/usr/local/bin/cbsd", "program"),
         "jls": _row("path", "/usr/sbin/jls", "program"),
         "jexec": _row("path", "/usr/sbin/jexec", "program"),
+        "ps": _row("path", "/bin/ps", "program"),
+        "rctl": _row("path", "/usr/bin/rctl", "program"),
         "vmm": _row("path", "/dev/vmm", "directory with one node per running VM"),
         "boot_id": _row("path", None, "file whose content is the boot's id; else the kernel is asked"),
         "libexec": _row("path", "/usr/local/libexec/cbsd_monit", "directory of wake and the agent"),
@@ -106,6 +111,9 @@ SECTIONS = {
         "monit": _row("path", "/usr/local/bin/monit", "program"),
         "monitrc": _row("path", "/usr/local/etc/monitrc", "monit's configuration"),
         "monit_start": _row("command", ["/usr/sbin/service", "monit", "onestart"], "starts monit"),
+        "minion_restart": _row(
+            "command", ["/usr/sbin/service", "salt_minion", "restart"], "restarts the Salt minion, once, for the events"
+        ),
         "monitrc_sample": _row("path", "/usr/local/etc/monitrc.sample", "copied where there is no monitrc"),
         "cron": _row("path", "/usr/local/etc/cron.d/cbsd_monit", "file with the line that runs sync"),
         "python": _row("path", None, "interpreter of the agent; else Salt's own"),
@@ -159,7 +167,11 @@ SECTIONS = {
     },
     "env": {
         "profiles": _row("list", None, "profiles by name", of="word"),
-        "depends_on": _row("list", None, "envs that have to be well before this one is healed", of="env"),
+        "depends_on": _row(
+            "dependencies",
+            None,
+            "envs that have to be well before this one is healed; with restart: true it is restarted after them",
+        ),
         "checks": _row("checks", None, "nearer than the profiles'", scope="env"),
         "raw": _row("raw", None, "monit's own language"),
         "template": _row("salt_url", None, "template of this env's rules"),
@@ -191,6 +203,11 @@ PROGRAM = {
     "command": _row("command", None, "0: well", required=True),
 }
 BOTH = ["env", "node"]
+# rctl(8)'s resources by what they are counted in.
+RCTL_BYTES = """coredumpsize datasize memorylocked memoryuse msgqsize readbps shmsize stacksize swapuse vmemoryuse
+    writebps""".split()
+RCTL_COUNTS = "maxproc msgqqueued nmsgq nsem nsemop nshm nthr openfiles pseudoterminals readiops writeiops".split()
+RCTL_TIMES = ["cputime", "wallclock"]
 CHECKS = {
     "running": {"doc": "the env runs", "scope": ["env"], "fields": {}},
     "tcp": {"doc": "a TCP port accepts", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
@@ -237,11 +254,13 @@ CHECKS = {
     "service": {
         "doc": "an rc.d service of the jail runs",
         "scope": ["env"],
+        "only": "jail",
         "fields": {"name": _row("word", None, "the service", required=True)},
     },
     "unix": {
         "doc": "a UNIX socket in the jail accepts (asked by nc(1) in the jail)",
         "scope": ["env"],
+        "only": "jail",
         "fields": {"path": _row("path", None, "as seen in the jail", required=True)},
     },
     "filesystem": {
@@ -261,9 +280,39 @@ CHECKS = {
             **{k: _row("percent", None, "") for k in ("cpu", "cpu_user", "cpu_system", "memory", "swap")},
         },
     },
-    "process": {"doc": "processes of the jail", "scope": [], "fields": {}},
-    "file": {"doc": "a file of the jail", "scope": [], "fields": {}},
-    "resource": {"doc": "what the jail uses, by rctl", "scope": [], "fields": {}},
+    "process": {
+        "doc": "processes run in the jail",
+        "scope": ["env"],
+        "only": "jail",
+        "fields": {
+            "name": _row("word", None, "their exact command name, as ps(1) has it"),
+            "pidfile": _row("path", None, "file in the jail whose process it must be"),
+            "min": _row("int", 1, "at least so many", min=0, max=100000),
+            "max": _row("int", None, "at most so many", min=0, max=100000),
+        },
+    },
+    "file": {
+        "doc": "a file exists in the jail",
+        "scope": ["env"],
+        "only": "jail",
+        "fields": {
+            "path": _row("path", None, "as seen in the jail", required=True),
+            "max_age": _row("duration", None, "since it was last written", unit="s", min=1),
+            "min_size": _row("bytes", None, "it is at least so long"),
+            "max_size": _row("bytes", None, "it is at most so long"),
+        },
+    },
+    "resource": {
+        "doc": "the jail uses at most so much, as rctl(8) counts it; needs kern.racct.enable=1",
+        "scope": ["env"],
+        "only": "jail",
+        "fields": {
+            **{k: _row("bytes", None, "") for k in RCTL_BYTES},
+            **{k: _row("int", None, "", min=0, max=10**9) for k in RCTL_COUNTS},
+            **{k: _row("duration", None, "", unit="s") for k in RCTL_TIMES},
+            "pcpu": _row("int", None, "percent of one processor", min=0, max=100000),
+        },
+    },
 }
 # monit's protocol tests and their usual port (None: it has none), and what does not always go over TCP.
 PROTOCOLS = {
@@ -291,7 +340,7 @@ def schema():
 
     ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check,
     "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is
-    ``{"type", "default", "doc", …limits}``.
+    ``{"type", "default", "doc", …limits}``. A type with ``"only": "jail"`` is not for VMs.
 
     CLI Example:
 

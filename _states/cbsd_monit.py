@@ -36,7 +36,7 @@ __virtualname__ = "cbsd_monit"
 
 NEED = ("workdir", "state", "config", "libexec")
 # What the agent is told about paths, besides what pillar says (docs/contract.md, section 4).
-CONFIGURED = "workdir cbsd jls jexec vmm boot_id libexec state run monit monitrc monit_start".split()
+CONFIGURED = "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
 ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")

@@ -162,7 +162,8 @@ def needed(kind):
     """The least that a check of this type says."""
     rows = cbsd_monit.schema()["checks"][kind]["fields"]
     given = {"port": 4711, "command": ["/bin/x", "a b", "-c=d"], "name": "nginx", "path": "/x"}
-    return {"type": kind, **{key: given[key] for key, row in rows.items() if row.get("required")}}
+    more = {"process": {"pidfile": "/x"}, "resource": {"memoryuse": "2g"}}.get(kind, {})
+    return {"type": kind, **{key: given[key] for key, row in rows.items() if row.get("required")}, **more}
 
 
 def test_every_type_with_everything_common_is_accepted(root):
@@ -435,7 +436,7 @@ def lab():
     """A monit that watches good and bad servers: ``(daemon, server)``."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="cmr", dir="/tmp"))
     server = Server(root)
-    for name, code in (("app", 0), ("sick", 3), ("turn", 0)):
+    for name, code in (("app", 0), ("sick", 1), ("turn", 0), ("mute", 75), ("procs", 0), ("late", 1), ("big", 1)):
         (root / f"probe-{name}").write_text(str(code))
         (root / f"says-{name}").write_text(f"{name} says")
     http_check = {"type": "http", "port": server.port}
@@ -459,6 +460,8 @@ def lab():
         "ping": {"type": "ping", "count": 1},
         "slow": {**http_check, "path": "/slow/0.3", "timeout": "1s", "interval": 20},
         "app": {"type": "exec", "command": ["/bin/app"]},
+        "procs": {"type": "process", "name": "nginx"},
+        "mute": {"type": "resource", "maxproc": 10},
         "alive": {"type": "running"},
         **{f"s{n}": {**http_check, "path": f"/text/{n}", "content": text} for n, text in enumerate(texts)},
     }  # fmt: skip
@@ -478,6 +481,8 @@ def lab():
         "bad_redis": {"type": "redis", "port": server.port, "interval": 20},
         "bad_address": {"type": "tcp", "port": server.port, "address": "127.77.41.8"},
         "sick": {"type": "exec", "command": ["/bin/app"]},
+        "late": {"type": "file", "path": "/x", "max_age": "1h"},
+        "big": {"type": "resource", "memoryuse": "512m"},
         **{f"not_s{n}": {**http_check, "path": "/text/6", "content": texts[n]} for n in (0, 2, 3, 5)},
     }
     moving = {
@@ -602,6 +607,13 @@ def test_a_probe_is_run_by_name_and_its_answer_counts(lab):
     (daemon.root / "probe-turn").write_text("1")
     assert until(lambda: daemon.woken("turn"))
     assert daemon.status("turn")
+
+
+def test_a_probe_that_could_not_ask_has_not_failed(lab):
+    daemon, _ = lab
+    assert until(lambda: daemon.services()["lb1.mute"].findtext("program/status") == "75")
+    assert daemon.services()["lb1.mute"].findtext("program/output") == "mute says"
+    assert daemon.status("mute") == 0 and not daemon.woken("mute")
 
 
 def test_a_dead_env_is_one_failure_and_its_checks_rest(lab):

@@ -7,6 +7,6 @@ check program "%%ENV%%.c" with path "%%WAKE%% probe %%JNAME%% c" with timeout 15
   onreboot laststate
   depends on "%%ENV%%.env"
   every 30 cycles
-  if status != 0 for 3 cycles
+  if status = 1 for 3 cycles
     then exec "%%WAKE%% monit %%ENV%%.c" repeat every 1 cycles
     else if succeeded for 1 cycles then exec "%%WAKE%% monit %%ENV%%.c"

@@ -219,8 +219,35 @@ REFUSED = [
     (
         {"envs": {"a": {"depends_on": ["b"]}, "b": {"depends_on": "a"}}},
         "cbsd_monit:envs:a:depends_on",
-        "wait for itself",
+        "wait for itself: a -> b -> a",
     ),
+    (
+        {"envs": {"x": {"depends_on": "c"}, "c": {"depends_on": {"env": "b"}}, "b": {"depends_on": ["a", "c"]}}},
+        "cbsd_monit:envs:b:depends_on",
+        "wait for itself: b -> c -> b",
+    ),
+    (
+        {"envs": {"a": {"depends_on": "b"}, "b": {}}, "nodes": {"hv*": {"envs": {"b": {"depends_on": "a"}}}}},
+        "cbsd_monit:envs:a:depends_on",
+        "a -> b -> a",
+    ),
+    (
+        {"envs": {"a": {}, "b": {"depends_on": "a"}}, "nodes": {"hv*": {"envs": {"a": {"depends_on": "b"}}}}},
+        "cbsd_monit:nodes:hv*:envs:a:depends_on",
+        "a -> b -> a",
+    ),
+    ({"envs": {"a": {"depends_on": ["b", "b c"]}}}, "cbsd_monit:envs:a:depends_on:1", "name of an env"),
+    ({"envs": {"a": {"depends_on": [{"env": "-b"}]}}}, "cbsd_monit:envs:a:depends_on:0:env", "name of an env"),
+    ({"envs": {"a": {"depends_on": {"env": 5}}}}, "cbsd_monit:envs:a:depends_on:env", "name of an env"),
+    ({"envs": {"a": {"depends_on": [{"restart": True}]}}}, "cbsd_monit:envs:a:depends_on:0", "{env: NAME"),
+    ({"envs": {"a": {"depends_on": [{"env": "b", "x": 1}]}}}, "cbsd_monit:envs:a:depends_on:0", "{env: NAME"),
+    (
+        {"envs": {"a": {"depends_on": [{"env": "b", "restart": 1}]}}},
+        "cbsd_monit:envs:a:depends_on:0:restart",
+        "true or false",
+    ),
+    ({"envs": {"a": {"depends_on": ["b", {"env": "b"}]}}}, "cbsd_monit:envs:a:depends_on:1", "each env once"),
+    ({"envs": {"a": {"depends_on": True}}}, "cbsd_monit:envs:a:depends_on", "each by name"),
     ({"envs": {"lb1": {"checks": ["http"]}}}, "cbsd_monit:envs:lb1:checks", "by name"),
     ({"envs": {"lb1": {"checks": {"env": HTTP}}}}, "cbsd_monit:envs:lb1:checks:env", "not env"),
     ({"envs": {"lb1": {"checks": {"_x": HTTP}}}}, "cbsd_monit:envs:lb1:checks:_x", "a check's name"),
@@ -235,10 +262,32 @@ REFUSED = [
     (one({"type": "htpp"}), "cbsd_monit:envs:lb1:checks:c:type", "did you mean 'http'"),
     (one({"type": ["http"]}), "cbsd_monit:envs:lb1:checks:c:type", "a check type"),
     (one({"type": "system", "memory": "90%"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env"),
-    (one({"type": "process"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env yet"),
-    (one({"type": "file"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env yet"),
+    (one({"type": "process"}), "cbsd_monit:envs:lb1:checks:c", "name or pidfile"),
+    (one({"type": "process", "name": "a b"}), "cbsd_monit:envs:lb1:checks:c:name", "a name"),
+    (one({"type": "process", "pidfile": "x.pid"}), "cbsd_monit:envs:lb1:checks:c:pidfile", "absolute path"),
+    (one({"type": "process", "pidfile": "/x", "min": 2}), "cbsd_monit:envs:lb1:checks:c:min", "one process"),
+    (one({"type": "process", "name": "x", "min": 3, "max": 2}), "cbsd_monit:envs:lb1:checks:c:max", "less than min"),
+    (one({"type": "file"}), "cbsd_monit:envs:lb1:checks:c:path", "missing"),
+    (one({"type": "file", "path": "/a/../b"}), "cbsd_monit:envs:lb1:checks:c:path", "absolute path"),
+    (one({"type": "file", "path": "/a", "max_age": 0}), "cbsd_monit:envs:lb1:checks:c:max_age", "from 1s"),
+    (one({"type": "file", "path": "/a", "min_size": "1kb"}), "cbsd_monit:envs:lb1:checks:c:min_size", "512m"),
+    (
+        one({"type": "file", "path": "/a", "min_size": 2, "max_size": 1}),
+        "cbsd_monit:envs:lb1:checks:c:max_size",
+        "less",
+    ),
     (one({"type": "filesystem", "path": "/"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env"),
-    (one({"type": "resource"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env yet"),
+    (one({"type": "resource"}), "cbsd_monit:envs:lb1:checks:c", "at least one of"),
+    (one({"type": "resource", "memoryuse": "50%"}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
+    (one({"type": "resource", "memoryuse": -1}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
+    (one({"type": "resource", "memoryuse": 1.5}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
+    (one({"type": "resource", "memory": "1g"}), "cbsd_monit:envs:lb1:checks:c:memory", "did you mean 'memoryuse'"),
+    (one({"type": "resource", "maxproc": "1k"}), "cbsd_monit:envs:lb1:checks:c:maxproc", "whole number"),
+    (
+        {"nodes": {"hv1": {"checks": {"c": {"type": "process", "name": "x"}}}}},
+        "cbsd_monit:nodes:hv1:checks:c:type",
+        "not supported for a node",
+    ),
     (one({**HTTP, "port": "x"}), "cbsd_monit:envs:lb1:checks:c:port", "expected a port number 1-65535, got 'x'"),
     (one({**HTTP, "port": "80"}), "cbsd_monit:envs:lb1:checks:c:port", "got '80'"),
     (one({**HTTP, "port": 65536}), "cbsd_monit:envs:lb1:checks:c:port", "1-65535"),
@@ -477,7 +526,8 @@ def test_policy_has_the_shape_of_the_contract(monit):
     spec = {"envs": {"lb1": {"depends_on": ["db1"], "checks": {"http": HTTP}}}}
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
     assert list(policy) == [
-        "schema", "env", "node", "origin", "heal", "on_failure", "start_period", "restart", "depends_on", "checks",
+        "schema", "env", "node", "origin", "heal", "on_failure", "start_period", "restart", "depends_on", "restart_with",
+        "checks",
     ]  # fmt: skip
     assert (policy["schema"], policy["env"], policy["node"], policy["origin"]) == (1, "lb1", "hv1", "pillar")
     assert policy["restart"] == {
@@ -574,14 +624,57 @@ def test_checks_that_the_agent_runs_carry_their_command(monit):
     }
 
 
+def test_what_the_agent_looks_at_itself_reaches_it_in_seconds_and_bytes(monit):
+    checks = {
+        "p": {"type": "process", "name": "nginx", "pidfile": "/var/run/nginx.pid"},
+        "f": {"type": "file", "path": "/var/run/beat", "max_age": "10m", "max_size": "3k"},
+        "r": {"type": "resource", "memoryuse": "512m", "swapuse": "2G", "pcpu": 150, "wallclock": "1d", "maxproc": 0},
+    }
+    policy = monit.effective({"envs": {"lb1": {"checks": checks}}}, "hv1", jails("lb1"))["lb1"]["checks"]
+    common = "interval timeout failure_threshold success_threshold start_period on_failure".split()
+    assert {name: {k: v for k, v in check.items() if k not in common} for name, check in policy.items()} == {
+        "p": {"type": "process", "name": "nginx", "pidfile": "/var/run/nginx.pid", "min": 1},
+        "f": {"type": "file", "path": "/var/run/beat", "max_age": 600, "max_size": 3072},
+        "r": {
+            "type": "resource", "memoryuse": 512 << 20, "swapuse": 2 << 30, "pcpu": 150, "wallclock": 86400, "maxproc": 0,
+        },
+    }  # fmt: skip
+
+
+def test_who_depends_on_whom_reaches_the_agent(monit):
+    spec = {"envs": {"lb1": {"depends_on": ["db1", {"env": "db2", "restart": True}, {"env": "db3", "restart": False}]}}}
+    policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
+    assert (policy["depends_on"], policy["restart_with"]) == (["db1", "db2", "db3"], ["db2"])
+    spec["envs"]["lb1"]["depends_on"] = {"env": "db1", "restart": True}
+    policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
+    assert (policy["depends_on"], policy["restart_with"]) == (["db1"], ["db1"])
+
+
+def test_nodes_may_depend_in_opposite_ways_but_not_one_of_them_in_both(monit):
+    spec = {
+        "envs": {"a": {}, "b": {}},
+        "nodes": {"hv1": {"envs": {"a": {"depends_on": "b"}}}, "hv2": {"envs": {"b": {"depends_on": "a"}}}},
+    }
+    assert monit.effective(spec, "hv1", jails("a", "b"))["a"]["depends_on"] == ["b"]
+    spec["nodes"]["hv*"] = spec["nodes"].pop("hv2")
+    monit.validate(spec)  # there may be no node that both are meant for
+    with pytest.raises(SaltInvocationError, match="cbsd_monit:envs:a:depends_on: .* a -> b -> a"):
+        monit.effective(spec, "hv1", jails("a", "b"))
+
+
 def test_checks_that_look_into_a_jail_are_left_out_for_a_vm(monit):
-    checks = {"app": {"type": "exec", "command": ["/x"]}, "up": {"type": "running"}}
+    checks = {
+        "app": {"type": "exec", "command": ["/x"]},
+        "up": {"type": "running"},
+        "mem": {"type": "resource", "memoryuse": "1g"},
+        "pid": {"type": "process", "name": "x"},
+    }
     result = monit.render(
         {"groups": {"g": {"match": "*", "checks": checks}}}, "hv1", [{"name": "vm1", "emulator": "bhyve"}]
     )
     assert list(result["envs"]["vm1"]["policy.json"]["checks"]) == ["up"]
     assert "probe" not in result["envs"]["vm1"]["monitrc.tpl"].replace("# ", "")
-    assert result["warnings"] == ["vm1 is a VM: checks that look into a jail are left out (app)"]
+    assert result["warnings"] == ["vm1 is a VM: checks that look into a jail are left out (app, mem, pid)"]
 
 
 def test_silences_are_told_per_env_of_this_node(monit):
@@ -608,7 +701,9 @@ def test_the_nodes_configuration_has_the_shape_of_the_contract(monit):
     config = monit.render({"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", [])[
         "config"
     ]
-    assert set(config) == {"schema", "node", "poll", "include", "head", "socket", "policy", "budget", "silences"}
+    assert set(config) == {
+        "schema", "node", "poll", "include", "head", "socket", "probes", "policy", "budget", "silences",
+    }  # fmt: skip
     assert (config["schema"], config["node"], config["poll"], config["include"]) == (1, "hv1", 5, "publish")
     assert config["budget"] == {
         "max_concurrent": 1, "storm_threshold": 0.5, "storm_min": 9, "storm_window": 120, "boot_grace": 600,
@@ -638,6 +733,9 @@ GOLDEN = {
     "exec": {"type": "exec", "command": ["/bin/app"], "timeout": "10s", "interval": "5m"},
     "service": {"type": "service", "name": "nginx"},
     "unix": {"type": "unix", "path": "/tmp/s"},
+    "process": {"type": "process", "name": "nginx", "min": 2, "timeout": "10s"},
+    "file": {"type": "file", "path": "/var/run/beat", "max_age": "10m"},
+    "resource": {"type": "resource", "memoryuse": "2g", "interval": "1m"},
 }  # fmt: skip
 
 
@@ -653,6 +751,7 @@ def test_every_type_is_rendered_as_one_service_that_wakes_the_agent(monit, kind)
     needed = {"port": 99, "command": ["/x"], "name": "nginx", "path": "/x"}
     fields = monit.schema()["checks"][kind]["fields"]
     check = {"type": kind, **{key: needed[key] for key, row in fields.items() if row.get("required")}}
+    check.update({"process": {"name": "nginx"}, "resource": {"maxproc": 9}}.get(kind, {}))
     text = rule(monit, one(check))
     assert len(re.findall("^check ", text, re.M)) == 2
     assert text.count('then exec "%%WAKE%% monit %%ENV%%.c"') == 2
@@ -771,9 +870,10 @@ def test_probes_are_left_to_the_agent_where_monit_cannot(monit, version, works):
         else [
             f"monit {version} cannot run check program: cbsd_monit-look is not rendered, "
             "and neither are the node's checks pool",
-            "probe checks of lb1 (c) need monit < 5.34.1 or >= 5.35.2; they are not rendered",
+            f"monit {version} cannot run check program: the agent runs the probes of lb1 (c) itself, in its pass each minute",
         ]
     )
+    assert result["config"]["probes"] == ("monit" if works else "agent")
 
 
 # --- Templates
