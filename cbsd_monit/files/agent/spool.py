@@ -57,7 +57,7 @@ class _Folder:
 
     def __init__(self, node, folder):
         self.node, self.folder = node, folder
-        limits = node.conf.get("spool") or {}
+        limits = files.read_json(self._path("limits.json"), {})  # pillar's cbsd_monit:events
         self.max_size = limits.get("max_size", MAX_SIZE)
         self.max_age = limits.get("max_age", MAX_AGE)
 

@@ -147,7 +147,8 @@ os._exit(0)
 
 
 def test_size_is_bounded_and_what_was_dropped_is_counted(node):
-    node.conf["spool"] = {"max_size": 20000}
+    with open(node.in_state("spool", "limits.json"), "w") as handle:
+        handle.write('{"max_size": 20000}')
     put(node, range(500))
     assert sum(os.path.getsize(node.in_state("spool", n)) for n in segments(node)) < 22000
     found = records(node)
@@ -157,7 +158,8 @@ def test_size_is_bounded_and_what_was_dropped_is_counted(node):
 
 
 def test_what_the_master_took_is_not_counted_as_dropped(node):
-    node.conf["spool"] = {"max_size": 20000}
+    with open(node.in_state("spool", "limits.json"), "w") as handle:
+        handle.write('{"max_size": 20000}')
     put(node, range(100))
     last = segments(node)[-1]
     with open(node.in_state("spool", "position-x"), "w") as handle:

@@ -1,0 +1,349 @@
+"""
+A real master and real minions, each on a simulated CBSD node, as processes that can be killed.
+
+Not salt-factories: an outage is SIGKILL to all processes of a master or minion, the minion restarts itself through the
+formula's own command, and the benchmark uses this without pytest.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from node_on_salt import REPO, SaltNode, file_root  # noqa: E402
+
+BIN = pathlib.Path(sys.executable).parent
+QUICK = {
+    "monit": {"poll": "1s"},
+    "defaults": {"interval": "1s", "timeout": "2s", "failure_threshold": 2, "start_period": "20s"},
+}
+RESTART = """\
+#!/bin/sh
+# What `service salt_minion restart` does: ends the one, starts the other.
+echo restart >> {root}/restarts
+exec setsid sh -c 'kill $(cat {pid}); while kill -0 $(cat {pid}) 2>/dev/null; do sleep 0.1; done
+  setsid {bin}/salt-minion -c {conf} >>{root}/log/minion.out 2>&1 & echo $! > {pid}'
+"""
+
+
+def _ports(count):
+    held = [socket.socket() for _ in range(count)]
+    try:
+        for one in held:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in held]
+    finally:
+        for one in held:
+            one.close()
+
+
+class Daemon:
+    """A Salt daemon in a session of its own; its pid is in a file, because a minion may restart itself."""
+
+    def __init__(self, program, conf, folder):
+        self.program, self.conf, self.folder = program, conf, pathlib.Path(folder)
+        self.pid_file = self.folder / f"{program}.pid"
+
+    @property
+    def pid(self):
+        with contextlib.suppress(OSError, ValueError):
+            return int(self.pid_file.read_text())
+        return None
+
+    def start(self):
+        with open(self.folder / f"{self.program}.out", "ab") as out:
+            child = subprocess.Popen(
+                [str(BIN / self.program), "-c", str(self.conf)], stdout=out, stderr=out, start_new_session=True, cwd="/"
+            )
+        self.pid_file.write_text(f"{child.pid}\n")
+        threading.Thread(target=child.wait, daemon=True).start()  # no zombie is taken for a living one
+
+    def kill(self, number=signal.SIGKILL):
+        """All its processes at once, as when the host loses power."""
+        if self.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, number)
+
+    def kill_parents(self):
+        """Only the daemon itself and its first child: whatever else it started goes on without it."""
+        found = subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
+        )
+        for pid in [self.pid, *map(int, found.stdout.split())]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def alive(self):
+        try:
+            os.kill(self.pid or 0, 0)
+            return bool(self.pid)
+        except ProcessLookupError:
+            return False
+
+
+class Listener:
+    """What arrives on the master's event bus, whatever happens to the master: [(time, tag, data)]."""
+
+    CODE = """
+import json, os, sys, time
+import salt.config, salt.utils.event
+opts = salt.config.master_config(sys.argv[1])
+path = os.path.join(opts["sock_dir"], "master_event_pub.ipc")
+inode = lambda: os.stat(path).st_ino if os.path.exists(path) else None
+while True:
+    seen = inode()
+    if seen is None:
+        time.sleep(0.02)
+        continue
+    try:
+        bus = salt.utils.event.get_master_event(opts, opts["sock_dir"], listen=True)
+        while not bus.connect_pub(timeout=1) and inode() == seen:
+            pass
+        print(json.dumps([time.time(), "", {}]), flush=True)
+        while inode() == seen:
+            event = bus.get_event(wait=0.5, full=True)
+            if event and event["tag"].startswith(("cbsd_monit/", "forged/")):
+                print(json.dumps([time.time(), event["tag"], event["data"]], default=str), flush=True)
+        bus.destroy()
+    except Exception as err:
+        print("listener:", type(err).__name__, err, file=sys.stderr, flush=True)
+        time.sleep(0.05)
+"""
+
+    def __init__(self, fleet):
+        self.path = fleet.root / "events.jsonl"
+        with open(self.path, "wb") as out, open(fleet.root / "listener.err", "wb") as err:
+            argv = [sys.executable, "-c", self.CODE, str(fleet.conf / "master")]
+            self.child = subprocess.Popen(argv, stdout=out, stderr=err, cwd="/")
+
+    def events(self):
+        found = []
+        with open(self.path, encoding="utf-8") as lines:
+            for line in lines:
+                if line.endswith("\n"):
+                    moment, tag, data = json.loads(line)
+                    if tag:
+                        found.append((moment, tag, data))
+        return found
+
+    def records(self, minion=None):
+        """The records of all batches in the order of their arrival, repeats included: [(time, record)]."""
+        return [
+            (moment, record)
+            for moment, tag, data in self.events()
+            if tag.endswith("/batch") and tag.startswith("cbsd_monit/") and minion in (None, data.get("id"))
+            for record in data["data"]["records"]
+        ]
+
+    def wait(self, condition, seconds):
+        """The first true value of ``condition(self)``, or its last."""
+        until = time.monotonic() + seconds
+        while True:
+            found = condition(self)
+            if found or time.monotonic() > until:
+                return found
+            time.sleep(0.1)
+
+    def stop(self):
+        self.child.kill()
+        self.child.wait()
+
+
+class Fleet:
+    """Master and ``nodes`` minions hv1, hv2, …; their envs have addresses 127.77.NET.*, 127.77.(NET + 1).*, …"""
+
+    def __init__(self, nodes=3, net=33, reactor=None, master=None):
+        self.root = pathlib.Path(tempfile.mkdtemp(prefix="cf", dir="/tmp"))
+        self.net = net
+        self.conf = self.root / "etc"
+        self.states = file_root(self.root / "states")
+        self.pillars = self.root / "pillar"
+        for folder in (self.conf, self.pillars, self.root / "log"):
+            folder.mkdir(parents=True, exist_ok=True)
+        publish, ret = _ports(2)
+        self.ret_port = ret
+        conf = {
+            "root_dir": str(self.root),
+            "user": "root",
+            "interface": "127.0.0.1",
+            "publish_port": publish,
+            "ret_port": ret,
+            "auto_accept": True,
+            "worker_threads": 3,
+            "file_roots": {"base": [str(self.states)]},
+            "pillar_roots": {"base": [str(self.pillars)]},
+            "runner_dirs": [str(REPO / "_runners")],
+            "fileserver_list_cache_time": 0,
+            "log_file": str(self.root / "log/master.log"),
+            "log_level_logfile": "warning",
+            "reactor": reactor or [],
+            **(master or {}),
+        }
+        (self.conf / "master").write_text(json.dumps(conf))
+        self.master = Daemon("salt-master", self.conf, self.root)
+        names = [f"hv{n}" for n in range(1, nodes + 1)]
+        top = {"base": {name: [name] for name in names}}
+        (self.pillars / "top.sls").write_text("#!json\n" + json.dumps(top))
+        (self.states / "top.sls").write_text("base: {'*': [cbsd_monit, cbsd_monit.events]}\n")
+        self.nodes, self.minions = {}, {}
+        for name in names:
+            self._node(name, publish)
+        self.listener = None
+
+    def _node(self, name, publish):
+        node = SaltNode(tempfile.mkdtemp(prefix="cm", dir="/tmp"), name)
+        node.create()
+        root = node.root / "m"
+        (root / "log").mkdir(parents=True)
+        conf = {
+            "id": name,
+            "root_dir": str(root),
+            "user": "root",
+            "master": "127.0.0.1",
+            "master_port": self.ret_port,
+            "publish_port": publish,
+            "log_file": str(root / "log/minion.log"),
+            "log_level_logfile": "info",
+            "acceptance_wait_time": 1,
+            "recon_default": 100,
+            "recon_max": 1000,
+            "auth_timeout": 5,
+        }
+        (root / "minion").write_text(json.dumps(conf))
+        (root / "minion.d").mkdir()
+        self.nodes[name], self.minions[name] = node, Daemon("salt-minion", root, root)
+        restart = root / "restart"
+        restart.write_text(RESTART.format(root=root, pid=root / "salt-minion.pid", bin=BIN, conf=root))
+        restart.chmod(0o755)
+        node.lookup_of_master = {**node.lookup(), "minion_restart": [str(restart)]}
+
+    def pillar(self, settings, *names):
+        """The pillar ``cbsd_monit`` of the nodes ``names`` (default: of all)."""
+        for name in names or self.nodes:
+            full = {**settings, "lookup": {**self.nodes[name].lookup_of_master, **settings.get("lookup", {})}}
+            (self.pillars / f"{name}.sls").write_text("#!json\n" + json.dumps({"cbsd_monit": full}))
+
+    def address(self, name, number):
+        return f"127.77.{self.net + list(self.nodes).index(name)}.{10 + number}"
+
+    def jail(self, name, env, number, *words):
+        argv = ["jcreate", f"jname={env}", f"ip4_addr={self.address(name, number)}", "inter=0", *words]
+        done = self.nodes[name].sim.cbsd(*argv)
+        assert done.returncode == 0, done.stdout
+
+    def start(self):
+        self.master.start()
+        self.listener = Listener(self)
+        for minion in self.minions.values():
+            minion.start()
+        self.wait_minions()
+
+    def wait_minions(self, seconds=90):
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            answer = self.salt("*", "test.ping", timeout=3)
+            if set(self.nodes) <= {name for name, said in answer.items() if said is True}:
+                return
+            time.sleep(0.5)
+        raise RuntimeError(f"minions do not answer: {answer}\n{self.logs()}")
+
+    def cli(self, program, *args, timeout=300):
+        argv = [str(BIN / program), "-c", str(self.conf), *map(str, args)]
+        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout, cwd="/")
+
+    def salt(self, target, fun, *args, timeout=60, options=("-L",)):
+        """{minion: what it returned} of one command of the CLI; ``*`` is all minions of this fleet."""
+        target = ",".join(self.nodes) if target == "*" else target
+        done = self.cli("salt", *options, target, "-t", timeout, "--out=json", "-l", "error", fun, *args)
+        found, text = {}, done.stdout.strip()
+        with contextlib.suppress(ValueError, AttributeError):
+            while text:  # one document a minion
+                said, end = json.JSONDecoder().raw_decode(text)
+                found.update(said)
+                text = text[end:].strip()
+            return found
+        return {"": done.stdout + done.stderr}
+
+    def run(self, fun, *args):
+        """What a runner returns."""
+        done = self.cli("salt-run", "--out=json", "-l", "error", fun, *args)
+        try:
+            return json.loads(done.stdout)
+        except ValueError:
+            raise RuntimeError(f"{fun}: {done.stdout}\n{done.stderr}") from None
+
+    def highstate(self, target="*"):
+        found = self.salt(target, "state.highstate", timeout=240)
+        for name, results in found.items():
+            if not isinstance(results, dict):
+                raise RuntimeError(f"{name}: {results}\n{self.logs()}")
+            bad = [f"{r['__id__']}: {r['comment']}" for r in results.values() if r["result"] is not True]
+            if bad:
+                raise RuntimeError(f"{name}: {bad}")
+        return found
+
+    def switch_on(self, seconds=90):
+        """Highstate, and wait until every minion has restarted itself and its engine has said hello."""
+        found = self.highstate()
+        hellos = lambda s: {d.get("id") for _, t, d in s.events() if t.endswith("/hello")}  # noqa: E731
+        if not self.listener.wait(lambda s: hellos(s) >= set(self.nodes), seconds):
+            raise RuntimeError(f"no hello of {set(self.nodes) - hellos(self.listener)}\n{self.logs()}")
+        self.wait_minions()
+        return found
+
+    def logs(self, lines=40):
+        paths = [self.root / "log/master.log", self.root / "salt-master.out"]
+        for daemon in self.minions.values():
+            paths += [daemon.folder / "log/minion.log", daemon.folder / "salt-minion.out"]
+        tail = lambda path: [line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:]]  # noqa: E731
+        return "\n".join(f"== {path}\n" + "\n".join(tail(path)) for path in paths if path.exists())
+
+    def stop(self):
+        for daemon in [*self.minions.values(), self.master]:
+            daemon.kill()
+        if self.listener:
+            self.listener.stop()
+        for node in self.nodes.values():
+            node.destroy()
+        shutil.rmtree(self.root, ignore_errors=True)
+
+    def __enter__(self):
+        try:
+            self.start()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *exc):
+        self.stop()
+
+
+def unique(records):
+    """[record] without the repeats, as a consumer would drop them: by id."""
+    seen = set()
+    return [r for _, r in records if not (r["id"] in seen or seen.add(r["id"]))]
+
+
+def latencies(fleet, since=0.0):
+    """Seconds from the agent's record of a failing env, or any other transition, to its arrival on the master's bus."""
+    first = {}
+    for moment, record in fleet.listener.records():
+        if record["time"] >= since:
+            first.setdefault(record["id"], moment - record["time"])
+    return list(first.values())
+
+
+def median(values):
+    return round(statistics.median(values), 3) if values else None
