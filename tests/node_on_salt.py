@@ -64,6 +64,8 @@ class SaltNode:
             "jls": f"{root}/bin/jls",
             "jexec": f"{root}/bin/jexec",
             "vmm": f"{root}/dev/vmm",
+            "ps": f"{root}/bin/ps",
+            "rctl": f"{root}/bin/rctl",
             "distdir": f"{root}/usr/local/cbsd",
             "boot_id": f"{root}/kernel/boot_id",
             "libexec": str(self.wake.parent),

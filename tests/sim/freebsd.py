@@ -1,4 +1,4 @@
-"""Programs of the base system: jls(8), jexec(8), sysrc(8), and service(8) inside a jail."""
+"""Programs of the base system: jls(8), jexec(8), sysrc(8), ps(1), rctl(8), and service(8) inside a jail."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import pwd
 import subprocess
 import sys
 
+from sim import procs
 from sim.kernel import Kernel
 from sim.layout import Layout
 from sim.services import RcConf, Services
@@ -172,6 +173,43 @@ def inside(layout, data, program):
     return next((path for path in (own, provided) if os.access(path, os.X_OK)), program)
 
 
+# -- ps and rctl -----------------------------------------------------------------------------------
+
+
+def ps(layout, argv):
+    """ps -J jail -o pid= -o comm="""
+    if argv[:1] != ["-J"] or argv[2:] != ["-o", "pid=", "-o", "comm="]:
+        sys.stderr.write("ps: only -J JAIL -o pid= -o comm= is simulated\n")
+        return 64
+    found = Kernel(layout).find(argv[1])
+    if not found:
+        sys.stderr.write(f"ps: Invalid jail ID: {argv[1]}\n")
+        return 1
+    kernel = Kernel(layout)
+    name, jail = found
+    for pid, _ in sorted(procs.family([jail["holder"], *filter(None, jail["pids"])], kernel.marker(name, jail))):
+        try:
+            with open(f"/proc/{pid}/comm", encoding="utf-8") as source:
+                print(f"{pid:5} {source.read().strip()}")
+        except FileNotFoundError:
+            continue
+    return 0
+
+
+def rctl(layout, argv):
+    """rctl -u jail:NAME; what it answers is DIR/kernel/rctl/NAME, without which RACCT is disabled."""
+    if argv[:1] != ["-u"] or not argv[1:2] or not argv[1].startswith("jail:"):
+        sys.stderr.write("usage: rctl -u filter\n")
+        return 64
+    try:
+        with open(os.path.join(layout.kernel, "rctl", argv[1][5:]), encoding="utf-8") as source:
+            sys.stdout.write(source.read())
+    except FileNotFoundError:
+        sys.stderr.write("rctl: RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable\n")
+        return 1
+    return 0
+
+
 # -- in a jail -------------------------------------------------------------------------------------
 
 
@@ -297,6 +335,8 @@ PROGRAMS = {
     "jls": jls,
     "jexec": jexec,
     "sysrc": sysrc,
+    "ps": ps,
+    "rctl": rctl,
     "service": service,
     "jails-astart": jails_astart,
     "bhyverun.sh": bhyverun,

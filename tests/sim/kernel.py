@@ -113,6 +113,9 @@ class Kernel:
             environment = self.jail_environment(name, jail, {})
             jail["holder"] = spawn([f"{name}: init", "infinity"], SLEEP, environment)
             state["jails"][name] = jail
+            with contextlib.suppress(OSError):  # stands for the mount of the data on the jail's root
+                os.rmdir(path)
+                os.symlink(data, path)
         return jail["jid"]
 
     def add_process(self, name, pid):
@@ -131,6 +134,9 @@ class Kernel:
             with self.changing() as state:
                 if state["jails"].get(name, {}).get("jid") == jail["jid"]:
                     del state["jails"][name]
+                    if os.path.islink(jail["path"]):
+                        os.unlink(jail["path"])
+                        os.mkdir(jail["path"])
         self.occupy_address(name)
 
     # -- machines ----------------------------------------------------------------------------------

@@ -104,7 +104,7 @@ class Node:
     def _install_programs(self):
         layout = self.layout
         self._wrapper(os.path.join(layout.bin, "cbsd"), CBSD_WRAPPER, 0o550)
-        for program in ("jls", "jexec", "sysrc"):
+        for program in ("jls", "jexec", "sysrc", "ps", "rctl"):
             self._wrapper(os.path.join(layout.bin, program), PROGRAM_WRAPPER, program=program)
         for program in ("service", "sysrc"):
             self._wrapper(os.path.join(layout.jailbin, program), PROGRAM_WRAPPER, program=program)
