@@ -1,0 +1,266 @@
+"""What all parts of `make bench` share: nodes that are built cheaply, exact failures, medians, and an end that leaves nothing."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "tests"))
+
+from node_on_salt import SaltNode  # noqa: E402
+from sim import jails, procs, services  # noqa: E402
+from sim.kernel import full_queue  # noqa: E402
+
+PREFIX = "cmb"  # of the nodes' directories below /tmp; unix sockets need short paths
+
+
+def say(text=""):
+    print(text, flush=True)
+
+
+def median(values):
+    return statistics.median(values)
+
+
+def percentile(values, share):
+    """The smallest of ``values`` that at least ``share`` of them do not exceed."""
+    ordered = sorted(values)
+    return ordered[max(0, -(-len(ordered) * share // 100) - 1)]
+
+
+def until(condition, seconds, what):
+    """The first true answer of ``condition``; raises RuntimeError after ``seconds``."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.05)
+    raise RuntimeError(f"not within {seconds} s: {what() if callable(what) else what}")
+
+
+class Bench:
+    """One run: the nodes it made, and what is held open for them."""
+
+    def __init__(self):
+        self.nodes, self.held = [], []
+
+    def node(self, minion):
+        node = SaltNode(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"), minion)
+        self.nodes.append(node)
+        node.create()
+        return node
+
+    def drop(self, node):
+        """End one node and all of its processes."""
+        root = str(node.root)
+        with contextlib.suppress(Exception):
+            node.destroy()
+        for _ in range(50):
+            left = processes_of(root)
+            if not left:
+                break
+            procs.kill(left)
+            time.sleep(0.05)
+        subprocess.run(["rm", "-rf", root], check=False)
+        self.nodes.remove(node)
+
+    def end(self):
+        """End everything that this run started, by pid; further interruptions are ignored meanwhile."""
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        for thing in self.held:
+            with contextlib.suppress(Exception):
+                thing.close()
+        for node in list(self.nodes):
+            self.drop(node)
+
+    def hold(self, thing):
+        self.held.append(thing)
+        return thing
+
+
+def processes_of(root):
+    """The identities of all processes whose command line names ``root``, but this one."""
+    lines = subprocess.run(["ps", "-axww", "-o", "pid=", "-o", "command="], capture_output=True, text=True, check=True)
+    found = [line.split(None, 1) for line in lines.stdout.splitlines()]
+    pids = [int(words[0]) for words in found if len(words) == 2 and root in words[1]]
+    return [ident for pid in pids if pid != os.getpid() and (ident := procs.identity(pid))]
+
+
+# Envs without the simulator's commands: a thousand jcreate would take longer than what is measured.
+
+
+def add_jails(node, addresses, package="tcpd", port=8080):
+    """
+    Create the jails ``{name: IPv4 address}`` as jcreate leaves them, in one transaction.
+
+    package
+        What runs in them: ``tcpd`` listens on ``port``; empty for nothing.
+    """
+    layout = node.sim.layout
+    rows = []
+    for name, address in addresses.items():
+        row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS, **jails.paths_of(layout, name)}
+        row.update(jails.NATIVE, ip4_addr=address, astart="0")
+        rows.append(row)
+        for directory in jails.HOOK_DIRS:
+            os.makedirs(layout.system(name, directory))
+        if package:
+            jails.populate(row, {})
+            services.install(row["data"], package, f"tcpd_port={port}")
+    columns = list(rows[0])
+    marks = ",".join("?" * len(columns))
+    with contextlib.closing(sqlite3.connect(node.sim.inventory.file, timeout=25)) as database, database:
+        text = f"INSERT INTO jails ({','.join(columns)}) VALUES ({marks})"
+        database.executemany(text, [[row[c] for c in columns] for row in rows])
+
+
+# Failures
+
+
+def kill_service(node, env, service="tcpd"):
+    """Kill what serves in a jail; returns when, in seconds since 1970."""
+    path = pathlib.Path(node.sim.layout.data(env, f"var/run/{service}.pid"))
+    now = time.time()
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    return now
+
+
+def first(node, env, transition, since):
+    """When ``env`` went through ``transition`` for the first time after ``since``, or None."""
+    times = [r["time"] for r in node.history(env) if r["transition"] == transition and r["time"] >= since]
+    return min(times, default=None)
+
+
+def reached(node, env, transition, since, seconds=60):
+    """The same, waited for."""
+    return until(
+        lambda: first(node, env, transition, since), seconds, lambda: f"{env} {transition}\n{node.agent_log()}"
+    )
+
+
+class Network:
+    """Listeners for the port of several addresses, outside of any jail, that can stop answering."""
+
+    def __init__(self, addresses, port):
+        self.addresses, self.port = addresses, port
+        self.sockets = []
+
+    def answer(self):
+        """Accept connections, each from now on."""
+        self.close()
+        self.sockets = [socket.socket() for _ in self.addresses]
+        for listener, address in zip(self.sockets, self.addresses):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind((address, self.port))
+            listener.listen(64)
+            listener.settimeout(0.2)
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+
+    def _accept(self, listener):
+        while True:
+            try:
+                listener.accept()[0].close()
+            except socket.timeout:
+                continue
+            except OSError:
+                return
+
+    def blackhole(self):
+        """From now on a connection runs into its time-out."""
+        self.close()
+        time.sleep(0.3)
+        self.sockets = [end for address in self.addresses for end in full_queue(address, self.port)]
+
+    def close(self):
+        for end in self.sockets:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+        self.sockets = []
+
+
+# What the simulator's log tells
+
+
+class Command:
+    """One command of CBSD: its words, begin and end (infinity while it runs), and the commands that it ran."""
+
+    def __init__(self, record):
+        self.argv, self.pid, self.parent = record["argv"], record["pid"], record["parent_pid"]
+        self.nested, self.begin, self.end = record["nested"], record["t"], float("inf")
+        self.children = []
+
+    @property
+    def env(self):
+        """The env that it names."""
+        named = [a.partition("=")[2] for a in self.argv[1:] if a.startswith("jname=")]
+        return (named or [a for a in self.argv[1:] if "=" not in a] or [""])[0]
+
+
+def commands(node):
+    """All Commands so far, in the order of their begins."""
+    found, running = [], {}
+    for record in node.sim.log():
+        if record["event"] == "start":
+            command = running[record["pid"]] = Command(record)
+            found.append(command)
+            if command.parent in running:
+                running[command.parent].children.append(command)
+        elif record["pid"] in running:
+            running[record["pid"]].end = record["t"]
+    return found
+
+
+def restarts(node, since=0):
+    """
+    [(env, begin, end)] of all restarts that touched a jail, in the order of their begins.
+
+    A restart is one jrestart that stopped or started something, or a stop and the next start of the same env.
+    """
+    found, stopped = [], {}
+    for command in commands(node):
+        if command.begin < since:
+            continue
+        verb = command.argv[0]
+        if verb == "jrestart" and command.children:
+            found.append((command.env, command.begin, command.end))
+        elif verb == "jstop" and not command.nested:
+            stopped[command.env] = len(found)
+            found.append((command.env, command.begin, float("inf")))
+        elif verb == "jstart" and not command.nested:
+            if command.env in stopped:
+                at = stopped.pop(command.env)
+                found[at] = (command.env, found[at][1], command.end)
+            else:
+                found.append((command.env, command.begin, command.end))
+    return sorted(found, key=lambda r: r[1])
+
+
+def overlapping(found):
+    """How many restarts began while another of the same env was going on."""
+    return sum(
+        any(other[0] == env and other[1] < begin < other[2] for other in found[:at])
+        for at, (env, begin, _) in enumerate(found)
+    )
+
+
+def most_at_once(found):
+    """The largest number of restarts that were going on at one moment."""
+    return max((sum(b <= begin < e for _, b, e in found) for _, begin, _ in found), default=0)
+
+
+def reloads(node):
+    """How often monit has read its control file again."""
+    path = node.root / "log/monit.log"
+    return path.read_text().count("Reinitializing") if path.exists() else 0

@@ -1,0 +1,276 @@
+"""Detection, healing and restart storms, ours beside the rule of CBSD's chapter on monit."""
+
+import os
+import shutil
+import subprocess
+import time
+
+from bench import (
+    Network,
+    add_jails,
+    first,
+    kill_service,
+    median,
+    most_at_once,
+    overlapping,
+    percentile,
+    reached,
+    restarts,
+    say,
+)
+
+POLL = 1  # seconds; all latencies are reported beside it
+FAILURES = 36
+PILLAR = {
+    "monit": {"poll": f"{POLL}s"},
+    "defaults": {
+        "interval": f"{POLL}s",
+        "timeout": "1s",
+        "failure_threshold": 2,
+        "start_period": "15s",
+        "restart": {"attempts": 100, "interval": "10m", "delay": "1s"},
+    },
+    "groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}},
+}
+
+
+def start(node, names):
+    """Start the jails, all at once; returns how long it took."""
+    began = time.monotonic()
+    runs = [
+        subprocess.Popen(
+            [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={name}", "inter=0"],
+            env=node.sim.environment(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        for name in names
+    ]
+    for run in runs:
+        run.wait()
+    return time.monotonic() - began
+
+
+def live(node, names, seconds=60):
+    """Start the jails and wait until the agent calls them healthy."""
+    start(node, names)
+    for name in names:
+        if not node.wait_state(name, "healthy", seconds):
+            raise RuntimeError(f"{name} is not healthy: {node.status().get(name)}\n{node.agent_log()}")
+
+
+def prepared(bench, minion, jails, package="tcpd", **pillar):
+    """A node with the formula applied and these jails healthy."""
+    node = bench.node(minion)
+    add_jails(node, jails, package)
+    node.pillar({**PILLAR, **pillar})
+    results = node.apply()
+    if not all(r["result"] for r in results):
+        raise RuntimeError(node.summary(results))
+    return node
+
+
+def heal(bench):
+    """How long a failure lasts: killed services and lost jails, one after the other."""
+    names = {f"e{i}": f"127.77.24.{i + 1}" for i in range(6)}
+    node = prepared(bench, "heal", names)
+    live(node, names)
+    taken = {"service": [], "crash": []}
+    for number in range(FAILURES):
+        env = f"e{number % len(names)}"
+        if not node.wait_state(env, "healthy", 30):
+            raise RuntimeError(f"{env} is not healthy again: {node.status()[env]}")
+        kind = "crash" if number % 3 == 2 else "service"
+        time.sleep(0.37 * POLL * (number % 5))  # failures come at any moment of monit's cycle
+        if kind == "crash":
+            began = time.time()
+            node.sim.crash(env)
+        else:
+            began = kill_service(node, env)
+        healed = reached(node, env, "healed", began)
+        taken[kind].append((first(node, env, "failing", began) - began, healed - began))
+        if number % 12 == 11:
+            say(f"    {number + 1} failures")
+    bench.drop(node)
+    both = taken["service"] + taken["crash"]
+    keys = {"heal_failures": len(both), "heal_poll_s": POLL, "heal_failure_threshold": 2}
+    for at, word in enumerate(("detect", "heal")):
+        keys[f"{word}_s_median"] = round(median([pair[at] for pair in both]), 2)
+        keys[f"{word}_s_p95"] = round(percentile([pair[at] for pair in both], 95), 2)
+        for kind, pairs in taken.items():
+            keys[f"{word}_{kind}_s_median"] = round(median([pair[at] for pair in pairs]), 2)
+    return keys
+
+
+def delay(bench):
+    """Whether a restart that takes 30 s delays the detection of another env's failure."""
+    others = {f"e{i}": f"127.77.24.{20 + i}" for i in range(5)}
+    names = {"slow": "127.77.24.30", **others}
+    node = prepared(bench, "delay", names, budget={"max_concurrent": 1, "storm_min": 100})
+    live(node, names)
+
+    def detect(env):
+        began = kill_service(node, env)
+        return reached(node, env, "failing", began) - began
+
+    alone, during = [], []
+    for _ in range(2):
+        for at, env in enumerate(others):
+            node.wait_state(env, "healthy", 60)
+            time.sleep(0.23 * at)
+            alone.append(detect(env))
+        for env in names:
+            node.wait_state(env, "healthy", 60)
+        node.sim.slow("slow", start=15, stop=15)
+        began = kill_service(node, "slow")
+        reached(node, "slow", "healing", began)
+        time.sleep(1)
+        for at, env in enumerate(others):
+            time.sleep(2 + 0.23 * at)
+            during.append(detect(env))
+        ended = first(node, "slow", "healed", began)
+        if ended:
+            raise RuntimeError("the restart ended before the last failure was detected")
+        node.sim.slow("slow")
+        for env in names:
+            node.wait_state(env, "healthy", 120)
+        touched = [r for r in restarts(node) if r[0] == "slow" and r[1] > began]
+        took = touched[0][2] - touched[0][1]
+        say(f"    the restart took {took:.1f} s")
+    bench.drop(node)
+    return {
+        "detect_alone_s_median": round(median(alone), 2),
+        "detect_during_restart_s_median": round(median(during), 2),
+        "detect_during_restart_s_max": round(max(during), 2),
+        "detect_delay_restart_s": round(took, 1),
+        # The slowest of those during the restart against the middle of the others.
+        "detect_delay_during_restart_polls": round(max(0.0, max(during) - median(alone)) / POLL, 2),
+    }
+
+
+# Storms
+
+ENVS = 8
+SLOW = {"stop": 22, "start": 22}  # seconds; a restart that outlasts monit's cycle, 8 × 5 s, is what piles up
+WATCHED = 100  # seconds
+BUDGET = 2
+# The chapter's own template, for the jail's port 80, with the path of the simulated cbsd.
+CHAPTER = """\
+check host {env} with address {address}
+\tif failed port 80 protocol http
+\tthen exec "{cbsd} jrestart {env}"
+\t\trepeat every 1 cycles
+"""
+# What CBSD's module monit does around a start and a stop: the same work, and its 3 s.
+POSTSTART = """\
+#!/bin/sh
+sleep 3
+sed -e "s:%%JNAME%%:$jname:g" -e "s:%%IPV4_FIRST%%:$ipv4_first:g" {system}/$jname/monit/monitrc.tpl > {system}/$jname/monit/monitrc
+{monit} -c {monitrc} -t > /dev/null 2>&1 && {monit} -c {monitrc} reload > /dev/null 2>&1
+{monit} -c {monitrc} summary $jname > /dev/null 2>&1
+"""
+PRESTOP = """\
+#!/bin/sh
+[ -f {system}/$jname/monit/monitrc ] || exit 0
+rm -f {system}/$jname/monit/monitrc
+{monit} -c {monitrc} summary $jname > /dev/null 2>&1 && {monit} -c {monitrc} -t > /dev/null 2>&1 && {monit} -c {monitrc} reload > /dev/null 2>&1
+"""
+PLAIN = """\
+set daemon {poll}
+set log {root}/log/monit.log
+set pidfile {root}/var/run/monit.pid
+set idfile {root}/var/db/monit.id
+set statefile {root}/var/db/monit.state
+set httpd unixsocket {root}/var/run/monit.sock
+    allow localhost
+include {system}/*/monit/monitrc
+"""
+
+
+def chapter(bench, minion, jails, hooks, package=""):
+    """A node as CBSD's chapter says: the jails' rules behind a glob, a plain monit; with ``hooks`` also the module's."""
+    node = bench.node(minion)
+    add_jails(node, jails, package, port=80)
+    values = {"system": node.sim.layout.work("jails-system"), "monit": shutil.which("monit"), "monitrc": node.monitrc}
+    node.monitrc.write_text(PLAIN.format(poll=POLL, root=node.root, **values))
+    node.monitrc.chmod(0o600)
+    for env, address in jails.items():
+        folder = os.path.join(values["system"], env, "monit")
+        os.mkdir(folder)
+        rule = {"cbsd": os.path.join(node.sim.bin, "cbsd"), "env": env, "address": address}
+        template = CHAPTER.format(**{**rule, "env": "%%JNAME%%", "address": "%%IPV4_FIRST%%"})
+        for name, text in (("monitrc.tpl", template), ("monitrc", CHAPTER.format(**rule))):
+            with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
+                out.write(text)
+        scripts = (("master_poststart.d", POSTSTART), ("master_prestop.d", PRESTOP)) if hooks else ()
+        for directory, text in scripts:
+            path = os.path.join(values["system"], env, directory, "monit.sh")
+            with open(path, "w", encoding="utf-8") as out:
+                out.write(text.format(**values))
+            os.chmod(path, 0o755)
+    return node
+
+
+def plain_monit(node):
+    """Start monit with the environment that a host gives it."""
+    argv = [shutil.which("monit"), "-c", str(node.monitrc)]
+    subprocess.run(argv, env=node.sim.environment(), cwd="/", check=True, stdin=subprocess.DEVNULL, capture_output=True)
+
+
+def storm(bench):
+    """Eight running envs whose network swallows everything: the chapter's rule, and ours without and with storm guard."""
+    blocks = {"rule": "127.77.23.1", "module": "127.77.23.3", "ours": "127.77.23.5", "guard": "127.77.23.7"}
+    envs = {name: {f"s{i}": f"{block}{i}" for i in range(ENVS)} for name, block in blocks.items()}
+    ours = {"groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}}
+    ours["defaults"] = {**PILLAR["defaults"], "start_period": "5s"}
+    budget = {"max_concurrent": BUDGET, "storm_window": "2m"}
+    networks = {name: bench.hold(Network(found.values(), 8080)) for name, found in envs.items()}
+    nodes = {
+        "rule": chapter(bench, "rule", envs["rule"], hooks=False),
+        "module": chapter(bench, "module", envs["module"], hooks=True),
+        "ours": prepared(bench, "ours", envs["ours"], "", budget={**budget, "storm_min": ENVS + 1}, **ours),
+        "guard": prepared(bench, "guard", envs["guard"], "", budget={**budget, "storm_min": 5}, **ours),
+    }
+    for name in ("rule", "module"):
+        networks[name].port = 80
+        start(nodes[name], envs[name])
+    for name in ("ours", "guard"):
+        networks[name].answer()
+        live(nodes[name], envs[name])
+    for name, node in nodes.items():
+        for env in envs[name]:
+            node.sim.slow(env, **SLOW)
+        networks[name].blackhole()
+    began = time.time()
+    for name in ("rule", "module"):
+        plain_monit(nodes[name])
+    say(f"    {ENVS} envs on each of four nodes are cut off; watched for {WATCHED} s")
+    while time.time() < began + WATCHED:
+        time.sleep(min(25, max(0, began + WATCHED - time.time())))
+        counts = ", ".join(f"{name} {len(restarts(node, began))}" for name, node in nodes.items())
+        say(f"    {time.time() - began:4.0f} s: restarts begun: {counts}")
+    found = {name: restarts(node, began) for name, node in nodes.items()}
+    alerts = sum(r["transition"] == "storm" for env in envs["guard"] for r in nodes["guard"].history(env))
+    for node in nodes.values():
+        bench.drop(node)
+    for network in networks.values():
+        network.close()
+    return {
+        "storm_envs": ENVS,
+        "storm_watched_s": WATCHED,
+        "storm_restart_takes_s": sum(SLOW.values()),
+        "storm_upstream_restarts": len(found["rule"]),
+        "storm_upstream_max_concurrent": most_at_once(found["rule"]),
+        "storm_overlapping_restarts": overlapping(found["rule"]),
+        "storm_module_restarts": len(found["module"]),
+        "storm_module_max_concurrent": most_at_once(found["module"]),
+        "storm_module_overlapping_restarts": overlapping(found["module"]),
+        "storm_budget": BUDGET,
+        "storm_restarts": len(found["ours"]),
+        "storm_max_concurrent": most_at_once(found["ours"]),
+        "storm_ours_overlapping_restarts": overlapping(found["ours"]),
+        "storm_guard_restarts": len(found["guard"]),
+        "storm_guard_alerts": alerts,
+    }

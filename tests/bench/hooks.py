@@ -1,0 +1,127 @@
+"""What the hooks cost: a start beside one without hooks and beside one with the hooks of CBSD's module monit; many starts."""
+
+import contextlib
+import os
+import subprocess
+import time
+
+from bench import median, percentile, reloads, until
+from healing import PILLAR, chapter, plain_monit, prepared, start
+
+STARTS = 25
+STAGGERED = 100
+UPSTREAM = 5
+MANY = 100
+
+
+def cbsd(node, *argv):
+    """Run one command; returns how long it took in ms."""
+    began = time.perf_counter()
+    done = node.sim.cbsd(*argv)
+    took = 1000 * (time.perf_counter() - began)
+    if done.returncode:
+        raise RuntimeError(f"cbsd {' '.join(argv)}: {done.stdout}{done.stderr}")
+    return took
+
+
+def waits(node, since):
+    """{env: ms that its start waited for hooks of ours} of all starts since a moment."""
+    found = {}
+    for record in node.sim.hooks_log():
+        if record["start"] >= since and record["dir"] in ("master_prestart.d", "master_poststart.d"):
+            found[record["env"]] = found.get(record["env"], 0) + 1000 * (record["end"] - record["start"])
+    return found
+
+
+def idle(node):
+    """Wait until no agent runs: what one start has woken must not slow down the next."""
+    until(lambda: not (node.run_dir / "agent.pid").exists(), 30, node.agent_log)
+
+
+def unhook(node, env):
+    """Take our hooks from one env."""
+    for directory in os.listdir(node.sim.layout.system(env)):
+        with contextlib.suppress(OSError):
+            os.unlink(node.sim.layout.system(env, directory, "cbsd_monit"))
+
+
+def hook(bench):
+    """What the hooks add to a start, alone and while a hundred are on their way."""
+    watched = {"groups": {"all": {**PILLAR["groups"]["all"], "match": "hooked"}}}
+    node = prepared(bench, "hook", {"plain": "127.77.24.100", "hooked": "127.77.24.101"}, **watched)
+    unhook(node, "plain")
+    took, waited = {"plain": [], "hooked": []}, []
+    for _ in range(STARTS):
+        for env, times in took.items():
+            mark = time.time()
+            times.append(cbsd(node, "jstart", f"jname={env}", "inter=0"))
+            waited += waits(node, mark).values()
+            idle(node)
+            cbsd(node, "jstop", f"jname={env}")
+            idle(node)
+    bench.drop(node)
+
+    other = chapter(bench, "module", {"m0": "127.77.24.110"}, hooks=True, package="tcpd")
+    plain_monit(other)
+    upstream, since = [], time.time()
+    for _ in range(UPSTREAM):
+        since = time.time()
+        cbsd(other, "jstart", "jname=m0", "inter=0")
+        upstream += waits(other, since).values()
+        cbsd(other, "jstop", "jname=m0")
+    bench.drop(other)
+
+    many = {f"e{i}": f"127.77.24.{100 + i}" for i in range(STAGGERED)}
+    node = prepared(bench, "staggered", many)
+    since, runs = time.time(), []
+    for env in many:
+        argv = [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={env}", "inter=0"]
+        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        runs.append(subprocess.Popen(argv, env=node.sim.environment(), cwd="/", **quiet))
+        time.sleep(0.5)
+    for run in runs:
+        run.wait()
+    staggered = list(waits(node, since).values())
+    bench.drop(node)
+    if len(staggered) != STAGGERED or len(waited) != STARTS:
+        raise RuntimeError(f"hooks ran for {len(staggered)} of {STAGGERED} starts and {len(waited)} of {STARTS}")
+    return {
+        "start_without_hooks_ms_median": round(median(took["plain"]), 1),
+        "start_with_hooks_ms_median": round(median(took["hooked"]), 1),
+        "hook_added_ms_median": round(median(took["hooked"]) - median(took["plain"]), 1),
+        "hook_waited_ms_median": round(median(waited), 1),
+        "hook_added_ms_median_staggered_100": round(median(staggered), 1),
+        "hook_added_ms_p99_staggered_100": round(percentile(staggered, 99), 1),
+        "upstream_hook_ms_median": round(median(upstream), 1),
+        "hook_speedup_over_upstream": round(median(upstream) / median(waited), 1),
+    }
+
+
+def parallel(bench):
+    """A hundred starts at once: how often monit reloads, and whether every env is watched afterwards."""
+    many = {f"p{i}": f"127.77.25.{1 + i}" for i in range(MANY)}
+    node = prepared(bench, "parallel", many, **{"defaults": {**PILLAR["defaults"], "start_period": "120s"}})
+    before = reloads(node)
+    took = start(node, many)
+    began = time.monotonic()
+
+    def watched():
+        lines = [line.split() for line in node.monit("summary").splitlines() if ".app" in line]
+        return sum(words[1:2] == ["OK"] for words in lines)
+
+    def healthy():
+        return [said["state"] for said in node.status().values()].count("healthy")
+
+    with contextlib.suppress(RuntimeError):
+        until(lambda: watched() == healthy() == MANY, 90, "all are watched")
+    settled = time.monotonic() - began
+    keys = {
+        "parallel_starts": MANY,
+        "parallel_starts_s": round(took, 1),
+        "parallel_starts_100_reloads": reloads(node) - before,
+        "parallel_starts_100_monitored": watched(),
+        "parallel_starts_100_healthy": healthy(),
+        "parallel_starts_healthy_after_s": round(settled, 1),
+    }
+    bench.drop(node)
+    return keys
