@@ -51,6 +51,7 @@ class Heal:
             said = policy.of(self.node, env)
             self.trusted = publish.trusted(self.node, env)
             ladder, self.restart = policy.of_check(said, self.check)
+            self.event = {"event": True} if "event" in ladder else {}
             number = len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
             rung = self._rung(env, ladder)
             env["attempts"] = [*env["attempts"], self.node.stamp()][-64:]
@@ -199,7 +200,7 @@ class Heal:
                 wait = policy.delay(self.restart, number)
                 env["next"], env["recheck"] = {"after": self.node.stamp(), "seconds": round(wait, 2)}, None
                 env["rung"] = (env["rung"] or 0) + 1
-                env.go("failing", words, self.check, attempt=number, duration=took)
+                env.go("failing", words, self.check, attempt=number, duration=took, **self.event)
             else:
                 env["next"] = None
 

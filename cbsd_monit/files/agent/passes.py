@@ -13,6 +13,7 @@ import cbsd
 import files
 import policy
 import publish
+import spool
 import state
 from monit import Monit
 from node import NAME, AgentError
@@ -62,6 +63,8 @@ class Pass:
         for _, record in inbox:
             if record.env in self.envs:
                 state.apply(self.envs[record.env], record)
+            else:
+                self._unwatched(record)
         self._arrivals()
         for env in list(self.envs.values()):
             if env.name not in self.rows or not self._managed(env.name):
@@ -122,6 +125,13 @@ class Pass:
             if not renamed:
                 env["attempts"] = policy.attempts_of(env)
                 env.tell("created", "first seen " + ("running" if running else "stopped"))
+
+    def _unwatched(self, record):
+        """An env without a template was created or started: pillar may name it, and only Salt can know."""
+        transition = {"master_create.d": "created", "master_poststart.d": "started"}.get(record.hook)
+        if transition and NAME.match(record.env):
+            emulator = record.environ.get("emulator")
+            spool.append(self.node, spool.event(self.node, transition, record.env, emulator, "not watched"))
 
     def _departed(self, env):
         if env.name in self.rows:
@@ -322,7 +332,9 @@ class Pass:
                 now[name[5:]] = service.message or f"monit says {service.status}" if service.failing else ""
         for check, reason in now.items():
             if bool(reason) != bool(before.get(check)):
-                state.say(f"node: {'failing' if reason else 'healthy'} ({check}) {reason}", loud=bool(reason))
+                transition = "failing" if reason else "healthy"
+                state.say(f"node: {transition} ({check}) {reason}", loud=bool(reason))
+                spool.append(self.node, spool.event(self.node, transition, reason=reason, check=check))
         if now != before:
             files.write_json(path, now)
 

@@ -290,8 +290,9 @@ def _failing(seen, env, policy, check, reason, up):
         return env.go("starting", f"{check}: {reason}", check)
     if env["gave_up"]:
         return env.go("gave_up")
-    if env["state"] not in ("failing", "backoff"):
-        env.go("failing", reason, check)
+    event = {"event": True} if "event" in ladder else {}  # the fleet is asked, and again when a back-off is over
+    if env["state"] not in ("failing", "backoff") or event and env["state"] == "backoff" and not waits(env):
+        env.go("failing", reason, check, **event)
     else:
         env["reason"], env["check"] = reason, check
     if not policy["heal"]:
@@ -432,6 +433,8 @@ def _storm(seen, told):
         ill[0].tell("storm", f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes")
     elif now is not None and not many(ill):
         files.remove(path)
+        for env in [seen.envs[n] for n in now["envs"] if n in seen.envs][:1]:
+            env.tell("calm", "no longer so many envs fail at once")
         now = None
     if now is not None:  # the network does not kill: what the kernel has lost is started, within the budget
         seen.due = [(env, check, reason) for env, check, reason in seen.due if check == "env"]

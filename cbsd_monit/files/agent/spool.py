@@ -26,6 +26,22 @@ _counted = 0  # how many lost ones the file `lost` owes to this process's WAITIN
 _thread = threading.Lock()
 
 
+def event(node, transition, env=None, emulator=None, reason="", check=None, before=None, **more):
+    """The record of one transition, of an env or with ``env`` None of the node; docs/contract.md section 8."""
+    return {
+        "id": os.urandom(8).hex(),
+        "time": round(time.time(), 3),
+        "node": node.name,
+        "env": env,
+        "emulator": emulator,
+        "transition": transition,
+        "from": before,
+        "check": check,
+        "reason": reason,
+        **more,
+    }
+
+
 def append(node, record):
     """Keep one transition for Salt; never raises, and never waits long: healing goes on whatever happens here."""
     if not os.path.isdir(node.in_state("spool")):
@@ -161,9 +177,8 @@ class _Folder:
             return sum(_worth(line) for line in handle)
 
     def _dropped(self, count, why):
-        record = {"transition": "dropped", "env": None, "emulator": None, "check": None, "from": None, "count": count}
-        record.update(id=os.urandom(8).hex(), time=round(time.time(), 3), node=self.node.name)
-        return json.dumps({**record, "reason": f"{count} transitions {why}"}, sort_keys=True) + "\n"
+        record = event(self.node, "dropped", reason=f"{count} transitions {why}", count=count)
+        return json.dumps(record, sort_keys=True) + "\n"
 
     # What is lost for now: a number in a file that has its size already, so that a full disk can take it.
 

@@ -118,18 +118,7 @@ class Env:
 
     def tell(self, transition, reason="", check=None, **more):
         """Record one transition in the env's history, and for Salt."""
-        record = {
-            "id": os.urandom(8).hex(),
-            "time": round(time.time(), 3),
-            "node": self.node.name,
-            "env": self.name,
-            "emulator": self["emulator"],
-            "transition": transition,
-            "from": self["state"],
-            "check": check,
-            "reason": reason,
-            **more,
-        }
+        record = spool.event(self.node, transition, self.name, self["emulator"], reason, check, self["state"], **more)
         line = json.dumps(record, sort_keys=True) + "\n"
         with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
             old = (self.dir.read("history.jsonl") or "").splitlines(True)
