@@ -60,7 +60,7 @@ def test_causes_are_those_of_the_contract():
 def test_commands_are_those_of_the_contract():
     commands = set(re.findall(r"^\| `wake (\w+)", section(6), re.M)) - {"as"}
     source = (AGENT / "__main__.py").read_text()
-    handled = set(re.findall(r'command == "(\w+)"', source)) - {"run"} | {"monit"}
+    handled = set(re.findall(r'^    "(\w+)": \(', source, re.M)) - {"run"} | {"monit"}
     assert commands == handled
 
 

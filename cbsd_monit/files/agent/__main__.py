@@ -4,6 +4,7 @@ cbsd_monit's agent on a node; `wake` runs it.  Usage: agent CONFIG run|sync|look
 docs/contract.md section 6 has the table of commands.
 """
 
+import contextlib
 import json
 import os
 import shutil
@@ -269,56 +270,68 @@ def silence(node, name, until=None, by="", *reason):
     return status(node, name)
 
 
+def look(node):
+    """The cheap look at the kernel that monit runs each cycle."""
+    if passes.look(node):
+        subprocess.run([node.wake, "monit", "look"], check=False, stdin=subprocess.DEVNULL)
+    return 0
+
+
+def _run(node):
+    with contextlib.suppress(OSError):
+        os.setsid()  # whoever kills the group of the hook that woke us does not mean us
+    return run(node)
+
+
+def _sync(node, *options):
+    words = list(options)
+    overlay = {}
+    if "--overlay" in words:
+        at = words.index("--overlay")
+        overlay = files.read_json(words[at + 1])
+        del words[at : at + 2]
+    new = overlay.pop("", None)  # the node's own configuration, as it would be
+    if new:
+        node.use({**node.conf, **new["config"]})
+    return sync(node, "--json" in words, "--dry-run" in words, overlay)
+
+
+# command: (what it does, names of its arguments; those from the bar on may be left out)
+COMMANDS = {
+    "run": (_run, ""),
+    "sync": (_sync, "| --json --dry-run --overlay FILE"),
+    "look": (look, ""),
+    "probe": (probe, "ENV CHECK"),
+    "recheck": (recheck, "ENV"),
+    "status": (status, "| ENV"),
+    "history": (history, "ENV"),
+    "silence": (silence, "ENV UNTIL WHO | REASON…"),
+    "unsilence": (silence, "ENV"),
+    "quit": (leave, ""),
+}
+
+
 def main(argv):
     for number in (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1):
         signal.signal(number, signal.SIG_DFL)  # monit 6.0 passes on signals that it ignores
     os.umask(0o077)
-    try:
-        config, command, *args = argv
-        node = Node(config)
-        if command == "run":
-            try:
-                os.setsid()  # whoever kills the group of the hook that woke us does not mean us
-            except OSError:
-                pass
-            return run(node)
-        if command == "sync":
-            overlay = files.read_json(args[args.index("--overlay") + 1]) if "--overlay" in args else {}
-            new = overlay.pop("", None)  # the node's own configuration, as it would be
-            if new:
-                node.use({**node.conf, **new["config"]})
-            return sync(node, "--json" in args, "--dry-run" in args, overlay)
-        if command == "look":
-            if passes.look(node):
-                subprocess.run([node.wake, "monit", "look"], check=False, stdin=subprocess.DEVNULL)
-            return 0
-        for name in args if command not in ("silence", "unsilence") else args[:1]:
-            if not NAME.match(name):
-                raise AgentError(f"expected a name of letters, digits, _ and -, got {name!r}")
-        if command == "silence":
-            if len(args) < 3:
-                raise ValueError
-            return silence(node, *args)
-        if command == "unsilence":
-            return silence(node, *args[:1])
-        if command == "probe":
-            return probe(node, *args)
-        if command == "recheck":
-            return recheck(node, *args)
-        if command == "quit":
-            return leave(node)
-        if command == "status":
-            return status(node, *args)
-        if command == "history":
-            return history(node, *args)
-    except (ValueError, TypeError):
-        print(__doc__.strip(), file=sys.stderr)
+    config, command, *args = [*argv, ""][: max(2, len(argv))]
+    function, names = COMMANDS.get(command, (None, ""))
+    needed, _, more = (part.split() for part in names.partition("|"))
+    if function is None or not len(needed) <= len(args) <= len(needed) + (99 if "REASON…" in more else len(more)):
+        usage = "\n".join(
+            f"  wake {name} {told.replace('| ', '[')}{']' * ('|' in told)}" for name, (_, told) in COMMANDS.items()
+        )
+        print(f"expected one of\n{usage}\ngot {' '.join(argv[1:]) or 'nothing'}", file=sys.stderr)
         return 2
+    try:
+        for name, value in zip([*needed, *more], args):
+            if name in ("ENV", "CHECK") and not NAME.match(value):
+                raise AgentError(f"expected a name of letters, digits, _ and -, got {value!r}")
+        return function(Node(config), *args)
     except AgentError as err:
         print(f"cbsd_monit: {err}", file=sys.stderr)
-        return UNASKED if argv[1:2] == ["probe"] else 1
-    print(f"cbsd_monit: unknown command {command}", file=sys.stderr)
-    return 2
+        return UNASKED if command == "probe" else 1
 
 
 if __name__ == "__main__":
