@@ -692,3 +692,31 @@ def monit_version():
             f"`{' '.join(argv)}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
         )
     return match[1]
+
+
+def recheck(envs=(), adopt=False):
+    """
+    Have the agent look at the node again: all that an event can cause.
+
+    What follows is decided here, by the agent's own status, lock and policy: an env of ``envs`` is healed only if it fails and its
+    policy says ``on_failure: event``. Called again within 10 s for the same env nothing more happens.
+
+    envs
+        Names of envs, at most 50; those that are not watched here are left out.
+    adopt
+        Also apply this node's own checks if its pillar names an env that has none yet.
+
+    Returns ``{"rechecked": [env], "adopted": [env]}``. Raises ``SaltInvocationError`` for what cannot be a name.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.recheck '[lb1]'
+    """
+    if isinstance(envs, str) or len(envs) > 50:
+        raise SaltInvocationError(f"envs: expected a list of at most 50 names, got {ascii(envs)[:60]}")
+    done = [name for name in sorted({_named(env) for env in envs}) if not _wake("recheck", name)[0]["retcode"]]
+    if not envs:
+        _wake("monit", "recheck")
+    return {"rechecked": done, "adopted": __salt__["cbsd_monit_fleet.adopt"]() if adopt is True else []}

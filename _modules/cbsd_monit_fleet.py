@@ -1,0 +1,177 @@
+"""
+What the fleet asks of this node: the runner ``cbsd_monit`` and the reactor call these.
+
+Nothing here takes a command, a path or the name of a state from its caller: what is done follows from this node's own pillar and
+policy.
+
+:depends: the execution modules ``cbsd``, ``cbsd_monit`` and ``cbsd_monit_policy``
+"""
+
+import fcntl
+import fnmatch
+import logging
+import os
+import time
+
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+log = logging.getLogger(__name__)
+
+__virtualname__ = "cbsd_monit_fleet"
+
+TROUBLE = ("failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
+WINDOW = 7  # seconds that one adoption looks on: more than what the reactor leaves out meanwhile
+ROUNDS = 5
+
+
+def __virtual__():
+    return __virtualname__
+
+
+def _settings():
+    return __salt__["config.get"]("cbsd_monit", {}) or {}
+
+
+def _selected(rows, env, group):
+    """The names among ``rows`` that a glob and a group of this node's pillar leave."""
+    for what, value in (("env", env), ("group", group)):
+        if value is not None and not isinstance(value, str):
+            raise SaltInvocationError(f"{what}: expected a name, got {value!r}")
+    meant = {}
+    if group is not None:
+        meant = (_settings().get("groups") or {}).get(group)
+        if meant is None:
+            return []
+    globs = meant.get("match", "*")
+    globs = globs if isinstance(globs, list) else [globs]
+    emulator = meant.get("emulator")
+    return [
+        name
+        for name, row in sorted(rows.items())
+        if fnmatch.fnmatchcase(name, env or "*")
+        and any(fnmatch.fnmatchcase(name, str(glob)) for glob in globs)
+        and emulator in (None, row["emulator"])
+    ]
+
+
+def report(env=None, group=None, state=None, trouble=False):
+    """
+    Return the present state of this node's envs, as :py:func:`cbsd_monit.status` has it, with less to carry.
+
+    env
+        Name or glob.
+    group
+        A group of this node's pillar; a node that knows no such group has no such envs.
+    state
+        Only envs in this state, or in one of a list.
+    trouble
+        Only envs that need somebody's attention.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit_fleet.report group=web state=failing
+    """
+    rows = __salt__["cbsd_monit.status"]()
+    states = TROUBLE if trouble else state
+    states = [states] if isinstance(states, str) else states
+    names = _selected(rows, env, group)
+    return {
+        name: {key: value for key, value in rows[name].items() if value not in (None, "")}
+        for name in names
+        if not states or rows[name]["state"] in states
+    }
+
+
+def silence(until, reason, by, env=None, group=None):
+    """
+    Have the envs of this node that ``env`` (name or glob) and ``group`` select not healed before ``until``; all without them.
+
+    Returns ``{env: until}`` in seconds since 1970. Parameters and errors as of :py:func:`cbsd_monit.silence`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit_fleet.silence 2h 'kernel upgrade' ann group=web
+    """
+    found = {}
+    for name in _selected(__salt__["cbsd_monit.status"](), env, group):
+        row = __salt__["cbsd_monit.silence"](name, until, reason, by)[name]
+        found[name] = (row.get("silence") or {}).get("until")
+    return found
+
+
+def unsilence(env=None, group=None):
+    """
+    Take back the silences that were given by command to the envs that ``env`` and ``group`` select; returns their names.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit_fleet.unsilence group=web
+    """
+    names = _selected(__salt__["cbsd_monit.status"](), env, group)
+    for name in names:
+        __salt__["cbsd_monit.unsilence"](name)
+    return names
+
+
+def adopt():
+    """
+    Apply this node's checks if pillar names an env here that has none yet; returns the names of such envs.
+
+    Cheap and harmless however often it is called: without such an env nothing is applied, and calls that come while one is at work
+    end at once, because it looks again before it ends.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit_fleet.adopt
+    """
+    lookup = _settings().get("lookup") or {}
+    run = lookup.get("run") or "/var/run/cbsd_monit"
+    os.makedirs(run, 0o700, exist_ok=True)
+    handle = os.open(os.path.join(run, "adopt"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return []
+        adopted, began = set(), time.monotonic()
+        for _ in range(ROUNDS):
+            names = _unwatched()
+            if names:
+                adopted |= set(names)
+                _apply()
+            wait = WINDOW - (time.monotonic() - began)
+            if wait <= 0 and not names:
+                break
+            time.sleep(max(wait, 0))
+        return sorted(adopted)
+    finally:
+        os.close(handle)
+
+
+def _unwatched():
+    """Envs of this node that pillar names and that have no checks yet."""
+    envs = [
+        {"name": name, "emulator": row["emulator"]}
+        for name, row in __salt__["cbsd.list"]().items()
+        if row["emulator"] in ("jail", "bhyve")
+    ]
+    named = __salt__["cbsd_monit_policy.for_node"](_settings(), __grains__["id"], envs)["policies"]
+    top = os.path.join(__salt__["cbsd.paths"]()["workdir"], "jails-system")
+    return [name for name in sorted(named) if not os.path.exists(os.path.join(top, name, "monit", "policy.json"))]
+
+
+def _apply():
+    results = __salt__["state.apply"]("cbsd_monit.checks", queue=True)
+    if not isinstance(results, dict):
+        raise CommandExecutionError("; ".join(map(str, results)))
+    bad = [r["comment"] for r in results.values() if r["result"] is False]
+    if bad:
+        raise CommandExecutionError("; ".join(bad))
