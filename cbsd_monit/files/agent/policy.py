@@ -208,6 +208,8 @@ def judge(seen, env, services):
         return env.go("silenced", text)
     if env.name in seen.quarantined and up:  # a dead one is started: for that monit is not needed
         return env.go("quarantined", seen.quarantined[env.name]["reason"])
+    if env["state"] == "healthy" and env.age("since") > restart["reset_after"]:  # nobody need have looked meanwhile
+        env.reset_attempts()
     if failing is None:
         if env["gave_up"]:
             return env.go("gave_up")
@@ -220,10 +222,9 @@ def judge(seen, env, services):
                 "unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?"
             )
         if waiting:
-            return env.go("starting", f"waiting for {waiting}") if _in_grace(env, policy) else None
+            begins = _in_grace(env, policy) or not env["warm"] and env["state"] in ("stopped", "unknown")
+            return env.go("starting", f"waiting for {waiting}") if begins else None
         env["warm"] = True
-        if env["state"] == "healthy" and env.age("since") > restart["reset_after"]:
-            env.reset_attempts()
         return env.go("healthy")
     return _failing(seen, env, policy, failing, reason, up)
 
