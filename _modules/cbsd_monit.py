@@ -3,7 +3,7 @@ Turn the pillar's ``cbsd_monit`` into what one CBSD node needs, and ask the node
 
 ``validate`` and ``render`` are pure: plain data in, plain data out, no pillar, no clock, nothing written. The SLS reads
 pillar once and passes it as an argument. ``cbsd_monit_schema`` holds the vocabulary, ``cbsd_monit_pillar`` reads it,
-``cbsd_monit_policy`` says what it means for a node; this file knows monit's language.
+``cbsd_monit_policy`` says what it means for a node, ``cbsd_monit_explain`` what comes of it; this file knows monit's language.
 
 What a template puts out is never trusted: every expression has to be monit text made here, a number, a plain word, or
 the product of the filter ``monit``. An operator's template that forgets the filter is an error, never an injection.
@@ -471,8 +471,7 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         if late and not probes:
             services = [service for service in services if service["kind"] != "program"]
             warnings.append(
-                f"monit {monit_version} cannot run check program: the agent runs the probes of {name} ({', '.join(late)}) "
-                "itself, in its pass each minute"
+                f"monit {monit_version} cannot run check program: the agent runs the probes of {name} ({', '.join(late)})"
             )
         source, text = _template_of(name, own, spec, template, templates or {}, files)
         told = {key: copy.deepcopy(value) for key, value in policy.items() if key not in ("env", "node")}
@@ -581,14 +580,18 @@ def sync():
     raise CommandExecutionError(f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}")
 
 
-def status(env=None):
+def status(env=None, text=False):
     """
     Return the present state of every env of the node, or of one.
 
-    Returns ``{name: {"state": …, "since": …, "check": …, "reason": …}}``.
+    Returns ``{name: {"emulator", "state", "since", "check", "reason", "intent", "intent_why", "attempts", "next", "silence",
+    "quarantined", "restarts", "last"}}``; ``since`` and ``next`` (when the next attempt may begin) are seconds since 1970,
+    ``attempts`` are those that still count, ``restarts`` all that the env's history knows, ``last`` its last transitions.
 
     env
         Name of an env; all when it is not given.
+    text
+        Return a table instead, and for one env its last transitions.
 
     Raises ``CommandExecutionError`` when the agent cannot be run.
 
@@ -597,8 +600,82 @@ def status(env=None):
     .. code-block:: bash
 
         salt '*' cbsd_monit.status lb1
+        salt '*' cbsd_monit.status text=True
     """
-    return _json(*_answer("status", *([] if env is None else [_named(env)])))
+    found = _json(*_answer("status", *([] if env is None else [_named(env)])))
+    return _status_text(found, time.time(), last=env is not None) if text else found
+
+
+def _status_text(found, now, last):
+    """Return the agent's answer as an aligned table; older agents say less."""
+    heads = ["env", "state", "since", "check", "restarts", "next attempt", "reason"]
+    rows = [heads]
+    for name, row in sorted(found.items()):
+        due = row.get("next")
+        rows.append(
+            [
+                name,
+                row.get("state") or "unknown",
+                _clock(row.get("since")),
+                row.get("check") or "-",
+                str(row.get("restarts", "-")),
+                "-" if not due else f"in {due - now:.0f} s" if due > now else "now",
+                row.get("quarantined") or row.get("reason") or "-",
+            ]
+        )
+    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
+    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    for row in found.values() if last else ():
+        for record in row.get("last") or []:
+            words = [record.get("transition") or "", record.get("check") or "", record.get("reason") or ""]
+            lines.append("  ".join([_clock(record.get("time")), *(word for word in words if word)]))
+    return "\n".join(lines)
+
+
+def _clock(moment):
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "-"
+
+
+def explain(env, text=False):
+    """
+    Return what the pillar means for an env of this node, for each of its checks: where every value comes from, what monit is
+    told, and what happens when it fails, in seconds.
+
+    env
+        Name of an env of this node that the pillar means.
+    text
+        Return a text to read instead of data.
+
+    Returns what :py:func:`cbsd_monit_explain.explain <salt.modules.cbsd_monit_explain.explain>` does. The pillar is the
+    one that the states get: as the minion has it now.
+
+    Raises ``SaltInvocationError`` when the pillar is not valid or does not mean this env, ``CommandExecutionError`` when it or
+    CBSD's inventory cannot be read.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call cbsd_monit.explain lb1 text=True
+    """
+    _named(env)
+    # Salt 3008 shows pillar to templates only; this is the one that the states have it from.
+    source = '{%- from "cbsd_monit/map.jinja" import spec with context %}{{ spec | json }}'
+    spec = __salt__["slsutil.renderer"](string=source, default_renderer="jinja|json")
+    envs = [
+        {"name": name, "emulator": row["emulator"]}
+        for name, row in __salt__["cbsd.list"]().items()
+        if row["emulator"] in ("jail", "bhyve")
+    ]
+    try:
+        version = _version(spec["lookup"].get("monit") or "monit")
+    except CommandExecutionError:
+        version = None
+    told = __salt__["cbsd_monit_explain.explain"](
+        spec["pillar"], __opts__["id"], envs, env, monit_version=version, lookup=spec["lookup"]
+    )
+    return __salt__["cbsd_monit_explain.text"](told) if text else told
 
 
 def silence(env, until, reason, by="salt"):
@@ -684,7 +761,11 @@ def monit_version():
 
         salt '*' cbsd_monit.monit_version
     """
-    argv = [_lookup("monit", "/usr/local/bin/monit"), "-V"]
+    return _version(_lookup("monit", "/usr/local/bin/monit"))
+
+
+def _version(monit):
+    argv = [monit, "-V"]
     answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, stdin="")
     match = re.search(r"version\s+([0-9]+(?:\.[0-9]+)+)", answer["stdout"])
     if answer["retcode"] or not match:

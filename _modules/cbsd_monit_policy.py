@@ -163,7 +163,7 @@ def for_node(spec, node, envs, origins=False):
         if origins:
             told["envs"][name] = {
                 **_told(policy.only(POLICY)),
-                **_told(own.only(["depends_on"])),
+                **_told(own.only(["depends_on", "raw", "template"])),
                 "checks": {key: _told(check) for key, check in checks.items()},
                 "left_out": inside,
                 "layers": used,

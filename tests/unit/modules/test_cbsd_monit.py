@@ -20,7 +20,7 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 FILES = REPO / "tests" / "unit" / "files"
-NAMES = ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit")
+NAMES = ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit_explain", "cbsd_monit")
 
 
 def load(**more):
@@ -870,7 +870,7 @@ def test_probes_are_left_to_the_agent_where_monit_cannot(monit, version, works):
         else [
             f"monit {version} cannot run check program: cbsd_monit-look is not rendered, "
             "and neither are the node's checks pool",
-            f"monit {version} cannot run check program: the agent runs the probes of lb1 (c) itself, in its pass each minute",
+            f"monit {version} cannot run check program: the agent runs the probes of lb1 (c)",
         ]
     )
     assert result["config"]["probes"] == ("monit" if works else "agent")
