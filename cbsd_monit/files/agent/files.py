@@ -1,12 +1,121 @@
 """Files: written whole or not at all, and never through somebody else's symlink."""
 
+import concurrent.futures
 import contextlib
 import json
 import os
 import stat
+import threading
+
+CHUNK = 128  # files of a batch that wait together; each holds one descriptor, and its directory at most one more
+LIMIT = 1 << 20  # bytes of an env's file that are read
+_local = threading.local()
 
 
-def _replace(name, data, mode, dir_fd):
+class Batch:
+    """
+    Files that one thread writes together: one commit of the file system's journal serves many of them.
+
+    Each is whole and synced before it gets its name, as without a batch; only the moment is put off, to `flush` or the end.
+    Whoever reads meanwhile through this module in the same thread finds what was written.
+    """
+
+    def __init__(self):
+        self.waiting = {}  # path: (temporary name, name, folder, data, what to do about an OSError)
+        self.folders = {}
+
+    def folder(self, path, opened):
+        """A descriptor of the directory ``path``; ``opened`` is one that is copied if none is kept yet."""
+        if path not in self.folders:
+            self.folders[path] = os.dup(opened)
+        return self.folders[path]
+
+    def add(self, path, name, data, mode, dir_fd, failed):
+        self.drop(path)
+        folder = self.folder(os.path.dirname(path), dir_fd)
+        self.waiting[path] = (_temporary(name, data, mode, folder), name, folder, data, failed)
+        if len(self.waiting) >= CHUNK:
+            self.flush()
+
+    def drop(self, path):
+        """Forget what was going to be written there."""
+        if path in self.waiting:
+            tmp, _, folder, _, _ = self.waiting.pop(path)
+            with contextlib.suppress(OSError):
+                os.unlink(tmp, dir_fd=folder)
+
+    def flush(self):
+        """Make all that waits durable; raises the first OSError that nobody takes when the rest is done."""
+        waiting, self.waiting = list(self.waiting.values()), {}
+        folders, self.folders = self.folders, {}
+        troubles = []
+
+        def synced(entry):
+            try:
+                fd = os.open(entry[0], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=entry[2])
+                try:
+                    os.fsync(fd)
+                finally:
+                    os.close(fd)
+            except OSError as err:
+                return err
+            return None
+
+        try:
+            for (tmp, name, folder, _, failed), err in zip(waiting, _each(synced, waiting)):
+                try:
+                    if err:
+                        raise err
+                    os.replace(tmp, name, src_dir_fd=folder, dst_dir_fd=folder)
+                except OSError as trouble:
+                    (failed or troubles.append)(trouble)
+                    with contextlib.suppress(OSError):
+                        os.unlink(tmp, dir_fd=folder)
+            _each(os.fsync, {folder for _, _, folder, _, _ in waiting})
+        finally:
+            for folder in folders.values():
+                os.close(folder)
+        if troubles:
+            raise troubles[0]
+
+
+def _each(action, items):
+    """``[action(item), …]``, eight at a time: the journal commits once for all that ask at the same moment."""
+    items = list(items)
+    if len(items) < 3:
+        return [action(item) for item in items]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(action, items))
+
+
+@contextlib.contextmanager
+def batch():
+    """What this thread writes inside is made durable together at the end; inside another batch it is part of that one."""
+    if getattr(_local, "batch", None):
+        yield _local.batch
+        return
+    _local.batch = own = Batch()
+    try:
+        yield own
+    finally:
+        _local.batch = None
+        own.flush()
+
+
+def flush():
+    """All that this thread has written is durable when this returns."""
+    if getattr(_local, "batch", None):
+        _local.batch.flush()
+
+
+def _waiting(path):
+    """What a batch of this thread is going to write to ``path``, as bytes, or None."""
+    own = getattr(_local, "batch", None)
+    return own.waiting[path][3] if own and path in own.waiting else None
+
+
+def _temporary(name, data, mode, dir_fd):
+    """Write ``data`` to a new file beside ``name``; returns its name, which nobody could lay out in advance."""
     tmp = f".{name}.{os.urandom(6).hex()}.new"
     fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     try:
@@ -15,27 +124,38 @@ def _replace(name, data, mode, dir_fd):
             view = memoryview(data)
             while view:
                 view = view[os.write(fd, view) :]
-            os.fsync(fd)
         finally:
             os.close(fd)
-        os.replace(tmp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(tmp, dir_fd=dir_fd)
         raise
-    os.fsync(dir_fd)
+    return tmp
+
+
+def _replace(path, name, data, mode, dir_fd, failed=None):
+    with batch() as own:
+        own.add(path, name, data, mode, dir_fd, failed)
 
 
 def write(path, data, mode=0o600):
     """Replace ``path`` by ``data`` (text or bytes) durably; a crash leaves the old or the new file."""
     if isinstance(data, str):
-        data = data.encode()
+        data = data.encode("utf-8", "surrogateescape")
     folder, name = os.path.split(path)
     dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _replace(name, data, mode, dir_fd)
+        _replace(path, name, data, mode, dir_fd)
     finally:
         os.close(dir_fd)
+
+
+def scratch(path, data):
+    """Write ``data`` to ``path``, which nobody needs after a crash: not synced, not swapped."""
+    remove(path)
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as handle:
+        handle.write(data)
 
 
 def write_json(path, data):
@@ -45,6 +165,9 @@ def write_json(path, data):
 def read_json(path, default=None):
     """The content of ``path``, or ``default`` where there is none or it is not JSON."""
     try:
+        data = _waiting(path)
+        if data is not None:
+            return json.loads(data)
         with open(path, encoding="utf-8") as handle:
             return json.load(handle)
     except (OSError, ValueError):
@@ -52,6 +175,8 @@ def read_json(path, default=None):
 
 
 def remove(path):
+    if _waiting(path) is not None:
+        _local.batch.drop(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -62,11 +187,17 @@ def _read_at(dir_fd, name):
         fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
     except OSError:
         return None, None
-    with os.fdopen(fd, "rb") as handle:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             return None, None
-        return handle.read(1 << 20).decode("utf-8", "surrogateescape"), info
+        data, more = b"", True
+        while more and len(data) < LIMIT:
+            more = os.read(fd, LIMIT - len(data))
+            data += more
+        return data.decode("utf-8", "surrogateescape"), info
+    finally:
+        os.close(fd)
 
 
 def _roots_alone(info):
@@ -74,6 +205,10 @@ def _roots_alone(info):
     if info.st_uid != os.geteuid() or info.st_mode & stat.S_IWOTH:
         return False
     return not info.st_mode & stat.S_IWGRP or info.st_gid == 0
+
+
+def _ignore(err):
+    """What cannot be written in an env's directory keeps no other file from being written."""
 
 
 class EnvDir:
@@ -102,6 +237,9 @@ class EnvDir:
 
     def read(self, name):
         """The text of the regular file ``name``, or None."""
+        data = _waiting(os.path.join(self.path, name))
+        if data is not None:
+            return data.decode("utf-8", "surrogateescape")
         try:
             with self._fd() as dir_fd:
                 return _read_at(dir_fd, name)[0]
@@ -121,34 +259,40 @@ class EnvDir:
                 for name in names:
                     found[name], info = _read_at(dir_fd, name)
                     roots = roots and (info is None or _roots_alone(info))
+                roots = roots and self._way_up(dir_fd)
         except OSError:
-            pass
-        return found, roots and self._way_up()
+            roots = False
+        return found, roots
 
-    def _way_up(self):
+    def _way_up(self, dir_fd):
         """True if only root can exchange a directory between CBSD's work directory and this env's (links resolved)."""
-        path = os.path.realpath(self.sysdir)
-        top = os.path.realpath(
-            os.path.dirname(os.path.dirname(self.sysdir))
-        )  # it belongs to user cbsd by CBSD's own design
-        while path not in (top, "/"):
-            try:
-                if not _roots_alone(os.stat(path)):
-                    return False
-            except OSError:
+        work = os.stat(os.path.dirname(os.path.dirname(self.sysdir)))  # it belongs to user cbsd by CBSD's own design
+        way, below = "..", os.fstat(dir_fd)
+        while True:
+            info = os.stat(way, dir_fd=dir_fd)
+            if os.path.samestat(info, work) or os.path.samestat(info, below):  # `..` of / is / itself
+                return True
+            if not _roots_alone(info):
                 return False
-            path = os.path.dirname(path)
-        return True
+            way, below = way + "/..", info
 
-    def write(self, name, text):
-        """Replace ``name`` if its content differs; True if it did."""
+    def write(self, name, text, failed=None):
+        """
+        Replace ``name`` if its content differs; True if it did.
+
+        In a batch an OSError may come later: then ``failed`` is called with it, and without one it is this env's trouble alone.
+        """
+        if failed is None and getattr(_local, "batch", None):
+            failed = _ignore
         data = text.encode("utf-8", "surrogateescape")
         if self.read(name) == text:
             return False
         with self._fd() as dir_fd:
-            _replace(name, data, 0o600, dir_fd)
+            _replace(os.path.join(self.path, name), name, data, 0o600, dir_fd, failed)
         return True
 
     def remove(self, name):
+        if _waiting(os.path.join(self.path, name)) is not None:
+            _local.batch.drop(os.path.join(self.path, name))
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)

@@ -110,8 +110,16 @@ class Status:
             int(x) for x in re.findall(r"\d+", server.findtext("version") if server is not None else "")
         )
         self.uptime = int(server.findtext("uptime") or 0) if server is not None else 0
+        self.incarnation = server.findtext("incarnation") if server is not None else None
         found = (Service(e) for e in root.findall("service"))
         self.services = {s.name: s for s in found}
+
+
+    def begun_since(self, before, moment):
+        """True if monit has read its control file after ``moment``, when its Status was ``before``: a reload makes all services anew."""
+        if self.incarnation != before.incarnation:
+            return True
+        return all(s.collected > moment for s in self.services.values() if s.collected)
 
 
 class Monit:

@@ -18,6 +18,8 @@ import state
 from monit import Monit
 from node import NAME, AgentError
 
+VERIFY = 15  # seconds after a reload in which monit has to read what is published and to check something
+
 
 class Pass:
     """The node as one pass saw it."""
@@ -36,6 +38,9 @@ class Pass:
         self.foreign = {}
         self.missing = set()
         self.changed = []
+        self.warnings = []
+        self.held = None
+        self.verify_wait = 0.0
         self.reloaded = self.started = self.unsettled = False
         self.due = []
         self.told, self.suspects, self.soon = {}, set(), None  # policies; whose last run failed; when to look again
@@ -71,6 +76,7 @@ class Pass:
                 self._departed(env)
             else:
                 env.save()
+        files.flush()  # what the hooks said is kept before it is forgotten
         state.drop_inbox([path for path, _ in inbox])
 
     def _kernel_and_inbox(self, dry):
@@ -146,6 +152,7 @@ class Pass:
     def texts(self):
         """The EnvText of every env whose text can be used; the others are in ``errors`` and ``quarantined``."""
         found = []
+        self.owners = {publish.service_prefix(name): name for name in self.rows}
         for name, env in sorted(self.envs.items()):
             row = self.rows.get(name)
             if row is None:
@@ -165,11 +172,11 @@ class Pass:
             raise publish.EnvError("its monitrc.tpl cannot be read")
         facts = publish.facts_of(self.node, env.name, row, env["facts"])
         trusted = bool(over) or publish.trusted(self.node, env, self.trust)
-        return publish.EnvText(self.node, env.name, template, facts, trusted, self.rows, self._rank(env, row))
+        return publish.EnvText(self.node, env.name, template, facts, trusted, self.owners, self._rank(env, row))
 
     def _rank(self, env, row):
         """Who keeps a service name that two envs claim: pillar's, then who has it already, then who runs."""
-        has = any(owner == env.name for owner, _ in self.before.values())
+        has = env.name in self.had
         up = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
         return (env.name not in self.trust, not has, not up)
 
@@ -182,6 +189,7 @@ class Pass:
         path = self.node.in_state("services.json")
         self.before = files.read_json(path, {})
         self.services = {n: tuple(v) for n, v in self.before.items()}
+        self.had = {owner for owner, _ in self.services.values()}
         try:
             self._publish(dry, path)
         except (AgentError, OSError, subprocess.SubprocessError) as err:
@@ -194,16 +202,32 @@ class Pass:
         old_bad = files.read_json(self.node.in_state("quarantine.json"), {})
         digests = {t.env: publish.digest(t.text) for t in texts}
         self.quarantined = {e: b for e, b in old_bad.items() if digests.get(e) == b.get("digest")}
-        kept = self._kept(publisher)
-        good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
-        parts, differs = publisher.changed(good)
-        if differs:  # then those in quarantine are tried again too: what they collided with may be gone
-            good, bad = publisher.accept(sorted(texts + kept, key=lambda t: t.env))
-            self.quarantined = {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
-            parts, differs = publisher.changed(good)
-        self.changed = sorted({name or "node" for name, _ in parts})
+        wanted = publish.digest(publisher.compose(texts))
+        self.held = files.read_json(self.node.in_state("held.json"))
+        if self.held and self.held["digest"] != wanted:  # its reason is gone
+            self.held = None
+            if not dry:
+                files.remove(self.node.in_state("held.json"))
+        if self.held:
+            good = self._earlier(publisher, self.held["generation"])
+            names, differs = publisher.changed(good)
+        else:
+            kept = self._kept(publisher)
+            good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
+            names, differs = publisher.changed(good)
+            if differs:  # then those in quarantine are tried again too: what they collided with may be gone
+                good, bad = publisher.accept(sorted(texts + kept, key=lambda t: t.env), self.quarantined)
+                self.quarantined = {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
+                names, differs = publisher.changed(good)
+        if publisher.glob and len(good) > publish.INCLUDES:
+            raise AgentError(
+                f"{len(good)} envs are more than monit includes by one glob ({publish.INCLUDES}); nothing was changed: "
+                "cbsd_monit:monit:include: publish has no such limit"
+            )
+        self.changed = sorted(name or "node" for name in names)
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
         self.foreign = {t.env: t.foreign for t in good if t.foreign}
+        self.warnings = publisher.limits(good)
         if dry:
             return
         if self.quarantined != old_bad:
@@ -221,20 +245,31 @@ class Pass:
                 files.write(head, publisher.head)
         if differs:
             publisher.swap(good)
-        self._load(publisher)
+        files.flush()
+        self._load(publisher, wanted)
+
+    def _earlier(self, publisher, number):
+        """What generation ``number`` said of the envs that there still are; ``publisher`` gets its head."""
+        head, parts = publisher.read(number)
+        publisher.head = head
+        return [publish.Kept(n, part) for n, part in sorted(parts.items()) if n in self.envs and n in self.rows]
 
     def _env_file(self, name, text):
         """Write (or with None remove) the env's own ``monitrc``; what stands in the way there is that env's trouble alone."""
         env = self.envs.get(name)
         if env is None:
             return
+
+        def failed(err):
+            self.errors.setdefault(name, f"jails-system/{name}/monit/monitrc cannot be written: {err.strerror}")
+
         try:
             if text is None:
                 env.dir.remove("monitrc")
             else:
-                env.dir.write("monitrc", text)
+                env.dir.write("monitrc", text, failed)
         except OSError as err:
-            self.errors.setdefault(name, f"jails-system/{name}/monit/monitrc cannot be written: {err.strerror}")
+            failed(err)
 
     def _kept(self, publisher):
         """An env whose facts are missing for now keeps what was published for it before."""
@@ -242,8 +277,12 @@ class Pass:
         ranks = {n: self._rank(self.envs[n], self.rows[n]) for n in self.errors if n in self.envs and n in self.rows}
         return [publish.Kept(n, parts[n], ranks.get(n, (True, False, True))) for n in self.errors if n in parts]
 
-    def _load(self, publisher):
-        """See to it that monit runs what is published; a reload that kills it is taken back."""
+    def _load(self, publisher, wanted):
+        """
+        See to it that monit runs what is published, and that it checks again; a reload that ends it is taken back.
+
+        ``wanted`` is the digest of what the inputs ask for: as long as they ask for the same, it is not tried again.
+        """
         node, mark = self.node, self.node.in_state("loaded")
         now = publish.digest(publisher.current())
         loaded = files.read_json(mark, {})
@@ -253,16 +292,58 @@ class Pass:
         self._miss()
         if loaded.get("digest") == now and not (self.missing and node.age(loaded) > 60):
             return
+        before, began = self.status, time.time()
         self.monit.reload()
         self.reloaded = True
-        self.status = self.monit.wait(set(self.services), 15) or self.monit.status()
+        self.status, cycles = self._verified(before, began)
+        self.verify_wait = round(time.time() - began, 3)
         if self.status is None:
-            publisher.back()
+            number = publisher.generation()
+            self._hold(publisher, publisher.older(), wanted, f"monit ended when it read generation {number}")
             self.monit.start()
             self.status = self.monit.wait(set(), 10)
-            raise AgentError("monit ended at the reload; the generation before is published again")
+            raise AgentError(
+                f"{self.held['why']}; generation {self.held['generation'] or 'without envs'} is published again"
+            )
         self._miss()
+        if not cycles:
+            self.errors.setdefault("(monit)", f"monit has not checked anything for {VERIFY} s since its reload")
         files.write_json(mark, {"digest": now, **node.stamp()})
+
+    def _verified(self, before, began):
+        """
+        (Status, True) as soon as monit has read all of ``services`` and checked something since, (None, False) if it ended.
+
+        (Status, False) if neither is so after VERIFY seconds: a monit in the middle of a long cycle reads when that is over.
+        """
+        names = {name.lower() for name in self.services}
+        until = time.monotonic() + VERIFY
+        while True:
+            status = self.monit.status(timeout=2)
+            if status is None and self.monit.pid() is None:
+                time.sleep(0.2)  # its pid file may just be written anew
+                if self.monit.pid() is None and self.monit.status(timeout=2) is None:
+                    return None, False
+            elif status is not None and status.begun_since(before, began):
+                if any(s.watched and s.monitor != 2 for s in status.services.values()):
+                    if not names - {name.lower() for name in status.services}:
+                        return status, True
+            if time.monotonic() >= until:
+                return status or self.monit.status(), False
+            time.sleep(0.05)
+
+    def _hold(self, publisher, number, wanted, why):
+        """Publish generation ``number`` instead of what the inputs ask for, until they ask for something else."""
+        self.held = {"digest": wanted, "generation": number, "why": why, **self.node.stamp()}
+        files.write_json(self.node.in_state("held.json"), self.held)
+        good = self._earlier(publisher, number)
+        publisher.swap(good)
+        self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
+        for text in good:
+            self._env_file(text.env, text.text)
+        files.write_json(self.node.in_state("services.json"), {n: list(v) for n, v in self.services.items()})
+        files.flush()
+        state.say(f"publish: {why}; generation {number} is published again until its inputs change", loud=True)
 
     def _miss(self):
         """Which checks are published and unknown to monit: then nobody looks, and that must not read as health."""
@@ -382,7 +463,7 @@ class Pass:
 
 def run(node, overlay=None, start_monit=False):
     """One whole pass under the pass lock; returns it."""
-    with node.pass_lock():
+    with node.pass_lock(), files.batch():
         seen = Pass(node, overlay)
         seen.look()
         seen.publish()
@@ -394,6 +475,35 @@ def run(node, overlay=None, start_monit=False):
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
         return seen
+
+
+def rollback(node, number=None):
+    """
+    Publish generation ``number`` (default: the one before the present) and keep to it until what pillar, hooks or operators ask for
+    changes, or ``undo`` is called; returns the pass. Raises AgentError if there is no such generation.
+    """
+    with node.pass_lock():
+        seen = Pass(node)
+        seen.look(dry=True)
+        publisher = publish.Publisher(node, seen.monit)
+        seen.before, seen.had = {}, set()
+        wanted = publish.digest(publisher.compose(seen.texts()))
+        target = publisher.older() if number is None else number
+        if target not in publisher.numbers():
+            there = ", ".join(map(str, publisher.numbers())) or "none"
+            raise AgentError(
+                f"no generation {'before the present one' if target is None else target}; there are: {there}"
+            )
+        held = {"digest": wanted, "generation": target, "why": "rolled back by an operator", **node.stamp()}
+        files.write_json(node.in_state("held.json"), held)
+    return run(node)
+
+
+def undo_rollback(node):
+    """Publish what the inputs ask for again; returns the pass."""
+    with node.pass_lock():
+        files.remove(node.in_state("held.json"))
+    return run(node)
 
 
 def dry(node, overlay):
