@@ -93,6 +93,8 @@ class Agent:
         if state.UNSAVED or not spool.flush(self.node):
             soon.append(5.0)  # they would be lost with this process
         for env in seen.envs.values():
+            if env["op"] and env.name not in self.heals:
+                soon.append(0.5)  # a command that outlived its agent
             if env["phase"] in ("stopping", "starting", "restarting", "removing"):
                 soon.append(1.0)
             elif env["state"] == "starting" and env.age("started") < self._patience(env):

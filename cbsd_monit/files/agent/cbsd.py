@@ -39,9 +39,23 @@ class Result:
         return (lines or ["no output"])[-1][:300]
 
 
-def run(argv, timeout, env=None, stdin=subprocess.DEVNULL):
-    """Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds."""
+# The shell that waits for a command holds an env's lock, its standard input, though the agent be killed meanwhile.  What
+# the command starts does not inherit it: that may live as long as the env.
+_HOLDER = 'echo "$$ $0" >&0; "$@" </dev/null; exit $?'
+
+
+def run(argv, timeout, env=None, lock=None):
+    """
+    Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds.
+
+    ``lock`` is the open lock of an env: it is held until the command has ended, whatever becomes of us.
+    """
     full = {"PATH": PATH, "HOME": "/root", "TERM": "xterm", **(env or {})}
+    stdin = subprocess.DEVNULL
+    if lock is not None:
+        os.ftruncate(lock, 0)
+        os.lseek(lock, 0, os.SEEK_SET)
+        argv, stdin = ["/bin/sh", "-c", _HOLDER, "heal", *argv], lock
     # A file, not a pipe: what a jail starts may keep our standard output open for as long as it lives.
     with tempfile.TemporaryFile() as out:
         try:
@@ -62,12 +76,21 @@ def run(argv, timeout, env=None, stdin=subprocess.DEVNULL):
         return Result(code, out.read(1 << 20).decode("utf-8", "replace") + late)
 
 
-def cbsd(node, *args, timeout=60, cause=None):
-    """Run one CBSD command; ``cause`` tells our own hooks on whose behalf a stop happens."""
+def cbsd(node, *args, timeout=60, cause=None, lock=None):
+    """Run one CBSD command; ``cause`` tells our own hooks on whose behalf a stop happens, ``lock`` is as for `run`."""
     env = {"workdir": node.workdir, "NOCOLOR": "1", "NOINTER": "1", "NO_CBSD_HISTORY": "yes"}
     if cause:
         env["CBSD_MONIT_CAUSE"] = cause
-    return run([node.conf["cbsd"], *args], timeout, env)
+    return run([node.conf["cbsd"], *args], timeout, env, lock)
+
+
+def end_orphan(node, env):
+    """Kill the command that holds the lock of ``env`` since its agent was killed, with all that belongs to it."""
+    with contextlib.suppress(OSError, ValueError), open(node.in_run("lock", env), encoding="utf-8") as handle:
+        pid = int((handle.read(200).split() or [""])[0])
+        said = run(["ps", "-ww", "-o", "pgid=", "-o", "command=", "-p", str(pid)], 15).text.split(None, 1)
+        if len(said) > 1 and int(said[0]) == pid and _HOLDER in said[1]:
+            os.killpg(pid, signal.SIGKILL)
 
 
 def inventory(node):
@@ -125,23 +148,23 @@ def stop_timeout(row):
     return (int(seconds) if seconds.isdigit() and int(seconds) else 180) + 30
 
 
-def start(node, row, timeout, cause=None):
+def start(node, row, timeout, cause=None, lock=None):
     verb = EMULATORS[row["emulator"]] + "start"
-    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause)
+    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause, lock=lock)
 
 
-def stop(node, row, cause):
+def stop(node, row, cause, lock=None):
     verb = EMULATORS[row["emulator"]] + "stop"
-    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=stop_timeout(row), cause=cause)
+    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=stop_timeout(row), cause=cause, lock=lock)
 
 
-def command(node, row, argv, where, timeout):
+def command(node, row, argv, where, timeout, lock=None):
     """Run ``argv`` on the host, or in the jail by the kernel's jexec: CBSD's own would evaluate the words in a shell."""
     if where == "jail":
         if row.get("emulator") != "jail":
             return Result(1, f"{row['jname']} is a VM: no command can be run in it")
         argv = [node.conf["jexec"], row["jname"], *argv]
-    return run(argv, timeout)
+    return run(argv, timeout, None, lock)
 
 
 # Addresses.  The rules are CBSD's own (geniplist, subr/nc.subr:482-555).

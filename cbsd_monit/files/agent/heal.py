@@ -30,12 +30,12 @@ class Heal:
 
     def __init__(self, node, name, check, reason):
         self.node, self.name, self.check, self.reason = node, name, check, reason
-        self.restarted = None
+        self.lock = self.restarted = None
 
     def run(self):
         """Carry it out; returns True if the env is healthy afterwards."""
         try:
-            with self.node.env_lock(self.name, f"heal: {self.check}"):
+            with self.node.env_lock(self.name, f"heal: {self.check}") as self.lock:
                 return self._run()
         except Busy as err:
             state.say(f"{self.name}: not healed now, {err}")
@@ -109,13 +109,13 @@ class Heal:
         if rung in ("restart", "start"):
             if up and rung == "restart":
                 self._step("stop")
-                answer = cbsd.stop(self.node, row, "heal")
+                answer = cbsd.stop(self.node, row, "heal", self.lock)
                 row, up = self._look()
                 if up:
                     raise AgentError(f"it did not stop: {answer.last_words}")
             if not up:
                 self._step("start")
-                answer = cbsd.start(self.node, row, self.restart["timeout"], "heal")
+                answer = cbsd.start(self.node, row, self.restart["timeout"], "heal", self.lock)
                 row, up = self._look()
                 if not up:
                     raise AgentError(f"it did not start: {answer.last_words}")
@@ -124,7 +124,7 @@ class Heal:
             self._step("stop")
             with self._record() as env:
                 env.intend("stopped", "policy", f"on_failure: stop ({self.check})")
-            cbsd.stop(self.node, row, "heal")
+            cbsd.stop(self.node, row, "heal", self.lock)
             raise Given("stopped, as its policy says")
         else:
             self._step("command")
@@ -137,7 +137,7 @@ class Heal:
             argv, where = ["/usr/sbin/service", rung["service_restart"], "restart"], "jail"
         else:
             argv, where = rung["command"], rung.get("in", "host")
-        answer = cbsd.command(self.node, row, argv, where, self.restart["timeout"])
+        answer = cbsd.command(self.node, row, argv, where, self.restart["timeout"], self.lock)
         if answer.code != 0:
             raise AgentError(f"{' '.join(argv)}: {answer.last_words}")
 

@@ -122,7 +122,7 @@ class Node:
                     time.sleep(0.02)
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
-            yield
+            yield handle
         finally:
             os.close(handle)
 

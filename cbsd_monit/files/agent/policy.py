@@ -31,6 +31,7 @@ BUILTIN = {
 }
 PASSIVE = ("alert", "event")
 RECHECK = 60  # seconds in which the fleet's answer to an `event` counts
+ORPHAN = 60  # seconds beyond its time after which a command that outlived its agent is killed
 SETTLE = 60  # seconds at most that the first failure waits for those that may come with it
 ILL = ("starting", "failing", "healing", "backoff", "gave_up", "stopped")
 
@@ -163,6 +164,8 @@ def judge(seen, env, services):
         env["boot"], env["op"] = node.boot, None
         env.enter_phase("booting")
     if env["op"] and _busy(node, env):
+        if env.age("op") > cbsd.stop_timeout(row) + restart["timeout"] + ORPHAN:
+            cbsd.end_orphan(node, env.name)
         return env.go("healing")
     residue = bool(env["op"])  # our own heal was killed: what it left is ours to finish
     if residue:
