@@ -276,7 +276,7 @@ def _look(seen, env, policy, services, up):
             continue
         if service is not None and service.suspect and acts(policy, check):
             seen.suspects.add(env.name)
-        if service is not None and service.failing:
+        if service is not None and service.failing and service.collected > since:  # before it: of the env as it was
             failing.append((not acts(policy, check), check, service.message or f"monit says {service.status}"))
         elif service is not None and service.unasked:
             untold = untold or f"{check}: {service.message}"

@@ -403,3 +403,23 @@ def test_table_of_states_in_the_contract_is_what_happens(judged, node):
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     text = (pathlib.Path(__file__).resolve().parents[3] / "docs/contract.md").read_text()
     assert "\n".join(rows) in text, "\n".join(rows)
+
+
+def test_failure_that_monit_saw_before_the_start_is_of_the_env_as_it_was(judged, node):
+    begun = {"t": time.time() - 10, "m": time.monotonic() - 10, "b": node.boot}
+    record = {"started": begun, "warm": False, "state": "stopped"}
+    stale = (("lb1.env", 0), ("lb1.http", 32, 1, time.time() - 30))
+    state_, due, _ = judged(stale, record, pol={"start_period": 0})
+    assert (state_, due) == ("starting", [])
+    fresh = (("lb1.env", 0), ("lb1.http", 32, 1, time.time() - 5))
+    state_, due, _ = judged(fresh, record, pol={"start_period": 0})
+    assert (state_, due) == ("failing", ["http"])
+
+
+def test_attempts_are_forgotten_after_a_long_health_though_nobody_looked_meanwhile(judged, node):
+    def ago(seconds):
+        return {"t": time.time() - seconds, "m": time.monotonic() - seconds, "b": node.boot}
+
+    for healthy, state_ in ((601, "failing"), (500, "gave_up")):
+        record = {"state": "healthy", "since": ago(healthy), "attempts": [ago(700)] * 3}
+        assert judged(FAILING, record)[0] == state_
