@@ -5,7 +5,7 @@ BIN = $(VENV)/bin
 CASES = tests/conformance/cases
 PYTEST_ARGS =
 
-DEPLOYED = cbsd_monit _modules _states
+DEPLOYED = cbsd_monit _modules _states _engines _runners _resources
 ROOT = /usr/local/etc/salt/states
 
 .PHONY: all setup demo test conformance install lint clean

@@ -3,6 +3,7 @@
     cbsd_module.sls installed it. A rule that upstream's module had rendered is rendered again by it at the env's next
     start. #}
 {%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+{%- from "cbsd_monit/minion.jinja" import conf, masterless, restart with context %}
 
 cron no longer wakes the agent:
   file.absent:
@@ -47,6 +48,13 @@ The agent has left {{ lookup[what] }}:
       - file: cron no longer wakes the agent
       - cbsd_monit: monit's control file is as it was
 {%- endfor %}
+
+The minion no longer starts the engine:
+  file.absent:
+    - name: {{ conf | json }}
+{%- if not masterless %}
+{{ restart(lookup.minion_restart, "The minion no longer starts the engine") }}
+{%- endif %}
 {%- if lookup.remove_package and lookup.package %}
 
 monit is not installed:

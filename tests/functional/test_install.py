@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from node_on_salt import DEPLOYED
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 BIN = pathlib.Path(sys.executable).parent
@@ -13,7 +14,7 @@ BIN = pathlib.Path(sys.executable).parent
 
 def deployable():
     found = set()
-    for name in ("cbsd_monit", "_modules", "_states"):
+    for name in DEPLOYED:
         for path in (REPO / name).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:
                 found.add(str(path.relative_to(REPO)))

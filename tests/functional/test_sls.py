@@ -18,7 +18,7 @@ import salt.client
 import salt.config
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-ALONE = ("package", "agent", "config", "hooks", "checks", "service", "clean", "cbsd_module")
+ALONE = ("package", "agent", "config", "hooks", "checks", "service", "events", "clean", "cbsd_module")
 UPSTREAM = "/usr/local/bin/cbsd monit jname=${jname}\n"
 PILLAR = {
     "monit": {"poll": "1s"},

@@ -5,6 +5,7 @@ Not salt-factories: an outage is SIGKILL to all processes of a master or minion,
 formula's own command, and the benchmark uses this without pytest.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -113,7 +114,9 @@ while True:
         print(json.dumps([time.time(), "", {}]), flush=True)
         while inode() == seen:
             event = bus.get_event(wait=0.5, full=True)
-            if event and event["tag"].startswith(("cbsd_monit/", "forged/")):
+            tag, data = (event["tag"], event["data"]) if event else ("", {})
+            job = tag.startswith("salt/job/") and tag.endswith("/new")
+            if tag.startswith("cbsd_monit/") or job and str(data.get("fun")).startswith(("cbsd", "state")):
                 print(json.dumps([time.time(), event["tag"], event["data"]], default=str), flush=True)
         bus.destroy()
     except Exception as err:
@@ -145,6 +148,10 @@ while True:
             if tag.endswith("/batch") and tag.startswith("cbsd_monit/") and minion in (None, data.get("id"))
             for record in data["data"]["records"]
         ]
+
+    def jobs(self, fun, since=0.0):
+        """Targets of the jobs that the master published for ``fun``."""
+        return [d["tgt"] for m, t, d in self.events() if t.startswith("salt/job/") and d["fun"] == fun and m >= since]
 
     def wait(self, condition, seconds):
         """The first true value of ``condition(self)``, or its last."""
@@ -328,6 +335,127 @@ class Fleet:
 
     def __exit__(self, *exc):
         self.stop()
+
+
+def each(fleet, action):
+    """Run ``action(name, node)`` for every node at once; raises what one of them raised."""
+    with concurrent.futures.ThreadPoolExecutor(len(fleet.nodes)) as pool:
+        return list(pool.map(lambda item: action(*item), fleet.nodes.items()))
+
+
+def told(fleet, since):
+    """{(minion, env): [id, …]} of what the agents recorded since then, in the order in which it happened: the truth."""
+    found = {}
+    for name, node in fleet.nodes.items():
+        for path in pathlib.Path(node.sim.workdir).glob("jails-system/*/monit/history.jsonl"):
+            records = [json.loads(line) for line in path.read_text().splitlines()]
+            ids = [r["id"] for r in records if r["time"] >= since]
+            if ids:
+                found[name, path.parts[-3]] = ids
+    return found
+
+
+def arrived(fleet):
+    """{(minion, env): [id, …]} of what arrived on the bus, without repeats, in the order of its arrival."""
+    found = {}
+    for record in unique(fleet.listener.records()):
+        found.setdefault((record["node"], record["env"]), []).append(record["id"])
+    return found
+
+
+def missing(fleet, since):
+    """What was told and has not arrived, or not in its order: {(minion, env): ([told], [arrived])}."""
+    truth, came = told(fleet, since), arrived(fleet)
+    known = {key: set(ids) for key, ids in truth.items()}
+    here = {key: [i for i in came.get(key, []) if i in known[key]] for key in truth}
+    return {key: (ids, here[key]) for key, ids in truth.items() if ids != here[key]}
+
+
+def turn(fleet, envs, enough, seconds):
+    """Stop and start ``envs`` ({minion: [env]}) over and over until ``enough()`` or ``seconds`` are over."""
+    until = time.monotonic() + seconds
+
+    def one(name, node):
+        while not enough() and time.monotonic() < until:
+            for env in envs.get(name, ()):
+                node.sim.cbsd("jstop", f"jname={env}", "inter=0")
+                node.sim.cbsd("jstart", f"jname={env}", "inter=0")
+
+    each(fleet, one)
+
+
+def outage(fleet, envs, seconds=60, transitions=200):
+    """
+    Kill the master and, while it is away, one minion, each for ``seconds``; meanwhile at least ``transitions`` happen.
+
+    Returns ``{"transitions": n, "arrived": n, "missing": {…}, "repeats": n}``; ``arrived`` counts each record once and only in its order.
+    """
+    victim, since = next(iter(fleet.minions)), time.time()
+    enough = lambda: sum(map(len, told(fleet, since).values())) >= transitions  # noqa: E731
+    fleet.master.kill()
+    timers = [
+        threading.Timer(min(5, seconds / 4), fleet.minions[victim].kill),
+        threading.Timer(seconds, fleet.master.start),
+        threading.Timer(min(5, seconds / 4) + seconds, fleet.minions[victim].start),
+    ]
+    for timer in timers:
+        timer.start()
+    turn(fleet, envs, enough, 3 * seconds + 60)
+    for timer in timers:
+        timer.join()
+    each(fleet, lambda _, node: [node.wait_state(env, "healthy", 20) for env in envs.get(node.minion, ())])
+    fleet.listener.wait(lambda s: not missing(fleet, since), 90)
+    truth, lost = told(fleet, since), missing(fleet, since)
+    count = sum(map(len, truth.values()))
+    records = [r for _, r in fleet.listener.records() if r["time"] >= since]
+    return {
+        "transitions": count,
+        "arrived": count
+        - sum(
+            len(ids) - len([i for i in ids if i in came]) if set(ids) != set(came) else 1 for ids, came in lost.values()
+        ),
+        "missing": lost,
+        "repeats": len(records) - len({r["id"] for r in records}),
+    }
+
+
+def fleet_vs_ping(fleet, envs=300, runs=5):
+    """
+    Median seconds of ``salt-run cbsd_monit.fleet`` and of ``salt '*' test.ping``, both through the CLI and in turns.
+
+    The records of ``envs`` envs are laid into the state of each node, whose agent must have nothing to do meanwhile.
+    """
+    for name, node in fleet.nodes.items():
+        folder = node.state_dir / "envs"
+        for number in range(envs):
+            record = {
+                "schema": 1,
+                "env": f"x{number}",
+                "emulator": "jail",
+                "facts": {},
+                "intent": "running",
+                "state": "healthy",
+            }
+            record.update(
+                attempts=[],
+                boot="",
+                since={"t": 1795372240.1, "m": 1.0, "b": ""},
+                intent_why={"cause": "started", "by": name},
+            )
+            (folder / f"x{number}.json").write_text(json.dumps(record))
+    times = {"fleet": [], "ping": []}
+    for _ in range(runs):
+        for what, action in (
+            ("ping", lambda: fleet.cli("salt", "*", "test.ping")),
+            ("fleet", lambda: fleet.cli("salt-run", "--out=json", "cbsd_monit.fleet")),
+        ):
+            began = time.monotonic()
+            done = action()
+            times[what].append(time.monotonic() - began)
+        rows = json.loads(done.stdout)["envs"]
+        if len([r for r in rows if r["env"].startswith("x")]) != envs * len(fleet.nodes):
+            raise RuntimeError(f"{len(rows)} envs: {done.stdout[:500]}{done.stderr[:500]}")
+    return {what: statistics.median(found) for what, found in times.items()}
 
 
 def unique(records):

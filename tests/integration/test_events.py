@@ -1,0 +1,431 @@
+"""
+The fleet: three real minions on three simulated nodes, a real master with the reactor as it is shipped.
+
+The tests follow one another on one fleet: switched on, a failure, an outage, an attack, the runner, a rolling restart.
+"""
+
+import email
+import http.server
+import json
+import os
+import pathlib
+import socketserver
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+import yaml
+
+from . import fleet as fleets
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+EXAMPLE = REPO / "cbsd_monit/reactor/master.conf.example"
+OUTAGE = float(os.environ.get("CBSD_MONIT_OUTAGE", "15"))  # seconds; `make bench` measures 60
+ENVS = 20
+HTTP = {"http": {"type": "http", "port": 80}}
+NGINX = ("pkglist=nginx", "sysrc=nginx_enable=YES")
+
+
+class Told:
+    """Where people are told: a web server, and a mail server that keeps what it gets."""
+
+    def __init__(self):
+        self.posts, self.mails = [], []
+        posts, mails = self.posts, self.mails
+
+        class Web(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                posts.append((self.path, json.loads(body)))
+                self.send_response(200)
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        class Mail(socketserver.StreamRequestHandler):
+            def handle(self):
+                say = lambda words: self.wfile.write(words + b"\r\n")  # noqa: E731
+                say(b"220 test")
+                while line := self.rfile.readline():
+                    verb = line[:4].upper()
+                    if verb == b"DATA":
+                        say(b"354 go on")
+                        text = b""
+                        while (line := self.rfile.readline()) != b".\r\n":
+                            text += line
+                        mails.append(email.message_from_bytes(text))
+                    elif verb == b"QUIT":
+                        return say(b"221 bye")
+                    say(b"250 ok")
+
+        self.web = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web)
+        self.mail = socketserver.ThreadingTCPServer(("127.0.0.1", 0), Mail)
+        for server in (self.web, self.mail):
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+
+    def settings(self):
+        """The example's `cbsd_monit_notify`, with the places changed to ours."""
+        url = f"http://127.0.0.1:{self.web.server_address[1]}"
+        mail = {"to": ["ops@example.net"], "from": "salt@example.net", "port": self.mail.server_address[1]}
+        return [{"webhook": {"url": f"{url}/hook"}}, {"chat": {"url": f"{url}/chat"}}, {"mail": mail}]
+
+    def close(self):
+        for server in (self.web, self.mail):
+            server.shutdown()
+            server.server_close()
+
+
+@pytest.fixture(scope="module")
+def people():
+    told = Told()
+    yield told
+    told.close()
+
+
+@pytest.fixture(scope="module")
+def fleet(people):
+    if os.geteuid() != 0:
+        pytest.skip("needs root: simulated jails listen on their own loopback addresses")
+    example = yaml.safe_load(EXAMPLE.read_text())
+    assert [next(iter(hook)) for hook in example["cbsd_monit_notify"]] == ["webhook", "chat", "mail", "runner"]
+    made = fleets.Fleet(3, net=33, reactor=example["reactor"], master={"cbsd_monit_notify": people.settings()})
+    quick = {"start_period": "2s", "restart": {"attempts": 1, "delay": "1s"}}
+    made.pillar(
+        {
+            **fleets.QUICK,
+            "budget": {"max_concurrent": 4, "storm_min": 50},
+            "groups": {
+                "web": {"match": "a*", "checks": HTTP},
+                "plain": {"match": "b*", "checks": {"up": {"type": "running"}}},
+                "asks": {"match": "e*", "checks": HTTP, "on_failure": ["event"]},
+                "bad": {"match": "g*", "checks": HTTP, **quick},
+                "later": {"match": "new*", "checks": {"up": {"type": "running"}}},
+            },
+        }
+    )
+    for name in made.nodes:
+        path = made.pillars / f"{name}.sls"
+        path.write_text("#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}}))
+
+    def jails(name, node):
+        n = name[-1]
+        for number, (env, words) in enumerate([(f"a{n}", NGINX), (f"e{n}", NGINX), (f"g{n}", NGINX)], 1):
+            made.jail(name, env, number, *words)
+        for number in range(4, ENVS + 1):
+            made.jail(name, f"b{n}-{number}", number)
+
+    try:
+        fleets.each(made, jails)
+        with made:
+            yield made
+    finally:
+        made.stop()
+
+
+def start(fleet, name, *envs):
+    for env in envs:
+        fleet.nodes[name].sim.cbsd("jstart", f"jname={env}", "inter=0")
+    for env in envs:
+        assert fleet.nodes[name].wait_state(env, "healthy", 30), fleet.nodes[name].agent_log()
+
+
+def restarts(fleet):
+    return {name: len((d.folder / "restarts").read_text().split()) for name, d in fleet.minions.items()}
+
+
+def test_a_highstate_switches_it_on_and_restarts_each_minion_once(fleet):
+    fleet.switch_on()
+    assert set(restarts(fleet).values()) == {1}
+    second = fleet.highstate()
+    assert {m: [r["__id__"] for r in s.values() if r["changes"]] for m, s in second.items()} == {
+        m: [] for m in fleet.nodes
+    }
+    assert set(restarts(fleet).values()) == {1}
+    # All that were there are told: twenty envs a node, in few messages.
+    fleet.listener.wait(lambda s: len(fleets.unique(s.records())) >= 3 * ENVS, 20)
+    batches = [d for _, t, d in fleet.listener.events() if t.endswith("/batch")]
+    assert {d["id"] for d in batches} == set(fleet.nodes) and len(batches) <= 9
+    created = [r for r in fleets.unique(fleet.listener.records()) if r["transition"] == "created"]
+    assert len({(r["node"], r["env"]) for r in created}) == 3 * ENVS
+
+
+def test_masterless_says_in_one_sentence_that_it_needs_a_master(fleet):
+    node = fleet.nodes["hv1"]
+    (found,) = node.apply("cbsd_monit.events")
+    assert found["result"] is True and not found["changes"] and "need a master" in found["__id__"]
+
+
+def test_a_killed_service_is_told_rechecked_and_healed_at_its_node_only(fleet):
+    fleets.each(fleet, lambda name, _: start(fleet, name, f"a{name[-1]}", f"e{name[-1]}", f"g{name[-1]}"))
+    since = time.time()
+    commands = {name: len(node.commands()) for name, node in fleet.nodes.items()}
+    fleet.nodes["hv2"].sim.cbsd("jexec", "jname=e2", "service", "nginx", "stop")
+
+    def seen(listener):
+        return [
+            r["transition"] for r in fleets.unique(listener.records("hv2")) if r["env"] == "e2" and r["time"] > since
+        ]
+
+    fleet.listener.wait(lambda s: "healthy" in seen(s), 40)
+    assert seen(fleet.listener) == ["failing", "healing", "healed", "healthy"], fleet.nodes["hv2"].agent_log()
+    assert fleet.listener.jobs("cbsd_monit.recheck", since) == [["hv2"]]
+    for name in ("hv1", "hv3"):
+        verbs = {argv[0] for argv in fleet.nodes[name].commands()[commands[name] :]}
+        assert not verbs & {"jstart", "jstop", "jrestart"}
+    record = next(r for _, r in fleet.listener.records("hv2") if r["transition"] == "healed" and r["env"] == "e2")
+    assert {"id", "time", "env", "emulator", "check", "reason", "attempt", "duration"} <= set(record)
+
+
+def test_an_operators_stop_and_start_are_one_record_each(fleet):
+    since = time.time()
+    node = fleet.nodes["hv3"]
+    node.sim.cbsd("jstop", "jname=a3", "inter=0")
+    assert node.wait_state("a3", "stopped", 10)
+    start(fleet, "hv3", "a3")
+    seen = lambda s: [
+        r["transition"] for r in fleets.unique(s.records("hv3")) if r["env"] == "a3" and r["time"] > since
+    ]  # noqa: E731
+    fleet.listener.wait(lambda s: "healthy" in seen(s), 10)
+    assert seen(fleet.listener) == ["stopped", "starting", "healthy"]
+
+
+def test_from_the_record_to_the_bus_within_a_second(fleet):
+    since = time.time()
+    plain = {name: [f"b{name[-1]}-4"] for name in fleet.nodes}
+    fleets.turn(fleet, plain, lambda: sum(map(len, fleets.told(fleet, since).values())) >= 30, 20)
+    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 20)
+    assert fleets.missing(fleet, since) == {}
+    assert fleets.median(fleets.latencies(fleet, since)) <= 1
+
+
+def test_an_env_that_appears_gets_its_checks(fleet):
+    since = time.time()
+    fleet.jail("hv1", "new1", 30)
+    fleet.nodes["hv1"].sim.cbsd("jstart", "jname=new1", "inter=0")
+    assert fleet.nodes["hv1"].wait_state("new1", "healthy", 30), fleet.logs()
+    assert {tuple(t) for t in fleet.listener.jobs("cbsd_monit.recheck", since)} == {("hv1",)}
+
+
+def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
+    fleet.nodes["hv3"].sim.off("g3")
+    alone = fleet.listener.wait(lambda s: [d for _, t, d in s.events() if t == "cbsd_monit/hv3/g3/gave_up"], 60)
+    assert alone, fleet.nodes["hv3"].agent_log()
+    batch = [r for r in fleets.unique(fleet.listener.records("hv3")) if r["transition"] == "gave_up"]
+    assert [r["id"] for r in batch] == [alone[0]["data"]["id"]] and alone[0]["id"] == "hv3"
+    until = time.monotonic() + 30
+    while len(people.mails) < 1 and time.monotonic() < until:
+        time.sleep(0.1)
+    assert sorted(path for path, _ in people.posts) == ["/chat", "/hook"]
+    for _, body in people.posts:
+        assert body["text"].startswith("hv3/g3 gave_up (http): ")
+    assert people.mails[0]["Subject"] == "cbsd_monit: hv3/g3 gave_up"
+
+
+def test_an_outage_of_master_and_minion_loses_nothing(fleet):
+    plain = {name: [f"b{name[-1]}-{k}" for k in range(5, 9)] for name in fleet.nodes}
+    found = fleets.outage(fleet, plain, OUTAGE, 200)
+    assert found["missing"] == {} and found["arrived"] == found["transitions"] >= 200
+    fleet.wait_minions()
+
+
+def test_an_engine_whose_minion_was_killed_ends_and_the_next_goes_on(fleet):
+    since = time.time()
+    minion = fleet.minions["hv2"]
+    minion.kill_parents()
+    plain = {"hv2": ["b2-9"]}
+    fleets.turn(fleet, plain, lambda: sum(map(len, fleets.told(fleet, since).values())) >= 6, 20)
+    minion.start()
+    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 60)
+    assert fleets.missing(fleet, since) == {}
+
+
+def test_a_highstate_a_sync_and_a_refresh_in_a_burst_lose_nothing(fleet):
+    fleet.wait_minions()
+    since, over = time.time(), threading.Event()
+    plain = {name: [f"b{name[-1]}-{k}" for k in range(10, 12)] for name in fleet.nodes}
+    burst = threading.Thread(target=fleets.turn, args=(fleet, plain, over.is_set, 120))
+    burst.start()
+    try:
+        fleet.highstate()
+        fleet.salt("*", "saltutil.sync_all")
+        fleet.salt("*", "saltutil.refresh_modules")
+        fleet.salt("*", "saltutil.refresh_pillar")
+    finally:
+        over.set()
+        burst.join()
+    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 30)
+    assert fleets.missing(fleet, since) == {} and sum(map(len, fleets.told(fleet, since).values())) > 30
+    assert set(restarts(fleet).values()) == {1}
+
+
+HOSTILE = """
+import json, sys
+import salt.channel.client, salt.config, salt.minion
+opts = salt.config.minion_config(sys.argv[1])
+opts.update(salt.minion.resolve_dns(opts))
+mark, number = sys.argv[2], int(sys.argv[3])
+texts = ["x\\nowned:\\n  runner.salt.cmd:\\n    - args:\\n      - fun: cmd.run\\n      - cmd: touch " + mark,
+         "{{ salt['cmd.run']('touch " + mark + "') }}", "__slot__:salt:cmd.run('touch " + mark + "')",
+         "$(touch " + mark + ")", "`touch " + mark + "`", "\\x1b[2J", "a" * 5000, "\\U0001f4a3", "';|&"]
+def events():
+    for n in range(number):
+        text = texts[n % len(texts)]
+        name = text if n % 3 else "b3-4"
+        record = {"id": f"f{n}", "time": 1, "node": "hv3", "env": name, "transition": "failing", "event": True, "check": text,
+                  "reason": text, "fun": "cmd.run", "tgt": "*"}
+        for forged in ("hv3", "*", text):
+            if n % 4 == 0:
+                yield {"tag": f"cbsd_monit/{forged}/batch", "data": {"id": forged, "data": {"schema": 1, "records": [record]}}}
+            elif n % 4 == 1:
+                yield {"tag": f"cbsd_monit/hv3/{name}/gave_up", "data": {"id": forged, "data": {**record, "transition": "gave_up"}}}
+            elif n % 4 == 2:
+                yield {"tag": "salt/minion/hv3/start", "data": {"id": forged, "data": text}}
+            else:
+                yield {"tag": "salt/job/20260101000000000000/ret/hv3", "data": {"id": forged, "return": text, "fun": "cmd.run", "jid": text}}
+with salt.channel.client.ReqChannel.factory(opts) as channel:
+    sent, batch = 0, []
+    for event in events():
+        batch.append(event)
+        if len(batch) == 100:
+            channel.send({"cmd": "_minion_event", "id": opts["id"], "events": batch})
+            sent, batch = sent + 100, []
+    if batch:
+        channel.send({"cmd": "_minion_event", "id": opts["id"], "events": batch})
+    for shape in ([], {}, "x", 7, None, {"records": "x"}, {"records": [1, None, {"env": 7, "transition": []}]}, {"records": {"a": 1}}):
+        channel.send({"cmd": "_minion_event", "id": opts["id"], "tag": "cbsd_monit/hv3/batch", "data": shape})
+print(sent + len(batch))
+"""
+
+
+def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
+    mark, since = tmp_path / "owned", time.time()
+    plain = {name: len(node.commands()) for name, node in fleet.nodes.items()}
+    done = subprocess.run(
+        [sys.executable, "-c", HOSTILE, str(fleet.minions["hv1"].folder / "minion"), str(mark), "3400"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        cwd="/",
+    )
+    assert done.returncode == 0 and int(done.stdout.split()[-1]) >= 10000, done.stderr
+    # A legitimate event of another node arrives at once, and is reacted to when the reactor has worked off the burst.
+    fleet.nodes["hv2"].sim.cbsd("jexec", "jname=e2", "service", "nginx", "stop")
+    came = fleet.listener.wait(
+        lambda s: [
+            m - r["time"]
+            for m, r in s.records("hv2")
+            if r["env"] == "e2" and r["transition"] == "failing" and r["time"] > since
+        ],
+        30,
+    )
+    assert came and came[0] < 5
+    healed = fleet.listener.wait(
+        lambda s: [
+            r for _, r in s.records("hv2") if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since
+        ],
+        120,
+    )
+    assert healed, fleet.logs()
+    assert not mark.exists()
+    # Whatever was forged: rechecks, each of one accepted minion, and few.
+    jobs = [
+        (d["fun"], d["tgt"], d["arg"])
+        for m, t, d in fleet.listener.events()
+        if t.startswith("salt/job/") and m >= since
+    ]
+    assert {fun for fun, _, _ in jobs} <= {"cbsd_monit.recheck"} and len(jobs) < 60, jobs[:5]
+    assert {tuple(tgt) for _, tgt, _ in jobs} <= {("hv1",), ("hv2",), ("hv3",)}
+    for name in ("hv1", "hv3"):
+        verbs = {argv[0] for argv in fleet.nodes[name].commands()[plain[name] :]}
+        assert not verbs & {"jstart", "jstop", "jrestart", "bstart", "bstop"}, (
+            "a forged failure heals nothing that is well"
+        )
+    assert len(people.posts) < 60
+    assert not [body for _, body in people.posts if "\x1b" in body["text"]]
+
+
+def test_the_runner_shows_the_fleet(fleet):
+    found = fleet.run("cbsd_monit.fleet")
+    assert "no_answer" not in found and "errors" not in found
+    rows = {(r["node"], r["env"]): r for r in found["envs"]}
+    assert len(rows) == 3 * ENVS + 1 and rows["hv2", "e2"]["state"] == "healthy"
+    assert [r["env"] for r in fleet.run("cbsd_monit.failing")["envs"]] == ["g3"]
+    assert [(r["node"], r["env"]) for r in fleet.run("cbsd_monit.fleet", "group=web")["envs"]] == [
+        ("hv1", "a1"),
+        ("hv2", "a2"),
+        ("hv3", "a3"),
+    ]
+    silenced = fleet.run("cbsd_monit.silence", "1h", "kernel upgrade", "group=web", "who=ann")["silenced"]
+    assert {m: list(envs) for m, envs in silenced.items()} == {"hv1": ["a1"], "hv2": ["a2"], "hv3": ["a3"]}
+    (row,) = [r for r in fleet.run("cbsd_monit.fleet", "env=a2")["envs"]]
+    assert row["silence"]["by"] == "ann" and row["silence"]["reason"] == "kernel upgrade"
+    fleet.run("cbsd_monit.unsilence", "group=web")
+    history = fleet.run("cbsd_monit.history", "e2")["envs"]
+    assert [r["transition"] for r in history][-4:] == ["failing", "healing", "healed", "healthy"]
+    done = fleet.cli("salt-run", "cbsd_monit.silence", "1h", "all of them")
+    assert done.returncode != 0 and "give env, group or node" in done.stdout + done.stderr
+
+
+def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet):
+    before = {name: node.running() for name, node in fleet.nodes.items()}
+    done = fleet.cli(
+        "salt-run",
+        "--out=json",
+        "state.orchestrate",
+        "cbsd_monit.orch.rolling_restart",
+        'pillar={"group": "web", "min_healthy_time": 1}',
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, node in fleet.nodes.items():
+        assert node.running()[f"a{name[-1]}"] != before[name][f"a{name[-1]}"]
+        assert node.status()[f"a{name[-1]}"]["state"] == "healthy"
+    before = {name: node.running() for name, node in fleet.nodes.items()}
+    fleet.nodes["hv2"].sim.fail_start("a2")
+    try:
+        done = fleet.cli(
+            "salt-run", "cbsd_monit.rolling_restart", "group=web", "min_healthy_time=1", "healthy_deadline=15"
+        )
+    finally:
+        fleet.nodes["hv2"].sim.fail_start("a2", off=True)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "stopped at hv2/a2" in said and "Restarted: hv1/a1" in said and "Left as they are: hv3/a3" in said, said
+    assert fleet.nodes["hv3"].running()["a3"] == before["hv3"]["a3"]
+
+
+def test_jails_are_targets(fleet):
+    fleet.salt("*", "saltutil.refresh_pillar")
+    ask = lambda *args: fleet.cli("salt", "--out=json", "-t", "20", "-C", *args).stdout  # noqa: E731
+    until = time.monotonic() + 30
+    while "on" not in ask("T@cbsd:a1", "cbsd.status") and time.monotonic() < until:
+        time.sleep(1)
+    assert json.loads(ask("T@cbsd:a1", "cbsd.status")) == {"a1": "on"}
+    assert json.loads(ask("T@cbsd:a1", "test.ping")) == {"a1": True}
+    assert json.loads(ask("T@cbsd:a1", "cbsd.exec", "[echo, hi]"))["a1"]["stdout"] == "hi"
+    before = fleet.nodes["hv1"].running()["a1"]
+    assert json.loads(ask("T@cbsd:a1", "cbsd.restart"))["a1"]["changed"] is True
+    assert fleet.nodes["hv1"].running()["a1"] != before
+    assert "not supported" in ask("T@cbsd:a1", "cmd.run", "id")
+
+
+def test_who_does_not_answer_is_listed(fleet):
+    fleet.minions["hv3"].kill()
+    found = fleet.run("cbsd_monit.fleet", "timeout=2")
+    assert found["no_answer"] == ["hv3"] and {r["node"] for r in found["envs"]} == {"hv1", "hv2"}
+    fleet.minions["hv3"].start()
+    fleet.wait_minions()
+
+
+def test_clean_takes_it_back(fleet):
+    found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean")["hv3"]
+    assert {r["result"] for r in found.values()} == {True}, found
+    folder = fleet.minions["hv3"].folder
+    assert not (folder / "minion.d/cbsd_monit.conf").exists() and not fleet.nodes["hv3"].state_dir.exists()
+    until = time.monotonic() + 30
+    while restarts(fleet)["hv3"] < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert restarts(fleet)["hv3"] == 2
