@@ -44,7 +44,7 @@ pytestmark = [
 def load():
     """Return the module ``cbsd_monit``, wired as under Salt."""
     salt = {"cp.get_file_str": lambda url: (REPO / url[len("salt://") :]).read_text()}
-    for name in ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit"):
+    for name in ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit_explain", "cbsd_monit"):
         spec = importlib.util.spec_from_file_location(f"functional_{name}", REPO / "_modules" / f"{name}.py")
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
@@ -89,7 +89,8 @@ def control(text, root):
         f"""#!/bin/sh
 case $1 in
 monit) echo "$2 $MONIT_EVENT" >> {root}/woken ;;
-probe) echo "$2 $3" >> {root}/probed; cat {root}/says-$3; exit $(cat {root}/probe-$3) ;;
+probe) echo "$2 $3" >> {root}/probed; [ ! -e {root}/slow-$3 ] || sleep $(cat {root}/slow-$3)
+  cat {root}/says-$3; exit $(cat {root}/probe-$3) ;;
 esac
 """
     )
@@ -629,3 +630,58 @@ def test_a_dead_env_is_one_failure_and_its_checks_rest(lab):
         (daemon.root / "dead").unlink()
     assert until(lambda: server.hits["/"] > before)
     assert until(lambda: daemon.status("env") == daemon.status("alive") == 0)
+
+
+# --- When
+
+
+def test_failures_and_recoveries_are_seen_when_explain_says(root):
+    """Checks that begin to fail at any moment of monit's cycle: seen within the bounds, for each way of running a check."""
+    server = Server(root)
+    checks = {
+        "quick": {"type": "http", "port": server.port, "path": "/quick", "failure_threshold": 3},
+        "seldom": {"type": "http", "port": server.port, "path": "/seldom", "interval": 3, "failure_threshold": 2},
+        "probe": {"type": "exec", "command": ["/x"], "interval": 2, "failure_threshold": 2, "success_threshold": 2},
+        "slow": {"type": "exec", "command": ["/x"], "interval": 2, "timeout": 2, "failure_threshold": 2},
+    }
+    probes = ("probe", "slow")
+    for name in probes:
+        (root / f"probe-{name}").write_text("0")
+        (root / f"says-{name}").write_text("no")
+    (root / "slow-slow").write_text("1.5")
+    spec = {"monit": {"poll": 1}, "defaults": {"interval": 1, "timeout": 1}, "envs": {"lb1": {"checks": checks}}}
+    explain = cbsd_monit.__salt__["cbsd_monit_explain.explain"]
+    told = explain(spec, "hv1", [{"name": "lb1", "emulator": "jail"}], "lb1")["checks"]
+
+    def turn(name, bad):
+        if name in probes:
+            (root / f"probe-{name}").write_text("1" if bad else "0")
+        else:
+            (server.bad.add if bad else server.bad.discard)(f"/{name}")
+
+    def seen(name, bad):
+        return bool(daemon.status(name)) is bad
+
+    daemon = Daemon(spec, root)
+    try:
+        assert until(daemon.services) and until(lambda: server.hits["/seldom"] > 1)
+        off = []
+        for pause in (0, 0.5):
+            for bad in (True, False):
+                time.sleep(pause)
+                began, took = time.monotonic(), {}
+                for name in checks:
+                    turn(name, bad)
+                while len(took) < len(checks) and time.monotonic() - began < 20:
+                    took.update({n: time.monotonic() - began for n in checks if n not in took and seen(n, bad)})
+                    time.sleep(0.02)
+                for name in checks:
+                    bounds = told[name]["detected" if bad else "recovered"]
+                    early = bounds["best"] - (1.6 if name == "slow" else 0.1)  # it may be under way already
+                    late = bounds["worst"] * 1.1 + 0.3  # monit's second is a bit longer than a second
+                    if not early <= took.get(name, 99) <= late:
+                        off.append((name, bad, took.get(name), bounds))
+        assert off == []
+    finally:
+        daemon.close()
+        server.close()
