@@ -4,11 +4,12 @@ VENV = .venv
 BIN = $(VENV)/bin
 CASES = tests/conformance/cases
 PYTEST_ARGS =
+BENCH_ARGS =
 
 DEPLOYED = cbsd_monit _modules _states _engines _runners _resources
 ROOT = /usr/local/etc/salt/states
 
-.PHONY: all setup demo test conformance install lint clean
+.PHONY: all setup demo test bench conformance install lint clean
 
 all: test
 
@@ -24,6 +25,12 @@ demo: setup
 
 test: setup
 	@$(BIN)/python tests/run.py $(PYTEST_ARGS)
+
+# Measures all of it beside what one would otherwise use: build/bench.json and .svg (about 15 min).  BENCH_ARGS='heal storm'
+# does these parts only, BENCH_ARGS=--record also adds a row to docs/benchmarks.md.
+bench: setup
+	@sh tests/setup.sh --packages strace
+	@$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 # Replays recordings of real CBSD against the simulator: make conformance [CASES=DIR]
 conformance: setup

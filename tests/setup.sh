@@ -1,9 +1,12 @@
 #!/bin/sh
-# Sets up what demo and tests need.  setup.sh PYTHON VENV makes the virtualenv; setup.sh --packages only the packages.
+# Sets up what demo and tests need.  setup.sh PYTHON VENV makes the virtualenv; setup.sh --packages [PROGRAM] only the
+# packages, and the one of PROGRAM.
 set -eu
 
 missing=
-for program in monit nginx ps git; do
+more=
+[ "${1-}" != --packages ] || more=${2-}
+for program in monit nginx ps git $more; do
   command -v "$program" >/dev/null 2>&1 || [ -x "/usr/sbin/$program" ] || missing="$missing $program"
 done
 if [ "${1-}" != --packages ]; then

@@ -18,7 +18,7 @@ sys.path.insert(0, str(REPO / "tests"))
 
 from node_on_salt import SaltNode  # noqa: E402
 from sim import jails, procs, services  # noqa: E402
-from sim.kernel import full_queue  # noqa: E402
+from sim.kernel import SLEEP, full_queue, spawn  # noqa: E402
 
 PREFIX = "cmb"  # of the nodes' directories below /tmp; unix sockets need short paths
 
@@ -78,9 +78,14 @@ class Bench:
         """End everything that this run started, by pid; further interruptions are ignored meanwhile."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
+        self.drop_all()
+
+    def drop_all(self):
+        """End all nodes, and close what was held open for them."""
         for thing in self.held:
             with contextlib.suppress(Exception):
                 thing.close()
+        self.held = []
         for node in list(self.nodes):
             self.drop(node)
 
@@ -118,11 +123,38 @@ def add_jails(node, addresses, package="tcpd", port=8080):
         if package:
             jails.populate(row, {})
             services.install(row["data"], package, f"tcpd_port={port}")
+    insert(node, rows)
+
+
+def add_rows(node, names, address):
+    """Create running jails without a file system, all at one address and one sleeping process: what a highstate looks at."""
+    layout, kernel = node.sim.layout, node.sim.kernel
+    rows = []
+    for number, name in enumerate(names, 1):
+        row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS, **jails.paths_of(layout, name)}
+        rows.append({**row, **jails.NATIVE, "ip4_addr": address, "jid": number, "status": 1})
+        for directory in jails.HOOK_DIRS:
+            os.makedirs(layout.system(name, directory))
+    insert(node, rows)
+    holder = spawn([f"{node.root}: init", "infinity"], SLEEP, {})
+    with kernel.changing() as state:
+        state["next_jid"] = len(rows) + 1
+        for row in rows:
+            record = {"path": row["path"], "data": row["data"], "hostname": row["host_hostname"], "ip4": address}
+            state["jails"][row["jname"]] = {"jid": row["jid"], **record, "pids": [], "holder": holder}
+
+
+def insert(node, rows):
+    """Rows of CBSD's inventory, in one transaction."""
     columns = list(rows[0])
-    marks = ",".join("?" * len(columns))
+    text = f"INSERT INTO jails ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
     with contextlib.closing(sqlite3.connect(node.sim.inventory.file, timeout=25)) as database, database:
-        text = f"INSERT INTO jails ({','.join(columns)}) VALUES ({marks})"
         database.executemany(text, [[row[c] for c in columns] for row in rows])
+
+
+def idle(node):
+    """Wait until no agent runs: what one step has woken must not slow down the next."""
+    until(lambda: not (node.run_dir / "agent.pid").exists(), 60, node.agent_log)
 
 
 # Failures

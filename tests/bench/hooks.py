@@ -5,7 +5,7 @@ import os
 import subprocess
 import time
 
-from bench import median, percentile, reloads, until
+from bench import idle, median, percentile, reloads, until
 from healing import PILLAR, chapter, plain_monit, prepared, start
 
 STARTS = 25
@@ -31,11 +31,6 @@ def waits(node, since):
         if record["start"] >= since and record["dir"] in ("master_prestart.d", "master_poststart.d"):
             found[record["env"]] = found.get(record["env"], 0) + 1000 * (record["end"] - record["start"])
     return found
-
-
-def idle(node):
-    """Wait until no agent runs: what one start has woken must not slow down the next."""
-    until(lambda: not (node.run_dir / "agent.pid").exists(), 30, node.agent_log)
 
 
 def unhook(node, env):

@@ -16,11 +16,15 @@ import pathlib
 import signal
 import sys
 import time
+import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import healing  # noqa: E402
+import history  # noqa: E402
 import hooks  # noqa: E402
+import picture  # noqa: E402
+import scale  # noqa: E402
 from bench import REPO, Bench, say  # noqa: E402
 
 PARTS = {
@@ -29,6 +33,11 @@ PARTS = {
     "heal": healing.heal,
     "delay": healing.delay,
     "storm": healing.storm,
+    "converge": scale.converge,
+    "count": scale.count,
+    "bad": scale.bad,
+    "agent": scale.agent,
+    "huge": scale.huge,
 }
 
 
@@ -52,25 +61,38 @@ def main():
     (REPO / "build").mkdir(exist_ok=True)
     path = REPO / "build/bench.json"
     path.unlink(missing_ok=True)  # what is there afterwards was measured in this run
-    bench, found, began = Bench(), {}, time.monotonic()
+    picture_path = path.with_suffix(".svg")
+    picture_path.unlink(missing_ok=True)
+    bench, found, failed, began = Bench(), {}, [], time.monotonic()
     try:
         for part in given.parts or PARTS:
             say(f"==> {part}: {PARTS[part].__doc__.strip().splitlines()[0]}")
             at = time.monotonic()
-            keys = PARTS[part](bench)
+            try:
+                keys = PARTS[part](bench)
+            except Exception:  # noqa: BLE001 - the other parts are worth knowing all the same
+                traceback.print_exc()
+                failed.append(part)
+                bench.drop_all()
+                continue
             found.update(keys)
             for key, value in keys.items():
                 say(f"    {key:<44} {value}")
             say(f"    ({time.monotonic() - at:.0f} s)")
             path.write_text(json.dumps(found, indent=1) + "\n")
+            if part == "converge":
+                picture_path.write_text(picture.draw(found))
     except KeyboardInterrupt:
         say("\ninterrupted")
         return 130
     finally:
         bench.end()
         say(f"everything it started has ended ({time.monotonic() - began:.0f} s)")
-    say("build/bench.json")
-    return 0
+    if given.record and not failed:
+        history.record(found)
+    said = f"build/bench.json: {len(found)} figures"
+    say(f"{said}; FAILED: {', '.join(failed)}" if failed else said)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

@@ -1,0 +1,414 @@
+"""What a highstate costs with many envs, beside the formula that one would otherwise write and beside the least that is possible."""
+
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+import floor
+from bench import REPO, add_rows, idle, median, reloads, say, until
+
+SIZES = (10, 100, 1000)
+ROUNDS = 5
+ADDRESS = "127.77.23.200"  # of all envs: nothing connects to it, their checks are looked at once an hour
+PILLAR = {
+    "monit": {"poll": "30s"},
+    "defaults": {"interval": "1h"},
+    "groups": {
+        "all": {
+            "match": "e*",
+            "checks": {
+                "http": {"type": "http", "port": 80, "path": "/"},
+                "ssh": {"type": "tcp", "port": 22},
+                "alive": {"type": "running"},
+            },
+        }
+    },
+}
+# What changes without anybody's wish: Salt's own cache and logs, locks, and what stands for kernel and inventory.
+NOT_COUNTED = re.compile(r"(salt|log|kernel|var/run|etc/salt|var/db/monit\.|usr/jails/var/db)(/|\Z|.*)|.*/agent\.log\Z")
+
+
+def names(size):
+    return [f"e{i:05d}" for i in range(size)]
+
+
+class Side:
+    """One way to do it, on a node of its own with ``size`` running envs and a monit that runs already."""
+
+    sls = ()
+
+    def __init__(self, bench, size):
+        self.bench, self.size = bench, size
+        self.node = bench.node("hv1")
+        add_rows(self.node, names(size), ADDRESS)
+        self.node.pillar(PILLAR)
+        self.prepare()
+        monit = shutil.which("monit")
+        subprocess.run([monit, "-c", str(self.node.monitrc)], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        until(lambda: (self.node.root / "var/run/monit.pid").exists(), 10, "monit starts")
+
+    def prepare(self):
+        shutil.copy(self.node.root / "etc/monitrc.sample", self.node.monitrc)
+        self.node.monitrc.chmod(0o600)
+
+    def argv(self, *words):
+        salt_call = os.path.join(os.path.dirname(sys.executable), "salt-call")
+        return [salt_call, "-c", str(self.node.root / "etc/salt"), "--local", "--out=json", "-l", "error", *words]
+
+    def run(self, *words, under=()):
+        """One salt-call; returns (seconds, megabytes of its largest process, its results)."""
+        with tempfile.TemporaryFile() as out:
+            began = time.perf_counter()
+            process = subprocess.Popen(
+                [*under, *self.argv(*words)], stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, cwd="/"
+            )
+            try:
+                _, status, usage = os.wait4(process.pid, 0)
+                process.returncode = os.waitstatus_to_exitcode(status)
+            except BaseException:
+                process.kill()
+                raise
+            took = time.perf_counter() - began
+            out.seek(0)
+            text = out.read().decode()
+        try:
+            results = json.loads(text)["local"]
+        except (ValueError, KeyError):
+            raise RuntimeError(f"{' '.join(words)}: {text}") from None
+        return took, usage.ru_maxrss / 1024, results
+
+    def apply(self, under=(), failing=()):
+        """Its states; returns (seconds without the wait for monit, megabytes, seconds of that wait, results)."""
+        before = reloads(self.node)
+        self.forget_wait()
+        took, size, results = self.run("state.apply", *self.sls, under=under)
+        if not isinstance(results, dict):
+            raise RuntimeError(f"state.apply {self.sls}: {results}")
+        bad = [r["__id__"] for r in results.values() if r["result"] is False]
+        if sorted(set(bad)) != sorted(failing):
+            raise RuntimeError(self.node.summary(sorted(results.values(), key=lambda r: r["__run_num__"])))
+        wait = self.wait()
+        self.reloads = reloads(self.node) - before
+        return took - wait, size, wait, results
+
+    def forget_wait(self):
+        pass
+
+    def wait(self):
+        """How long of the last run it waited for monit's reload and first cycle, in seconds."""
+        return 0.0
+
+    def drop(self):
+        self.bench.drop(self.node)
+
+
+class Ours(Side):
+    """This formula, complete, as README has it."""
+
+    sls = ("cbsd_monit", "sync_mods=all")
+
+    def apply(self, **options):
+        found = super().apply(**options)
+        idle(self.node)
+        return found
+
+    def forget_wait(self):
+        self.stamp = self._loaded()
+
+    def wait(self):
+        now = self._loaded()
+        return 0.0 if now == self.stamp else now["verify_wait"]
+
+    def _loaded(self):
+        with contextlib.suppress(OSError):
+            return json.loads((self.node.state_dir / "loaded").read_text())
+        return None
+
+
+class Idiomatic(Side):
+    """One file.managed with a template per env in a loop, and one reload that all of them trigger."""
+
+    sls = ("idiomatic",)
+
+    def prepare(self):
+        node = self.node
+        system = node.sim.layout.work("jails-system")
+        text = (node.root / "etc/monitrc.sample").read_text()
+        node.monitrc.write_text(f"{text}include {system}/*/monit/monitrc\n")
+        node.monitrc.chmod(0o600)
+        (node.root / "salt/files/idiomatic").symlink_to(REPO / "tests/bench/idiomatic")
+        settings = {
+            "target": system,
+            "monit": shutil.which("monit"),
+            "monitrc": str(node.monitrc),
+            "wake": str(node.wake),
+            "envs": dict.fromkeys(names(self.size), ADDRESS),
+        }
+        (node.root / "salt/pillar/cbsd_monit.sls").write_text("#!json\n" + json.dumps({"idiomatic": settings}))
+
+
+class Floor(Side):
+    """What is left of ``Ours`` on disk, written by plain Python."""
+
+    def write(self, said, root):
+        """Seconds that it takes to write the manifest ``said``, which was made of the node below ``root``."""
+        own = str(self.node.root)
+        text = json.dumps(said).replace(json.dumps(root)[1:-1], json.dumps(own)[1:-1])
+        path = self.node.root / "manifest.json"
+        path.write_text(text)
+        argv = [sys.executable, str(REPO / "tests/bench/floor.py"), str(path)]
+        return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+
+
+def paths(root):
+    """All files and links below ``root``."""
+    return {os.path.join(top, name) for top, _, files in os.walk(root) for name in files}
+
+
+def manifest(side, before):
+    """What the first run of ``side`` has written, with the two commands of monit that the floor runs."""
+    root, node = str(side.node.root), side.node
+    monit = [shutil.which("monit"), "-c", str(node.monitrc)]
+    unsynced = (str(node.wake.parent), os.path.join(root, "etc/cron.d"))  # Salt's own file states sync nothing
+    skipped = {p for p in paths(root) if NOT_COUNTED.match(os.path.relpath(p, root))}
+    # The control file was there before, and is written again.
+    kept = before - {str(node.monitrc)}
+    return floor.manifest(
+        root, kept | skipped, lambda p: not p.startswith(unsynced), [*monit, "-t"], [*monit, "reload"]
+    )
+
+
+def converge(bench):
+    """First and second highstate with 10, 100 and 1,000 envs × 3 checks: ours, the idiomatic formula, the floor."""
+    costs, peaks, waits = {}, {}, []
+    for size in SIZES:
+        for number in range(ROUNDS):
+            sides = [Ours(bench, size), Idiomatic(bench, size)]
+            before = paths(sides[0].node.root)
+            ping = median([side.run("test.ping")[0] for side in sides for _ in range(2)])
+            for turn in ("first", "second"):
+                for side in sides if number % 2 else sides[::-1]:
+                    took, peak, wait, results = side.apply()
+                    name = type(side).__name__.lower()
+                    costs.setdefault((name, turn, size), []).append(took - ping)
+                    peaks[name, turn, size] = max(peak, peaks.get((name, turn, size), 0))
+                    if name == "ours" and turn == "first":
+                        said = manifest(side, before)
+                        waits += [wait] if size == SIZES[-1] else []
+                    if turn == "second" and any(r["changes"] for r in results.values()):
+                        raise RuntimeError(f"the second run of {name} changed something")
+            ground = Floor(bench, size)
+            costs.setdefault(("floor", "first", size), []).append(
+                ground.write(said, str(sides[0].node.root))["seconds"]
+            )
+            for side in (*sides, ground):
+                side.drop()
+        words = [f"{key[0]} {key[1]} {median(values):.2f} s" for key, values in costs.items() if key[2] == size]
+        say(f"    {size} envs: " + ", ".join(words))
+    cost = {key: median(values) for key, values in costs.items()}
+    keys = {"converge_rounds": ROUNDS, "verify_wait_s": round(median(waits), 2)}
+    for (name, turn, size), value in cost.items():
+        keys[f"{name}_{turn}_s_{size}"] = round(value, 3)
+    for turn in ("first", "second"):
+        for size in SIZES:
+            ratio = cost["idiomatic", turn, size] / cost["ours", turn, size]
+            keys[f"{turn}_speedup_over_idiomatic_{size}"] = round(ratio, 2)
+        keys[f"growth_exponent_{turn}"] = round(math.log10(cost["ours", turn, 1000] / cost["ours", turn, 100]), 3)
+    for size in SIZES:
+        keys[f"first_vs_floor_{size}"] = round(cost["ours", "first", size] / cost["floor", "first", size], 2)
+    keys["growth_exponent"] = max(keys["growth_exponent_first"], keys["growth_exponent_second"])
+    keys["peak_rss_mb_1000"] = round(max(peaks["ours", turn, 1000] for turn in ("first", "second")), 1)
+    keys["idiomatic_peak_rss_mb_1000"] = round(max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1)
+    return keys
+
+
+# Processes and files: in runs of their own, because counting takes time
+
+
+def snapshot(root):
+    """{path: what says that it was written} of all that is counted below ``root``."""
+    found = {}
+    for top, folders, files in os.walk(root):
+        folders[:] = [f for f in folders if not NOT_COUNTED.match(os.path.relpath(os.path.join(top, f), root))]
+        for name in files:
+            path = os.path.join(top, name)
+            if not NOT_COUNTED.match(os.path.relpath(path, root)):
+                info = os.lstat(path)
+                found[path] = (info.st_ino, info.st_mtime_ns, info.st_size)
+    return found
+
+
+def counted(side):
+    """One run of ``side``: processes, files, bytes, reloads."""
+    root = side.node.root
+    with tempfile.NamedTemporaryFile("r", prefix="cmbtrace") as trace, no_agent(side.node):
+        before = snapshot(root)
+        calls = "clone,clone3,fork,vfork"
+        side.apply(
+            under=[
+                "strace",
+                "-f",
+                "-qq",
+                "--seccomp-bpf",
+                "-e",
+                f"trace={calls}",
+                "-e",
+                "signal=none",
+                "-o",
+                trace.name,
+            ]
+        )
+        lines = trace.read().splitlines()
+        after = snapshot(root)
+    made = [line for line in lines if re.search(r"= \d+\Z", line) and "CLONE_THREAD" not in line]
+    written = [path for path, said in after.items() if before.get(path) != said]
+    gone = len(set(before) - set(after))
+    size = sum(after[path][2] for path in written if not os.path.islink(path))
+    return {"processes": len(made), "writes": len(written) + gone, "bytes": size, "reloads": side.reloads}
+
+
+@contextlib.contextmanager
+def no_agent(node):
+    """Something that `wake` takes for a running agent: only what the highstate itself runs is counted."""
+    idle(node)
+    stand_in = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")])
+    ticket = node.run_dir / "agent.pid"
+    ticket.mkdir(parents=True, exist_ok=True)
+    (ticket / "pid").write_text(f"{stand_in.pid}\n")
+    try:
+        yield
+    finally:
+        stand_in.kill()
+        stand_in.wait()
+        shutil.rmtree(ticket, ignore_errors=True)
+
+
+def count(bench):
+    """Processes, files, bytes and reloads of the first and the second highstate with 100 and 1,000 envs."""
+    if not shutil.which("strace"):
+        raise RuntimeError("strace is not installed: sh tests/setup.sh --packages strace")
+    keys = {}
+    for size in (100, 1000):
+        for make in (Ours, Idiomatic):
+            side = make(bench, size)
+            for turn in ("first", "second"):
+                found = counted(side)
+                prefix = "" if make is Ours else "idiomatic_"
+                for what, value in found.items():
+                    if what == "processes" and turn == "first":
+                        keys[f"{prefix}processes_{size}"] = value
+                    else:
+                        keys[f"{prefix}{turn}_{what}_{size}"] = value
+            side.drop()
+    return keys
+
+
+# One bad env, ten thousand envs, the agent itself
+
+
+def bad(bench):
+    """A publish with one env among 1,000 that monit does not accept, against one that it accepts."""
+    size = 1000
+    side = Ours(bench, size)
+    side.apply()
+    took = {"clean": [], "bad": []}
+    culprit = names(size)[size // 2]
+    state = "The checks of this node's envs are live"
+    for number in range(3):
+        for kind, word in (("clean", "failed"), ("bad", "faild")):
+            raw = f"if {word} port {1000 + number} then alert\n"
+            side.node.pillar({**PILLAR, "envs": {culprit: {"raw": raw}}})
+            ping = side.run("test.ping")[0]
+            failing = [f"Checks of {culprit}", state] if kind == "bad" else []
+            found = side.apply(failing=[i for i in failing if i])
+            took[kind].append(found[0] - ping)
+            status = side.node.status()
+            named = [env for env, said in status.items() if said["quarantined"]]
+            if named != ([culprit] if kind == "bad" else []):
+                raise RuntimeError(f"in quarantine: {named}")
+    live = json.loads((side.node.state_dir / "services.json").read_text())
+    envs = {env for env, _ in live.values()}
+    said = status[culprit]["quarantined"]
+    say(f"    {culprit} is named: {said}")
+    side.drop()
+    return {
+        "clean_publish_s_1000": round(median(took["clean"]), 2),
+        "bad_env_publish_s_1000": round(median(took["bad"]), 2),
+        "bad_env_vs_clean_1000": round(median(took["bad"]) / median(took["clean"]), 2),
+        "bad_env_live_1000": len(envs - {culprit}),
+    }
+
+
+def huge(bench):
+    """Ten thousand envs on one node: more files than monit can include by a glob."""
+    size = 10000
+    side = Ours(bench, size)
+    ping = side.run("test.ping")[0]
+    first = side.apply()
+    second = side.apply()
+    known = {line.split()[0] for line in side.node.monit("summary").splitlines() if line.strip().startswith("e0")}
+    side.drop()
+    return {
+        "ours_first_s_10000": round(first[0] - ping, 2),
+        "ours_second_s_10000": round(second[0] - ping, 2),
+        "second_reloads_10000": side.reloads,
+        "verify_wait_s_10000": round(first[2], 2),
+        "peak_rss_mb_10000": round(max(first[1], second[1]), 1),
+        "live_envs_10000": len({name.partition(".")[0] for name in known}),
+        "live_services_10000": len(known),
+    }
+
+
+class Peak(threading.Thread):
+    """The largest resident memory of one process, by what the kernel keeps of it, in megabytes."""
+
+    def __init__(self, pid):
+        super().__init__(daemon=True)
+        self.path, self.megabytes = f"/proc/{pid}/status", 0.0
+
+    def run(self):
+        with contextlib.suppress(OSError, AttributeError):
+            while True:
+                with open(self.path, encoding="ascii") as stream:
+                    found = re.search(r"VmHWM:\s+(\d+) kB", stream.read())
+                self.megabytes = max(self.megabytes, int(found.group(1)) / 1024)
+                time.sleep(0.002)
+
+
+def agent(bench):
+    """The agent's start, its pass and its memory."""
+    keys = {}
+    for size in (10, 1000):
+        side = Ours(bench, size)
+        side.apply()
+        times = {"start": [], "pass": []}
+        peak = 0.0
+        for _ in range(10):
+            for what, words in (("start", ["history", names(size)[0]]), ("pass", ["sync", "--json"])):
+                began = time.perf_counter()
+                process = subprocess.Popen(
+                    [str(side.node.wake), *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                )
+                watch = Peak(process.pid)
+                watch.start()
+                process.communicate()
+                times[what].append(1000 * (time.perf_counter() - began))
+                watch.join()
+                peak = max(peak, watch.megabytes)
+                idle(side.node)
+        keys[f"agent_start_ms_median_{size}"] = round(median(times["start"]), 1)
+        keys[f"agent_pass_ms_median_{size}"] = round(median(times["pass"]), 1)
+        keys[f"agent_rss_mb_{size}"] = round(peak, 1)
+        side.drop()
+    return keys
