@@ -1,7 +1,8 @@
 """
 The pillar vocabulary of ``cbsd_monit``: every key, what it may hold, its default, and what it means.
 
-Tables only. ``cbsd_monit_pillar`` reads a pillar by them; documentation can be generated from them. A new key is a row.
+Tables only. ``cbsd_monit_pillar`` reads a pillar by them, and ``docs/pillar.md`` is what ``reference`` makes of them. A new
+key is a row; a row of what is done when a check fails also says what of it monit does and what the agent.
 
 :depends: none
 """
@@ -67,17 +68,69 @@ def _row(kind, default=None, doc="", **more):
     return {"type": kind, "default": default, "doc": doc, **more}
 
 
+def _done(kind, default, doc, monit="", agent="", **more):
+    """Return a row of what is done when a check fails: what monit does about it, and what the agent."""
+    return _row(kind, default, doc, monit=monit, agent=agent, **more)
+
+
 LIMIT = {"min": 1, "max": 64}
 INHERITED = {
-    "interval": _row("duration", "30s", "time from one run of a check to the next", unit="s", min=1, max=86400),
-    "timeout": _row("duration", "5s", "how long one run may take", unit="s", min=1, max=3600),
-    "failure_threshold": _row("threshold", 3, "failed runs until the check counts as failed"),
-    "success_threshold": _row("int", 1, "good runs until it counts as good again", **LIMIT),
-    "start_period": _row("duration", "60s", "time after a start in which failures do not count", unit="s"),
-    "on_failure": _row("ladder", "restart", "what to do, step by step, while it does not help"),
-    "restart": _row("section", None, "how often and how fast", of="restart"),
+    "interval": _done(
+        "duration",
+        "30s",
+        "time from one run of a check to the next",
+        "`every N cycles` of `monit:poll`, rounded up",
+        "where monit cannot run probes: runs them at it",
+        unit="s",
+        min=1,
+        max=86400,
+    ),
+    "timeout": _done(
+        "duration",
+        "5s",
+        "how long one run may take",
+        "`with timeout N seconds`, rounded up; of each request of `ping`; for a probe 5 s more",
+        "ends a probe, and says so",
+        unit="s",
+        min=1,
+        max=3600,
+    ),
+    "failure_threshold": _done(
+        "threshold",
+        3,
+        "failed runs until the check counts as failed",
+        "`for N cycles`, `for N times within M cycles`: runs of the check",
+        "an env that died has failed at once; a threshold of 1 waits up to 60 s for the others of a storm",
+    ),
+    "success_threshold": _done(
+        "int",
+        1,
+        "good runs until it counts as good again",
+        "`else if succeeded for N cycles`",
+        "takes it from monit's status",
+        **LIMIT,
+    ),
+    "start_period": _done(
+        "duration",
+        "60s",
+        "time after a start in which failures do not count",
+        "",
+        "until it is over or all checks have succeeded the env is `starting`; begins anew with each start and each heal",
+        unit="s",
+    ),
+    "on_failure": _done(
+        "ladder",
+        "restart",
+        "what to do, step by step, while it does not help",
+        "`exec` of `wake`, about every 30 s while it fails: monit itself never acts",
+        "one step per attempt, then verified by all checks; `alert` and `event` only tell",
+    ),
+    "restart": _done("section", None, "how often and how fast", "", "each key below", of="restart"),
 }
-POLICY = {**INHERITED, "heal": _row("bool", True, "false: watch and report, never act")}
+POLICY = {
+    **INHERITED,
+    "heal": _done("bool", True, "false: watch and report, never act", "", "tells what it sees, does nothing"),
+}
 
 SECTIONS = {
     "cbsd_monit": {
@@ -133,22 +186,83 @@ SECTIONS = {
     "httpd": {"unixsocket": _row("path", None, "default: monit.sock in lookup:state")},
     "policy": POLICY,
     "restart": {
-        "attempts": _row("int", 3, "attempts within interval", min=0, max=1000),
-        "interval": _row("duration", "30m", "the time attempts are counted in", unit="s", min=1),
-        "delay": _row("duration", "15s", "wait before the second attempt", unit="s"),
-        "delay_function": _row("choice", "exponential", "how the wait grows", choices=["constant", "exponential"]),
-        "max_delay": _row("duration", "5m", "the longest wait", unit="s"),
-        "jitter": _row("number", 0.25, "share of the wait that is random", min=0, max=1),
-        "reset_after": _row("duration", "10m", "healthy time that clears the count", unit="s"),
-        "mode": _row("choice", "fail", "when attempts are used up: give up, or wait", choices=["fail", "delay"]),
-        "timeout": _row("duration", "300s", "how long one attempt may take", unit="s", min=1),
+        "attempts": _done("int", 3, "attempts within interval", "", "counts the heals that it began", min=0, max=1000),
+        "interval": _done(
+            "duration",
+            "30m",
+            "the time attempts are counted in",
+            "",
+            "an attempt that is older counts no more",
+            unit="s",
+            min=1,
+        ),
+        "delay": _done("duration", "15s", "wait before the second attempt", "", "`backoff` meanwhile", unit="s"),
+        "delay_function": _done(
+            "choice",
+            "exponential",
+            "how the wait grows",
+            "",
+            "`exponential`: twice as long after each attempt",
+            choices=["constant", "exponential"],
+        ),
+        "max_delay": _done("duration", "5m", "the longest wait", "", "before jitter", unit="s"),
+        "jitter": _done(
+            "number",
+            0.25,
+            "share of the wait that is random",
+            "",
+            "0.25: three to five quarters of the wait",
+            min=0,
+            max=1,
+        ),
+        "reset_after": _done(
+            "duration", "10m", "healthy time that clears the count", "", "forgets the attempts then", unit="s"
+        ),
+        "mode": _done(
+            "choice",
+            "fail",
+            "when attempts are used up: give up, or wait",
+            "",
+            "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when the oldest counts no more",
+            choices=["fail", "delay"],
+        ),
+        "timeout": _done(
+            "duration",
+            "300s",
+            "how long one attempt may take",
+            "",
+            "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is late is killed with all its "
+            "children",
+            unit="s",
+            min=1,
+        ),
     },
     "budget": {
-        "max_concurrent": _row("int", 1, "heals at the same time on a node", min=1, max=1000),
-        "storm_threshold": _row("percent", "50%", "share of failing envs that stops healing"),
-        "storm_min": _row("int", 5, "and at least so many of them", min=1, max=100000),
-        "storm_window": _row("duration", "2m", "within this time", unit="s"),
-        "boot_grace": _row("duration", "10m", "no healing after a boot of the node", unit="s"),
+        "max_concurrent": _done("int", 1, "heals at the same time on a node", "", "others wait", min=1, max=1000),
+        "storm_threshold": _done(
+            "percent",
+            "50%",
+            "share of failing envs that stops healing",
+            "",
+            "more than this share of those that should run",
+        ),
+        "storm_min": _done("int", 5, "and at least so many of them", "", "both have to hold", min=1, max=100000),
+        "storm_window": _done(
+            "duration",
+            "2m",
+            "within this time",
+            "",
+            "begun to fail within it; what is dead is started all the same",
+            unit="s",
+        ),
+        "boot_grace": _done(
+            "duration",
+            "10m",
+            "no healing after a boot of the node",
+            "",
+            "an env that CBSD starts at boot is `starting` until then, or until it runs",
+            unit="s",
+        ),
     },
     "node": {
         "defaults": _row("section", None, "nearer than the fleet's", of="policy"),
@@ -157,7 +271,7 @@ SECTIONS = {
         "checks": _row("checks", None, "checks of the node itself", scope="node"),
         "envs": _row("map", None, "as envs, on this node only, and nearer", keys="env", of="env"),
     },
-    "profile": {"checks": _row("checks", None, "", scope="env")},
+    "profile": {"checks": _row("checks", None, "by name, each with its type", scope="env")},
     "group": {
         "match": _row("list", None, "globs of env names", of="glob"),
         "emulator": _row("choice", None, "only these", choices=["jail", "bhyve"]),
@@ -167,10 +281,12 @@ SECTIONS = {
     },
     "env": {
         "profiles": _row("list", None, "profiles by name", of="word"),
-        "depends_on": _row(
+        "depends_on": _done(
             "dependencies",
             None,
             "envs that have to be well before this one is healed; with restart: true it is restarted after them",
+            "",
+            "asks for their states on this node; an env of another node is not waited for",
         ),
         "checks": _row("checks", None, "nearer than the profiles'", scope="env"),
         "raw": _row("raw", None, "monit's own language"),
@@ -192,7 +308,7 @@ SECTIONS = {
 }
 
 ADDRESS = {"address": _row("address", None, "default: the env's first address; on a node 127.0.0.1")}
-PORT = {"port": _row("port", None, "", required=True)}
+PORT = {"port": _row("port", None, "which", required=True)}
 TLS = {
     "tls": _row("bool", False, "speak TLS"),
     "verify": _row("bool", False, "the certificate's chain must be trusted (needs tls)"),
@@ -222,7 +338,7 @@ CHECKS = {
         "fields": {
             "port": _row("port", None, "default: 80, with tls 443"),
             "path": _row("url_path", "/", "with the query, if any"),
-            "method": _row("choice", "GET", "", choices=["GET", "HEAD"]),
+            "method": _row("choice", "GET", "the request's", choices=["GET", "HEAD"]),
             "status": _row("int", None, "default: below 400", min=100, max=599),
             "content": _row("regex", None, "must match the body; POSIX extended"),
             "hostheader": _row("host", None, "the Host header"),
@@ -235,7 +351,7 @@ CHECKS = {
         "doc": "a TLS handshake succeeds",
         "scope": BOTH,
         "fields": {
-            "port": _row("port", 443, ""),
+            "port": _row("port", 443, "which"),
             "verify": TLS["verify"],
             "certificate_valid": TLS["certificate_valid"],
             **ADDRESS,
@@ -276,8 +392,8 @@ CHECKS = {
         "doc": "load, processor and memory of the node stay below limits",
         "scope": ["node"],
         "fields": {
-            **{f"loadavg_{n}m": _row("number", None, "", min=0.01, max=100000) for n in (1, 5, 15)},
-            **{k: _row("percent", None, "") for k in ("cpu", "cpu_user", "cpu_system", "memory", "swap")},
+            **{f"loadavg_{n}m": _row("number", None, f"of {n} min, at most", min=0.01, max=100000) for n in (1, 5, 15)},
+            **{k: _row("percent", None, "used at most") for k in ("cpu", "cpu_user", "cpu_system", "memory", "swap")},
         },
     },
     "process": {
@@ -307,9 +423,9 @@ CHECKS = {
         "scope": ["env"],
         "only": "jail",
         "fields": {
-            **{k: _row("bytes", None, "") for k in RCTL_BYTES},
-            **{k: _row("int", None, "", min=0, max=10**9) for k in RCTL_COUNTS},
-            **{k: _row("duration", None, "", unit="s") for k in RCTL_TIMES},
+            **{k: _row("bytes", None, "at most") for k in RCTL_BYTES},
+            **{k: _row("int", None, "at most", min=0, max=10**9) for k in RCTL_COUNTS},
+            **{k: _row("duration", None, "at most", unit="s") for k in RCTL_TIMES},
             "pcpu": _row("int", None, "percent of one processor", min=0, max=100000),
         },
     },
@@ -324,9 +440,9 @@ PROTOCOLS = {
 }  # fmt: skip
 TRANSPORTS = {"dns": ["udp", "tcp"], "sip": ["tcp", "udp"], "ntp3": ["udp"], "radius": ["udp"]}
 for _name, _port in PROTOCOLS.items():
-    _fields = {"port": _row("port", _port, "", required=_port is None), **ADDRESS}
+    _fields = {"port": _row("port", _port, "which", required=_port is None), **ADDRESS}
     if _name in TRANSPORTS:
-        _fields["transport"] = _row("choice", TRANSPORTS[_name][0], "", choices=TRANSPORTS[_name])
+        _fields["transport"] = _row("choice", TRANSPORTS[_name][0], "how it is asked", choices=TRANSPORTS[_name])
     elif _name in ("imaps", "mysqls", "pops", "smtps"):
         _fields.update({**TLS, "tls": _row("bool", True, "always")})
     else:
@@ -340,7 +456,8 @@ def schema():
 
     ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check,
     "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is
-    ``{"type", "default", "doc", …limits}``. A type with ``"only": "jail"`` is not for VMs.
+    ``{"type", "default", "doc", …limits}``, and ``"monit"`` and ``"agent"`` where it matters who does it. A type of check
+    with ``"only": "jail"`` is not for VMs.
 
     CLI Example:
 
@@ -351,3 +468,124 @@ def schema():
     strings = {name: list(row) for name, row in STRINGS.items()}
     tables = {"sections": SECTIONS, "checks": CHECKS, "check": INHERITED, "policy": POLICY}
     return copy.deepcopy({**tables, "strings": strings, "types": TYPES, "steps": STEPS})
+
+
+# --- The reference
+
+
+def reference():
+    """
+    Return the pillar reference in Markdown: ``docs/pillar.md``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-call --out=newline_values_only cbsd_monit_schema.reference
+    """
+    lines = [
+        "# Pillar reference",
+        "",
+        "Made from the schema by `cbsd_monit_schema.reference`; a test compares them. `pillar.example` shows the same in use, and",
+        "`salt-call cbsd_monit.explain ENV text=True` what it comes to for one env.",
+        "",
+        "What stands nearer to a check wins: defaults, node, groups in the order of their names, env, check; a group's or env's",
+        "profiles come just before it. Mappings are merged, everything else is replaced. A check of a name that is inherited",
+        "changes that one, unless it says another `type`; `false` takes it away.",
+        "",
+        "## Who does what",
+        "",
+        "monit detects, the agent decides and acts. monit's counts begin anew when it reloads; the agent's survive everything.",
+        "",
+        *_markdown(["key", "default", "meaning", "monit", "agent"], _who()),
+    ]
+    for name, rows in SECTIONS.items():
+        lines += ["", f"## {name}", "", *_markdown(["key", "holds", "default", "meaning"], _keys(rows))]
+    lines += [
+        "",
+        "## Checks",
+        "",
+        "Each check has a `type`, the keys of its type, and those of [policy](#policy) but `heal`.",
+    ]
+    for name, kind in CHECKS.items():
+        if name in PROTOCOLS:
+            continue
+        owner = {"env": "an env", "node": "a node"}
+        scope = "a jail" if "only" in kind else " or ".join(owner[scope] for scope in kind["scope"])
+        lines += ["", f"### {name}", "", f"For {scope}: {kind['doc']}."]
+        if kind["fields"]:
+            lines += ["", *_markdown(["key", "holds", "default", "meaning"], _keys(kind["fields"]))]
+    lines += [
+        "",
+        "### monit's own protocol tests",
+        "",
+        "For an env or a node: the server gives monit the right answer. Besides `port` they take `address`, and those that are always",
+        "over TCP `tls`, `verify` and `certificate_valid` as `http` does. The first transport is the default.",
+        "",
+        *_markdown(["type", "`port`", "`transport`"], [_protocol(name) for name in PROTOCOLS]),
+        "",
+        "## Values",
+        "",
+        "| holds | written as |",
+        "|---|---|",
+        *(
+            f"| {name} | {_cell(what)} |"
+            for name, what in sorted(TYPES.items())
+            if name not in ("section", "map", "list")
+        ),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _who():
+    groups = [("", POLICY), ("restart:", SECTIONS["restart"]), ("", SECTIONS["env"]), ("budget:", SECTIONS["budget"])]
+    found = {f"{above}{key}": row for above, rows in groups for key, row in rows.items() if "agent" in row}
+    for key, row in found.items():
+        yield [f"`{key}`", _default(row), row["doc"], row["monit"] or "–", row["agent"] or "–"]
+
+
+def _keys(rows):
+    for key, row in rows.items():
+        yield [f"`{key}`" + " *" * bool(row.get("required")), _holds(row), _default(row), row["doc"]]
+
+
+def _holds(row):
+    kind = row["type"]
+    if kind == "choice":
+        return ", ".join(f"`{choice}`" for choice in row["choices"])
+    if kind in ("section", "map", "list"):
+        of = f"[{row['of']}](#{row['of']})" if row["of"] in SECTIONS else row["of"]
+        return {"section": of, "map": f"{row.get('keys')}: {of}", "list": f"list of {of}"}[kind]
+    if kind == "checks":
+        return "[checks](#checks) by name"
+    limits = [row.get("min"), row.get("max")]
+    if limits == [None, None]:
+        return kind
+    unit = row.get("unit", "")
+    low, high = ("" if limit is None else f"{limit}{unit}" for limit in limits)
+    return f"{kind}, {low or 0} – {high}" if high else f"{kind}, from {low}"
+
+
+def _default(row):
+    value = row["default"]
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "`true`" if value else "`false`"
+    return f"`{' '.join(value)}`" if isinstance(value, list) and value else f"`{value}`"
+
+
+def _protocol(name):
+    fields = CHECKS[name]["fields"]
+    over = _holds(fields["transport"]) if "transport" in fields else "always TCP"
+    tls = " with TLS" if fields.get("tls", {}).get("default") else ""
+    return [f"`{name}`", _default(fields["port"]) or "to be given", over + tls]
+
+
+def _cell(text):
+    return str(text).replace("|", "\\|")
+
+
+def _markdown(heads, rows):
+    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]

@@ -78,6 +78,51 @@ def test_pillar_example_is_valid(monit):
     assert set(monit.validate(example())["envs"]) == {"lb1", "db1"}
 
 
+def test_the_reference_is_what_the_schema_says(monit):
+    made = monit.__salt__["cbsd_monit_schema.reference"]()
+    assert (REPO / "docs/pillar.md").read_text() == made, "make it anew: python -m tests.unit.modules.test_cbsd_monit"
+
+
+def test_the_reference_has_every_key_and_says_what_it_means(monit):
+    text = (REPO / "docs/pillar.md").read_text()
+    tables = monit.schema()
+    for name, rows in tables["sections"].items():
+        part = text.split(f"\n## {name}\n")[1].split("\n## ")[0]
+        for key, row in rows.items():
+            assert f"| `{key}`" in part and row["doc"], f"{name}: {key}"
+    for kind, check in tables["checks"].items():
+        assert check["doc"] and (f"\n### {kind}\n" in text or f"\n| `{kind}` |" in text), kind
+        for key, row in check["fields"].items():
+            assert f"| `{key}`" in text and row["doc"], f"{kind}: {key}"
+
+
+def test_who_does_what_is_said_of_every_key_that_has_a_part_in_healing(monit):
+    """A new threshold, grace or bound that does not say who keeps it is not finished."""
+    table = (REPO / "docs/pillar.md").read_text().split("\n## Who does what\n")[1].split("\n## ")[0]
+    sections = monit.schema()["sections"]
+    keys = {**{key: sections["policy"][key] for key in sections["policy"]}, "depends_on": sections["env"]["depends_on"]}
+    for section in ("restart", "budget"):
+        keys.update({f"{section}:{key}": row for key, row in sections[section].items()})
+    assert len(keys) > 20
+    for key, row in keys.items():
+        assert row["monit"] or row["agent"], key
+        assert table.count(f"\n| `{key}` |") == 1, key
+
+
+def test_what_the_reference_says_of_monit_is_what_is_rendered(monit):
+    """Each of monit's phrases in the table stands in the text when its key is used."""
+    check = {"type": "tcp", "port": 1, "interval": 50, "timeout": 7, "failure_threshold": 4, "success_threshold": 6}
+    text = rule(monit, one(check)) + rule(monit, one({**check, "failure_threshold": {"failures": 4, "within": 8}}))
+    rows = monit.schema()["sections"]["policy"]
+    phrases = {key: re.findall("`([^`]+)`", rows[key]["monit"]) for key in rows}
+    said = {"every N cycles": "every 5 cycles", "with timeout N seconds": "with timeout 7 seconds"}
+    said.update({"for N cycles": "for 4 cycles", "for N times within M cycles": "for 4 times within 8 cycles"})
+    said.update({"else if succeeded for N cycles": "else if succeeded for 6 cycles", "exec": 'then exec "%%WAKE%%'})
+    found = {phrase for words in phrases.values() for phrase in words} - {"monit:poll", "wake", "ping"}
+    assert found == set(said)
+    assert all(line in text for line in said.values())
+
+
 def test_pillar_example_names_every_key(monit):
     """A key that nobody can read about does not exist."""
     text = (REPO / "pillar.example").read_text()
@@ -1023,3 +1068,7 @@ def test_modules_keep_the_rules(name):
         if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
             text = ast.get_docstring(node)
             assert "CLI Example:" in text and ".. code-block:: bash" in text, node.name
+
+
+if __name__ == "__main__":
+    (REPO / "docs/pillar.md").write_text(load().__salt__["cbsd_monit_schema.reference"]())
