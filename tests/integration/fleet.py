@@ -7,6 +7,7 @@ formula's own command, and the benchmark uses this without pytest.
 
 import concurrent.futures
 import contextlib
+import functools
 import json
 import os
 import pathlib
@@ -475,3 +476,100 @@ def latencies(fleet, since=0.0):
 
 def median(values):
     return round(statistics.median(values), 3) if values else None
+
+
+def detected(node, service, since, seconds=20):
+    """When monit found ``service`` failing, by its own clock; asked over its socket until it says so."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as monit:
+            monit.settimeout(5)
+            monit.connect(str(node.state_dir / "monit.sock"))
+            monit.sendall(b"GET /_status?format=xml HTTP/1.0\r\nHost: localhost\r\n\r\n")
+            text = b""
+            while chunk := monit.recv(65536):
+                text += chunk
+            body = text.partition(b"\r\n\r\n")[2].decode()
+            for part in body.split("<service ")[1:]:
+                name = part.partition("<name>")[2].partition("<")[0] or part.partition('name="')[2].partition('"')[0]
+                number = lambda key, part=part: float(part.partition(f"<{key}>")[2].partition("<")[0] or 0)  # noqa: E731
+                moment = number("collected_sec") + number("collected_usec") / 1e6
+                if name == service and number("status") and moment > since:
+                    return moment
+        time.sleep(0.03)
+    return None
+
+
+def _arrival(name, env, since, listener):
+    """When the first `failing` of an env since then arrived, or None."""
+    found = [
+        m for m, r in listener.records(name) if (r["env"], r["transition"]) == (env, "failing") and r["time"] >= since
+    ]
+    return found[0] if found else None
+
+
+def detection_latencies(fleet, envs, rounds=5):
+    """
+    Seconds from monit's finding that a service is down to the record on the master's bus, one per round and env.
+
+    ``envs`` is ``{minion: env}``, jails with nginx and a check `http` that is only alerted.
+    """
+    found = []
+
+    def one(name, node):
+        for _ in range(rounds):
+            env, since = envs[name], time.time()
+            node.sim.cbsd("jexec", f"jname={env}", "service", "nginx", "stop")
+            moment = detected(node, f"{env}.http", since)
+            came = fleet.listener.wait(functools.partial(_arrival, name, env, since), 20)
+            if not moment or not came:
+                raise RuntimeError(f"{name}/{env}: detected {moment}, arrived {came}\n{node.agent_log()}")
+            found.append(came - moment)
+            node.sim.cbsd("jexec", f"jname={env}", "service", "nginx", "start")
+            node.wait_state(env, "healthy", 20)
+
+    each(fleet, one)
+    return found
+
+
+def measure(outage_seconds=60):
+    """What `make bench` says of the events: three nodes, 60 envs, and at last 900 records; about three minutes."""
+    fleet = Fleet(3, net=36)
+    groups = {
+        "web": {"match": "a*", "checks": {"http": {"type": "http", "port": 80, "on_failure": "alert"}}},
+        "plain": {"match": "b*", "checks": {"up": {"type": "running"}}},
+    }
+    fleet.pillar({**QUICK, "budget": {"storm_min": 50}, "groups": groups})
+
+    def jails(name, node):
+        fleet.jail(name, f"a{name[-1]}", 1, "pkglist=nginx", "sysrc=nginx_enable=YES")
+        for number in range(2, 21):
+            fleet.jail(name, f"b{name[-1]}-{number}", number)
+
+    try:
+        each(fleet, jails)
+        with fleet:
+            fleet.switch_on()
+            web = {name: f"a{name[-1]}" for name in fleet.nodes}
+            each(fleet, lambda name, node: node.sim.cbsd("jstart", f"jname={web[name]}", "inter=0"))
+            each(fleet, lambda name, node: node.wait_state(web[name], "healthy", 30))
+            time.sleep(6)
+            latency = median(detection_latencies(fleet, web))
+            found = outage(fleet, {n: [f"b{n[-1]}-{k}" for k in range(2, 7)] for n in fleet.nodes}, outage_seconds)
+            fleet.wait_minions()
+            each(fleet, lambda name, node: node.stop())  # monit and the agent would forget what is laid there next
+            times = fleet_vs_ping(fleet)
+    finally:
+        fleet.stop()
+    return {
+        "event_latency_s_median": latency,
+        "outage_transitions": found["transitions"],
+        "outage_events_arrived": found["arrived"],
+        "fleet_vs_ping_900": round(times["fleet"] / times["ping"], 2),
+        "fleet_s_median": round(times["fleet"], 2),
+        "ping_s_median": round(times["ping"], 2),
+    }
+
+
+if __name__ == "__main__":
+    print(json.dumps(measure(*map(float, sys.argv[1:2])), indent=1))

@@ -185,9 +185,11 @@ def test_an_operators_stop_and_start_are_one_record_each(fleet):
     node.sim.cbsd("jstop", "jname=a3", "inter=0")
     assert node.wait_state("a3", "stopped", 10)
     start(fleet, "hv3", "a3")
-    seen = lambda s: [
-        r["transition"] for r in fleets.unique(s.records("hv3")) if r["env"] == "a3" and r["time"] > since
-    ]  # noqa: E731
+
+    def seen(listener):
+        records = fleets.unique(listener.records("hv3"))
+        return [r["transition"] for r in records if r["env"] == "a3" and r["time"] > since]
+
     fleet.listener.wait(lambda s: "healthy" in seen(s), 10)
     assert seen(fleet.listener) == ["stopped", "starting", "healthy"]
 
