@@ -10,6 +10,7 @@ and in age; what does not fit, what a full disk refused and what a kill tore is 
 import contextlib
 import json
 import os
+import sys
 import threading
 import time
 
@@ -63,8 +64,13 @@ def flush(node):
     with _thread:
         if not WAITING:
             return True
-        with contextlib.suppress(OSError, AgentError), node.lock(os.path.join(folder, "lock"), wait=5, why="spool"):
-            return _Folder(node, folder).take()
+        try:
+            with node.lock(os.path.join(folder, "lock"), wait=5, why="spool"):
+                return _Folder(node, folder).take()
+        except (OSError, AgentError):
+            pass  # full or busy: they wait
+        except Exception as err:  # noqa: BLE001 - whatever lies in the spool, no env waits for it
+            print(f"spool: {type(err).__name__}: {err}", file=sys.stderr, flush=True)
     return False
 
 
@@ -73,7 +79,9 @@ class _Folder:
 
     def __init__(self, node, folder):
         self.node, self.folder = node, folder
-        limits = files.read_json(self._path("limits.json"), {})  # pillar's cbsd_monit:events
+        limits = files.read_json(self._path("limits.json"))  # pillar's cbsd_monit:events
+        limits = limits if isinstance(limits, dict) else {}
+        limits = {key: value for key, value in limits.items() if type(value) in (int, float) and value > 0}
         self.max_size = limits.get("max_size", MAX_SIZE)
         self.max_age = limits.get("max_age", MAX_AGE)
 

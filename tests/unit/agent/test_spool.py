@@ -186,3 +186,22 @@ def test_age_is_bounded(node):
     found = records(node)
     assert [r["id"] for r in found if r["transition"] == "failing"] == ["aged", "inew"]
     assert [r["count"] for r in found if r["transition"] == "dropped"] == [5]
+
+
+@pytest.mark.parametrize("limits", ['{"max_size": "16m", "max_age": null}', "[1]", "{", '{"max_size": -1}'])
+def test_limits_that_are_none_keep_nothing_from_being_told(node, limits):
+    with open(node.in_state("spool", "limits.json"), "w") as handle:
+        handle.write(limits)
+    put(node, range(3))
+    assert [r["id"] for r in records(node)] == ["i0", "i1", "i2"]
+
+
+def test_what_somebody_laid_into_the_spool_keeps_no_env_from_being_told(node):
+    put(node, [0])
+    with open(node.in_state("spool", "x.jsonl"), "w") as handle:
+        handle.write("?")
+    env = state.Env(node, "lb1")
+    env.tell("failing")
+    assert spool.WAITING, "it waits until that is gone"
+    os.unlink(node.in_state("spool", "x.jsonl"))
+    assert spool.flush(node) and [r["transition"] for r in records(node)] == ["failing", "failing"]
