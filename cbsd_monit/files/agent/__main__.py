@@ -5,6 +5,7 @@ docs/contract.md section 6 has the table of commands.
 """
 
 import contextlib
+import contextlib
 import json
 import os
 import shutil
@@ -37,8 +38,9 @@ def run(node):
             log = node.in_state("agent.log")
             if os.path.exists(log) and os.stat(log).st_size > 1 << 20:
                 os.replace(log, log + ".1")  # ours is open already; the next agent begins a new one
-            files.write(os.path.join(ticket, "pid"), f"{os.getpid()}\n")
-            Agent(node, ticket).loop()
+            agent = Agent(node, ticket)
+            agent.sign()
+            agent.loop()
     except Busy:
         pass  # the one that runs sees our trigger
     return 0
@@ -52,6 +54,11 @@ class Agent:
         self.heals = {}
         self.trigger = node.in_run("trigger")
         self.troubles = 0
+
+    def sign(self):
+        """Write our pid on the ticket; without it, on a full disk, others take us for one that just starts."""
+        with contextlib.suppress(OSError):
+            files.write(os.path.join(self.ticket, "pid"), f"{os.getpid()}\n")
 
     def loop(self):
         while True:
@@ -118,14 +125,18 @@ class Agent:
 
     def _leave(self):
         """Give the ticket back; False if somebody called in between and we took it again."""
-        shutil.rmtree(self.ticket, ignore_errors=True)
+        gone = self.ticket + ".gone"
+        shutil.rmtree(gone, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            os.rename(self.ticket, gone)  # at once: half a ticket would keep others away
+        shutil.rmtree(gone, ignore_errors=True)
         if not os.path.exists(self.trigger) or os.path.exists(self.node.in_run("quit")):
             return True
         try:
             os.mkdir(self.ticket, 0o700)
-        except FileExistsError:
+        except OSError:
             return True  # the caller started the next agent, which waits for our lock
-        files.write(os.path.join(self.ticket, "pid"), f"{os.getpid()}\n")
+        self.sign()
         return False
 
 
