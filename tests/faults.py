@@ -146,12 +146,18 @@ class _Plan:
             frame = frame.f_back
         return " ".join([call, *lines])
 
-    def point(self, call, half=None):
-        """One point: returns, raises OSError or does not return, as the plan says; ``half`` does half of the call."""
+    def point(self, call, half=None, space=True):
+        """
+        One point: returns, raises OSError or does not return, as the plan says.
+
+        ``half`` does half of the call; without ``space`` this one would succeed on a full disk.
+        """
+        where = self._where(call)
+        if where == call:
+            return  # not the agent's: the interpreter, as it begins and ends
         with self.lock:
-            where = self._where(call)
             self.real["write"](self.trace, (where + "\n").encode())
-            if self.full and call in SPACE:
+            if self.full and call in SPACE and space:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.seen += where == self.where
             if self.mode == "trace" or where != self.where or self.seen != self.number:
@@ -161,6 +167,8 @@ class _Plan:
             self.real["close"](mark)
             if self.mode in ("enospc", "full"):
                 self.full = self.mode == "full"
+                if not space:
+                    return
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if half and self.mode == "kill":
                 half()
@@ -208,7 +216,7 @@ def install(plan):
 
         def wrapped(*args, **more):
             if needed(*args, **more):
-                plan.point(call or name)
+                plan.point(call or name, space=name not in ("open", "mkdir") or not exists(*args, **more))
             return real(*args, **more)
 
         setattr(holder, name, wrapped)
@@ -237,6 +245,13 @@ def install(plan):
     for holder, name in ((os, "write"), (os, "pwrite"), (socket.socket, "sendall")):
         sending(holder, name)
 
+    def exists(path, *_, dir_fd=None, **__):
+        try:
+            os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+        except OSError:
+            return False
+        return True
+
     spawn = subprocess.Popen._execute_child
 
     def spawned(*args, **more):
@@ -250,7 +265,7 @@ def install(plan):
     def opening(path, mode="r", *args, **more):
         if not set(mode) & set("wax+") or isinstance(path, int):
             return opened(path, mode, *args, **more)
-        plan.point("open")
+        plan.point("open", space=not exists(path))
         return _Written(plan, opened(path, mode, *args, **more))
 
     builtins.open = opening

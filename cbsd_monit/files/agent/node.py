@@ -120,8 +120,9 @@ class Node:
                         holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
                         raise Busy(f"{os.path.basename(path)} is held by {holder or '?'}") from None
                     time.sleep(0.02)
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
+            with contextlib.suppress(OSError):  # who holds it is for the eye; on a full disk it is held all the same
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
             yield handle
         finally:
             os.close(handle)
