@@ -5,7 +5,6 @@ docs/contract.md section 6 has the table of commands.
 """
 
 import contextlib
-import contextlib
 import json
 import os
 import shutil
