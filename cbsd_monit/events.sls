@@ -18,9 +18,9 @@ Transitions are kept until the master has them:
     - name: {{ spool | json }}
     - user: root
     - group: {{ lookup.rootgroup | json }}
-    - mode: '0700'
-    - require:
-      - sls: cbsd_monit.agent
+    - dir_mode: '0700'
+    - makedirs: true
+    - order: 1  # what the run itself brings about is told too
 
 What is kept is bounded in size and age:
   file.managed:
