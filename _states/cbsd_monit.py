@@ -19,8 +19,10 @@ The other states of this name are in ``cbsd_monit_monitrc.py`` (monit and its co
 :depends: the execution modules ``cbsd``, ``cbsd_monit`` and ``cbsd_monit_node``
 """
 
+import concurrent.futures
 import contextlib
 import difflib
+import glob
 import hashlib
 import json
 import logging
@@ -38,8 +40,11 @@ NEED = ("workdir", "state", "config", "libexec")
 # What the agent is told about paths, besides what pillar says (docs/contract.md, section 4).
 CONFIGURED = "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
 ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
+FRESH = 150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
+TOGETHER = 64  # envs whose files are synced together
 
 
 def __virtual__():
@@ -59,6 +64,10 @@ def _failed(name, err):
 
 def _diff(old, new, path):
     """What an operator reads: a unified diff; absence is the empty text."""
+    if not old and new:  # what a thousand new files would cost otherwise
+        lines = new.splitlines()
+        count = f"1,{len(lines)}" if len(lines) > 1 else "1"
+        return "\n".join([f"--- {path} (old)", f"+++ {path} (new)", f"@@ -0,0 +{count} @@", *("+" + x for x in lines)])
     lines = difflib.unified_diff(
         (old or "").splitlines(), (new or "").splitlines(), f"{path} (old)", f"{path} (new)", lineterm=""
     )
@@ -86,29 +95,62 @@ def _read(name, dir_fd=None):
         return stream.read().decode("utf-8", "surrogateescape")
 
 
-def _write(name, text, mode=0o600, dir_fd=None):
-    """Replace ``name`` durably; a crash leaves the old or the new file."""
-    folder = os.open(os.path.dirname(name) or ".", os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+def _stage(folder, name, text, mode=0o600):
+    """Write what is going to be ``name`` in the directory ``folder`` (a descriptor); it still has to be synced and renamed."""
+    temp = f".{name}.salt"
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temp, dir_fd=folder)
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
     try:
-        base = os.path.basename(name)
-        temp = f".{base}.salt"
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temp, dir_fd=folder)
-        handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
+        with os.fdopen(handle, "wb") as stream:
+            os.fchmod(handle, mode)
+            stream.write(text.encode("utf-8", "surrogateescape"))
+    except BaseException:
+        _unstage(folder, name)
+        raise
+
+
+def _unstage(folder, name):
+    with contextlib.suppress(OSError):
+        os.unlink(f".{name}.salt", dir_fd=folder)
+
+
+def _sync_staged(folder, name):
+    handle = os.open(f".{name}.salt", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _take(folder, name):
+    os.replace(f".{name}.salt", name, src_dir_fd=folder, dst_dir_fd=folder)
+
+
+def _write(path, text):
+    """Replace ``path`` durably; a crash leaves the old or the new file."""
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    name = os.path.basename(path)
+    try:
+        _stage(folder, name, text)
         try:
-            with os.fdopen(handle, "wb") as stream:
-                os.fchmod(handle, mode)
-                stream.write(text.encode("utf-8", "surrogateescape"))
-                stream.flush()
-                os.fsync(handle)
-            os.replace(temp, base, src_dir_fd=folder, dst_dir_fd=folder)
+            _sync_staged(folder, name)
+            _take(folder, name)
         except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temp, dir_fd=folder)
+            _unstage(folder, name)
             raise
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _each(action, items):
+    """``[action(item), …]``, eight at a time: one commit of the file system's journal serves all that ask at the same moment."""
+    items = list(items)
+    if len(items) < 3:
+        return [action(item) for item in items]
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        return list(pool.map(action, items))
 
 
 def _unlink(name, dir_fd=None):
@@ -118,6 +160,12 @@ def _unlink(name, dir_fd=None):
 
 def _dump(data):
     return json.dumps(data, indent=1, sort_keys=True) + "\n"
+
+
+def _digest(data):
+    """The digest of plain data, or of a text."""
+    text = data if isinstance(data, str) else json.dumps(data, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _load(text):
@@ -166,7 +214,7 @@ class _EnvPlan:
     def __init__(self, env, sysdir, node, wanted, copies=False):
         self.env, self.sysdir = env, sysdir
         self.wanted = wanted is not None
-        self.changes, self.error = {}, None
+        self.changes, self.error, self.folder = {}, None, None
         with _monit_dir(sysdir) as folder:
             names = (TPL, POLICY, TPL + LOCAL, POLICY + LOCAL)
             have = {n: None if folder is None else _read(n, folder) for n in names}
@@ -182,7 +230,7 @@ class _EnvPlan:
         if self.wanted:
             if have[TPL] is not None and not pillars and have[TPL + LOCAL] is None:
                 self.moves = [(n, n + LOCAL) for n in (POLICY, TPL) if have[n] is not None]
-            self.after = {TPL: wanted[TPL], POLICY: _dump(wanted[POLICY])}
+            self.after = wanted
         else:  # also what a run that was interrupted has left aside
             back = [n for n in (TPL, POLICY) if have[n + LOCAL] is not None and (self.ours or have[n] is None)]
             self.moves = [(n + LOCAL, n) for n in back]
@@ -213,23 +261,53 @@ class _EnvPlan:
             return "the operator's own template is put back" if self.moves else "pillar's checks are removed"
         return "the operator's own template is kept as monitrc.tpl.local" if self.moves else "checks are written"
 
-    def apply(self):
+    def stage(self):
+        """Write new files beside the old ones; nothing that anybody reads has changed yet."""
         with contextlib.suppress(FileExistsError):
             if self.wanted:
                 os.mkdir(os.path.join(self.sysdir, "monit"), 0o700)
         with _monit_dir(self.sysdir) as folder:
-            if self.wanted:
-                os.fchmod(folder, 0o700)
-                os.fchown(folder, os.geteuid(), -1)
-                self._move(folder)
-                for file in (POLICY, TPL):  # the policy first: it says whose the template is
-                    if file in self.changes:
-                        _write(file, self.after[file], dir_fd=folder)
-            else:
-                for file in (TPL, POLICY) if self.ours else ():
-                    _unlink(file, folder)
-                self._move(folder)
-            os.fsync(folder)
+            self.folder = os.dup(folder)
+        if self.wanted:
+            os.fchmod(self.folder, 0o700)
+            os.fchown(self.folder, os.geteuid(), -1)
+            for file in self.staged:
+                _stage(self.folder, file, self.after[file])
+
+    @property
+    def staged(self):
+        return [file for file in (POLICY, TPL) if self.wanted and file in self.changes]
+
+    def sync(self):
+        for file in self.staged:
+            _sync_staged(self.folder, file)
+
+    def take(self):
+        """Give the new files their names; the policy first: it says whose the template is."""
+        if not self.wanted:
+            for file in (TPL, POLICY) if self.ours else ():
+                _unlink(file, self.folder)
+        self._move(self.folder)
+        for file in self.staged:
+            _take(self.folder, file)
+
+    def settle(self):
+        os.fsync(self.folder)
+
+    def leave(self):
+        if self.folder is not None:
+            for file in self.staged:
+                _unstage(self.folder, file)
+            os.close(self.folder)
+            self.folder = None
+
+    def step(self, name):
+        """One of the steps above; what goes wrong is this env's trouble alone."""
+        try:
+            if not self.error:
+                getattr(self, name)()
+        except OSError as err:
+            self.error = str(err)
 
     def give_back(self, record, purge):
         """The directory as it was, if nothing of the env's own is left in it; True if there is nothing left to undo."""
@@ -314,20 +392,27 @@ def _file_change(path, text, label):
     return {label: {"diff": _diff(old, text, os.path.basename(path))}}
 
 
-def _sync(ret, paths, overlay):
-    """Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``.
+def _sync(ret, paths, overlay, trust=None):
+    """
+    Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``.
 
-    Returns why envs are not live, and the commands that the operators' own templates make monit run.
+    trust
+        What trust.json holds if nothing was changed at all: then the answer of the agent's last pass stands, if that was
+        moments ago and over just this.
+
+    Returns why envs are not live, the commands that the operators' own templates make monit run, and what else is to be known.
     """
     ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(paths["config"])
     if __opts__["test"] and not ready:
+        note = "what the agent would publish is only known once it is installed"
         if overlay:
             ret["changes"]["monit"] = "would be published and reloaded"
-        return {}, {}
+        return {}, {}, [note]
+    answer = _answered(paths, trust) if trust is not None else None
     try:
-        answer = _wake(paths, overlay if __opts__["test"] else None)
+        answer = answer or _wake(paths, overlay if __opts__["test"] else None)
     except OSError as err:
-        return {"the agent": str(err)}, {}
+        return {"the agent": str(err)}, {}, []
     if answer.get("changed"):
         ret["changes"]["monit"] = {"published": answer["changed"]}
     elif answer.get("reloaded"):
@@ -336,7 +421,30 @@ def _sync(ret, paths, overlay):
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):
         reasons["the agent"] = answer["error"]
-    return reasons, answer.get("foreign") or {}
+    notes = list(answer.get("warnings") or [])
+    if answer.get("held"):
+        notes.append(f"generation {answer['held']['generation']} is published and kept: {answer['held']['why']}")
+    if answer.get("verify_wait_s"):
+        notes.append(f"monit needed {answer['verify_wait_s']:.1f} s until it checked again")
+    return reasons, answer.get("foreign") or {}, notes
+
+
+def _answered(paths, trust):
+    """The answer of the agent's last pass if that saw what lies there now, moments ago, without an error; else None."""
+    last = _load(_read(os.path.join(paths["run"], "passed.json")) if paths.get("run") else None)
+    try:
+        if not 0 <= time.monotonic() - last["m"] < FRESH or any(
+            not name.endswith(".done") for name in os.listdir(os.path.join(paths["state"], "inbox"))
+        ):
+            return None
+        now = {
+            "config": _digest(_load(_read(paths["config"]))),
+            "trust": _digest(trust),
+            "published": _digest(_read(os.path.join(paths["state"], "published")) or ""),
+        }
+        return last["answer"] if all(last[key] == digest for key, digest in now.items()) else None
+    except (KeyError, OSError):
+        return None
 
 
 def _conclude(ret, plans, reasons, fun, said):
@@ -389,11 +497,16 @@ def _apply(plans, state, dirs):
         if plan.record:
             records.setdefault(plan.env, plan.record)
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
-    for plan in plans:
-        try:
-            plan.apply()
-        except OSError as err:
-            plan.error = str(err)
+    for first in range(0, len(plans), TOGETHER):
+        some = plans[first : first + TOGETHER]
+        for plan in some:
+            plan.step("stage")
+        _each(lambda plan: plan.step("sync"), some)
+        for plan in some:
+            plan.step("take")
+        _each(lambda plan: plan.step("settle"), some)
+        for plan in some:
+            plan.leave()
     _give_back([p for p in plans if not p.wanted and not p.error], state, purge=False)
 
 
@@ -448,29 +561,31 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if row["emulator"] in ("jail", "bhyve") and ENV_NAME.match(env)
     ]
     more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
-    rendered = __salt__["cbsd_monit.render"](
-        spec["pillar"], node, envs, monit_version=_monit_version(paths.get("monit")), lookup=paths, **more
-    )
+    version = _monit_version(paths.get("monit"))
     dirs = _env_dirs(workdir)
-    wanted = rendered["envs"]
-    plans = [_plan(e["name"], dirs.get(e["name"]), node, wanted.get(e["name"])) for e in envs]
+    files = {key: os.path.join(state, f"{key}.json") for key in ("trust", "rendered")}
+    inputs = _inputs(spec["pillar"], node, envs, version, paths, more)
+    before = _load(_read(files["trust"]))
+    memory = _remembered(files["rendered"], inputs, config, files["trust"], before, dirs)
+    own = []
+    if memory:
+        configuration, warnings, trust = None, memory["warnings"], before
+        plans = [_plan(e["name"], dirs.get(e["name"]), node, None) for e in envs if e["name"] not in trust]
+    else:
+        rendered = __salt__["cbsd_monit.render"](
+            spec["pillar"], node, envs, monit_version=version, lookup=paths, **more
+        )
+        warnings, texts = rendered.get("warnings", []), _Texts()
+        wanted = {env: texts.of(made) for env, made in rendered["envs"].items()}
+        plans = [_plan(e["name"], dirs.get(e["name"]), node, wanted.get(e["name"])) for e in envs]
+        trust = {p.env: {f: _digest(p.after[f]) for f in (TPL, POLICY)} for p in plans if p.wanted}
+        trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
+        configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
+        own = [(config, _dump(configuration), "config"), (files["trust"], _dump(trust), "trust")]
+        own = [(path, text, change) for path, text, label in own if (change := _file_change(path, text, label))]
+        for _, _, change in own:
+            ret["changes"].update(change)
     plans += [_Broken(n, f"CBSD's row: {row['broken']}") for n, row in sorted(listed.items()) if row.get("broken")]
-
-    trust = {
-        p.env: {f: hashlib.sha256(p.after[f].encode("utf-8", "surrogateescape")).hexdigest() for f in (TPL, POLICY)}
-        for p in plans
-        if p.wanted
-    }
-    before = _load(_read(os.path.join(state, "trust.json")))
-    trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
-    configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
-    own = [
-        (config, _dump(configuration), "config"),
-        (os.path.join(state, "trust.json"), _dump(trust), "trust"),
-    ]
-    own = [(path, text, change) for path, text, label in own if (change := _file_change(path, text, label))]
-    for _, _, change in own:
-        ret["changes"].update(change)
     overlay = {p.env: p.overlay for p in plans if p.changes}
     if "config" in ret["changes"]:
         overlay[""] = {"config": configuration}
@@ -480,7 +595,12 @@ def _checks_present(name, spec, node, lookup, template, templates):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             _write(path, text)
         _apply(plans, state, dirs)
-    reasons, foreign = _sync(ret, paths, overlay)
+        if not memory and not any(p.error for p in plans):
+            said = _dump({"inputs": inputs, "config": _digest(_dump(configuration)), "warnings": warnings})
+            if _read(files["rendered"]) != said:
+                _write(files["rendered"], said)
+    quiet = not overlay and not own
+    reasons, foreign, notes = _sync(ret, paths, overlay, trust if quiet else None)
     adopted = [p.env for p in plans if p.adopted]
 
     def said(number):
@@ -491,11 +611,59 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if foreign:
             listed = "; ".join(f"{env}: {', '.join(commands)}" for env, commands in sorted(foreign.items()))
             sentence += f". Commands of their own that monit runs: {listed}"
-        if rendered.get("warnings"):
-            sentence += ". Note: " + "; ".join(rendered["warnings"])
+        if warnings or notes:
+            sentence += ". Note: " + "; ".join([*warnings, *notes])
         return sentence
 
     return _conclude(ret, plans, reasons, "checks_present", said)
+
+
+class _Texts:
+    """Policies as text; most differ in the env's name only, and are written out once."""
+
+    def __init__(self):
+        self.known = {}
+
+    def of(self, made):
+        policy = made["policy.json"]
+        key = json.dumps({**policy, "env": "\0"}, sort_keys=True)
+        if key not in self.known:
+            self.known[key] = _dump({**policy, "env": "\0"})
+        return {TPL: made[TPL], POLICY: self.known[key].replace(json.dumps("\0"), json.dumps(policy["env"]))}
+
+
+def _inputs(pillar, node, envs, version, paths, more):
+    """The digest of all that ``cbsd_monit.render`` looks at, its own code included: the same gives the same again."""
+    said = json.dumps([pillar, node, envs, version, paths, more], sort_keys=True)
+    urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', said)} | {TEMPLATE}
+    folder = os.path.dirname(__salt__["cbsd_monit.render"].__code__.co_filename)
+    code = [_read(path) for path in sorted(glob.glob(os.path.join(folder, "cbsd_monit*.py")))]
+    templates = [[url, __salt__["cp.get_file_str"](url)] for url in sorted(urls)]
+    return _digest([said, templates, code, _read(__file__)])
+
+
+def _remembered(path, inputs, config, trust, trusted, dirs):
+    """
+    What a run with the same ``inputs`` rendered, if all of it lies where it wrote it; else None.
+
+    Contents are compared, not times: ``trusted`` has the digest of every file.
+    """
+    memory = _load(_read(path))
+    if memory.get("inputs") != inputs or not trusted:
+        return None
+    for file, digest in ((config, memory["config"]), (trust, _digest(_dump(trusted)))):
+        if _digest(_read(file) or "") != digest or stat.S_IMODE(os.stat(file).st_mode) != 0o600:
+            return None
+    try:
+        for env, digests in trusted.items():
+            with _monit_dir(dirs[env]) as folder:
+                if folder is None or _EnvPlan._attributes(folder):
+                    return None
+                if any(_digest(_read(file, folder) or "") != digest for file, digest in digests.items()):
+                    return None
+    except (KeyError, OSError):
+        return None
+    return memory
 
 
 def checks_absent(name, spec=None, node=None, lookup=None):
@@ -533,11 +701,12 @@ def _checks_absent(name, spec, node, lookup):
         ret["changes"]["made by the agent"] = {e: files for e, files in left.items() if files}
     if not __opts__["test"]:
         _unlink(trust)
+        _unlink(os.path.join(state, "rendered.json"))
         _apply(plans, state, dirs)
     overlay = {p.env: p.overlay for p in plans if p.changes}
     unpublished = ""
     if overlay and os.path.exists(os.path.join(paths["libexec"], "wake")):
-        reasons, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
+        reasons, _, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
         _give_back([p for p in plans if p.env in left and not p.error], state, purge=True)

@@ -109,6 +109,18 @@ def _upstream(path):
         return bool(UPSTREAM_TEXT.search(stream.read(65536)))
 
 
+def _names(folder):
+    """(names in the directory, False), (None, False) if there is none, or (None, True) if it is a symlink; seven of these per env."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None, os.path.islink(folder)
+    try:
+        return os.listdir(handle), False
+    finally:
+        os.close(handle)
+
+
 def _given(**values):
     return {key: value for key, value in values.items() if value is not None}
 
@@ -149,21 +161,26 @@ def _hooks_present(name, paths):
     made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
     for owner, kind in owners.items():
         for hook in HOOKS_OF.get(kind, HOOKS):
-            folder = os.path.join(owner, hook)
-            if os.path.islink(folder):
+            folder = f"{owner}/{hook}"
+            names, linked_folder = _names(folder)
+            if linked_folder:
                 wrong.append(f"{folder} is a symlink, in which CBSD finds no hook")
                 continue
-            if not os.path.isdir(folder):
+            if names is None:
                 made.append(folder)
-            link = os.path.join(folder, HOOK)
-            if not os.path.islink(link) or os.readlink(link) != target:
+                names = ()
+            link = f"{folder}/{HOOK}"
+            if HOOK not in names:
                 linked.append(link)
-                if os.path.isfile(link) and not os.path.islink(link):
+            elif not os.path.islink(link):
+                linked.append(link)
+                if os.path.isfile(link):
                     aside.append(link)
+            elif os.readlink(link) != target:
+                linked.append(link)
             for other in UPSTREAM_NAMES:
-                other = os.path.join(folder, other)
-                if os.path.lexists(other) and _upstream(other):
-                    aside.append(other)
+                if other in names and _upstream(f"{folder}/{other}"):
+                    aside.append(f"{folder}/{other}")
     for key, found in (("directories", made), ("links", linked), ("set aside", aside)):
         if found:
             ret["changes"][key] = found
@@ -196,6 +213,9 @@ def _hooks_present(name, paths):
 
 
 def _link(link, target):
+    with contextlib.suppress(FileExistsError):
+        os.symlink(target, link)
+        return
     temp = os.path.join(os.path.dirname(link), f".{HOOK}.new")
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temp)

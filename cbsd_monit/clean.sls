@@ -2,7 +2,7 @@
     enabled as it is if it had a control file of its own, the directories that held our files, and CBSD's module if
     cbsd_module.sls installed it. A rule that upstream's module had rendered is rendered again by it at the env's next
     start. #}
-{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+{%- from "cbsd_monit/map.jinja" import lookup, paths with context %}
 {%- from "cbsd_monit/minion.jinja" import conf, masterless, restart with context %}
 
 cron no longer wakes the agent:
@@ -11,18 +11,18 @@ cron no longer wakes the agent:
 
 CBSD's hooks are as they were:
   cbsd_monit.hooks_absent:
-    - spec: {{ spec | json }}
+    - spec: {{ paths | json }}
 
 No env has anything of cbsd_monit:
   cbsd_monit.checks_absent:
-    - spec: {{ spec | json }}
+    - spec: {{ paths | json }}
     - require:
       - cbsd_monit: CBSD's hooks are as they were
 
 monit's control file is as it was:
   cbsd_monit.include_absent:
     - name: {{ lookup.monitrc | json }}
-    - spec: {{ spec | json }}
+    - spec: {{ paths | json }}
     - require:
       - cbsd_monit: No env has anything of cbsd_monit
 {%- set wake = lookup.libexec ~ "/wake" %}

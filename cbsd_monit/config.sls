@@ -1,5 +1,5 @@
 {#- The one line in monitrc.  A literal upstream include line is replaced by it, and put back by clean.sls. #}
-{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+{%- from "cbsd_monit/map.jinja" import lookup, paths with context %}
 
 include:
   - cbsd_monit.package
@@ -8,7 +8,7 @@ include:
 monit includes what cbsd_monit publishes:
   cbsd_monit.include_present:
     - name: {{ lookup.monitrc | json }}
-    - spec: {{ spec | json }}
+    - spec: {{ paths | json }}
     - require:
       - sls: cbsd_monit.package
       - sls: cbsd_monit.agent

@@ -1,5 +1,5 @@
 {#- monit runs now and after a boot, and cron watches the watcher. #}
-{%- from "cbsd_monit/map.jinja" import lookup, spec with context %}
+{%- from "cbsd_monit/map.jinja" import lookup, paths with context %}
 
 include:
   - cbsd_monit.agent
@@ -35,6 +35,6 @@ monit is enabled and runs:
 
 monit knows what is published:
   cbsd_monit.running:
-    - spec: {{ spec | json }}
+    - spec: {{ paths | json }}
     - require:
       - sls: cbsd_monit.config

@@ -188,6 +188,9 @@ def sync(node, as_json=False, dry=False, overlay=None):
                 quarantined={e: q["reason"] for e, q in seen.quarantined.items()},
                 errors=seen.errors,
                 foreign=seen.foreign,
+                warnings=seen.warnings,
+                held=seen.held,
+                verify_wait_s=seen.verify_wait,
                 services=len(seen.services),
                 envs={n: e["state"] for n, e in seen.envs.items()},
             )

@@ -114,6 +114,12 @@ def _waiting(path):
     return own.waiting[path][3] if own and path in own.waiting else None
 
 
+def _put(fd, data):
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
+
+
 def _temporary(name, data, mode, dir_fd):
     """Write ``data`` to a new file beside ``name``; returns its name, which nobody could lay out in advance."""
     tmp = f".{name}.{os.urandom(6).hex()}.new"
@@ -121,9 +127,7 @@ def _temporary(name, data, mode, dir_fd):
     try:
         try:
             os.fchmod(fd, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            _put(fd, data)
         finally:
             os.close(fd)
     except BaseException:
@@ -154,8 +158,10 @@ def scratch(path, data):
     """Write ``data`` to ``path``, which nobody needs after a crash: not synced, not swapped."""
     remove(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as handle:
-        handle.write(data)
+    try:
+        _put(fd, data.encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(fd)
 
 
 def write_json(path, data):

@@ -294,9 +294,9 @@ class Pass:
             return
         before, began = self.status, time.time()
         self.monit.reload()
-        self.reloaded = True
+        self.reloaded, asked = True, time.monotonic()
         self.status, cycles = self._verified(before, began)
-        self.verify_wait = round(time.time() - began, 3)
+        self.verify_wait = round(time.monotonic() - asked, 3)
         if self.status is None:
             number = publisher.generation()
             self._hold(publisher, publisher.older(), wanted, f"monit ended when it read generation {number}")
@@ -308,7 +308,7 @@ class Pass:
         self._miss()
         if not cycles:
             self.errors.setdefault("(monit)", f"monit has not checked anything for {VERIFY} s since its reload")
-        files.write_json(mark, {"digest": now, **node.stamp()})
+        files.write_json(mark, {"digest": now, "verify_wait": self.verify_wait, **node.stamp()})
 
     def _verified(self, before, began):
         """
@@ -366,15 +366,43 @@ class Pass:
                 self.monit.reload()  # it runs from before our socket was in its control file
             else:
                 self.monit.start()
+            asked = time.monotonic()
             self.status = self.monit.wait(set(self.services), 15) or self.monit.status()
+            self.verify_wait = round(time.monotonic() - asked, 3)
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
             self.started = True
             state.say("monit did not answer; it was started or made to read its control file", loud=True)
             current = publish.Publisher(self.node, self.monit).current()
-            files.write_json(self.node.in_state("loaded"), {"digest": publish.digest(current), **self.node.stamp()})
+            loaded = {"digest": publish.digest(current), "verify_wait": self.verify_wait, **self.node.stamp()}
+            files.write_json(self.node.in_state("loaded"), loaded)
 
     # Judging
+
+    def remember(self):
+        """What the state needs to know that a pass just looked at the very same; gone with the boot, and after a pass with errors."""
+        path = self.node.in_run("passed.json")
+        if self.errors or self.status is None or self.missing:
+            files.remove(path)
+            return
+        files.scratch(
+            path + ".new",
+            json.dumps(
+                {
+                    **self.node.stamp(),
+                    "config": publish.digest(json.dumps(self.node.conf, sort_keys=True)),
+                    "trust": publish.digest(json.dumps(self.trust, sort_keys=True)),
+                    "published": publish.digest(publish.Publisher(self.node, self.monit).current()),
+                    "answer": {
+                        "quarantined": {env: why["reason"] for env, why in self.quarantined.items()},
+                        "foreign": self.foreign,
+                        "warnings": self.warnings,
+                        "held": self.held,
+                    },
+                }
+            ),
+        )
+        os.replace(path + ".new", path)
 
     def running(self):
         """The envs that the kernel runs now."""
@@ -474,6 +502,7 @@ def run(node, overlay=None, start_monit=False):
                 seen.errors["(monit)"] = str(err)
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
+        seen.remember()
         return seen
 
 

@@ -27,7 +27,7 @@ _QUOTED = re.compile(r"'([^']+)'")
 # What monit's cron parser survives: 5.33 takes `",,, * * * *"` for good and ends when the time comes.
 _CRON = re.compile(r"""\bevery\s+(["'])(.*?)\1""", re.I)
 _CRON_FIELD = re.compile(r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\Z")
-_TESTED = re.compile(r"\bif\s+(?:failed|succeeded)\b(.*?)\bthen\b", re.I | re.S)
+_TESTED = re.compile(r"(?<!else )if\s+(?:failed|succeeded)\b(.*?)\bthen\b", re.I | re.S)
 _TIMEOUT = 5  # seconds, monit's own where a test does not say
 _UNTRUSTED = ", and neither pillar says so nor is its directory root's alone"
 _RESTARTS = ("jrestart", "brestart", "jstart", "bstart")
