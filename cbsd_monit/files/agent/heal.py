@@ -88,7 +88,7 @@ class Heal:
         """(row, up): what is true now; raises Given when the env must not be touched any more."""
         with self.node.pass_lock():
             seen = passes.Pass(self.node)
-            seen.look()
+            seen.look(until=self.name)
             env = seen.envs.get(self.name)
             if env is None or self.name not in seen.rows:
                 raise Given("the env is gone")

@@ -11,6 +11,7 @@ import time
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+SKEW = 300  # seconds by which the clocks of two nodes may differ
 DEFAULT_BUDGET = {
     "max_concurrent": 1,
     "storm_threshold": 0.5,
@@ -94,12 +95,13 @@ class Node:
         return {"t": round(time.time(), 3), "m": round(time.monotonic(), 3), "b": self.boot}
 
     def age(self, stamp):
-        """Seconds since ``stamp``; infinite for no stamp."""
+        """Seconds since ``stamp``; infinite for no stamp, and for one that a wrong clock has put into the future."""
         if not stamp:
             return float("inf")
         if stamp.get("b") == self.boot:
             return time.monotonic() - stamp["m"]
-        return max(0.0, time.time() - stamp["t"])
+        age = time.time() - stamp["t"]  # of another boot or another node, whose clock may differ a little
+        return max(0.0, age) if age > -SKEW else float("inf")
 
     # Locks, all flock(2): the kernel gives them back whatever happens to us.
 

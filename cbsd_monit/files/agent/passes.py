@@ -4,6 +4,7 @@ One pass over the node: take in what the hooks said, look at kernel, inventory a
 Level, not edges: whatever woke us, the truth is derived anew, so a lost or repeated trigger changes nothing.
 """
 
+import contextlib
 import json
 import os
 import subprocess
@@ -18,6 +19,8 @@ import state
 from monit import Monit
 from node import NAME, AgentError
 
+GONE = 30  # seconds between the rename of an env's row and that of its directory
+REBOOT = 5  # seconds in which a guest that reboots may be gone from the kernel, and bhyverun.sh says why one is gone
 VERIFY = 15  # seconds after a reload in which monit has to read what is published and to check something
 
 
@@ -37,6 +40,7 @@ class Pass:
         self.services = {}
         self.foreign = {}
         self.missing = set()
+        self.managed, self.moving = set(), set()
         self.changed = []
         self.warnings = []
         self.held = None
@@ -47,56 +51,86 @@ class Pass:
 
     # Reading
 
-    def look(self, dry=False):
-        """Read everything; with ``dry`` nothing is written."""
+    def look(self, dry=False, until=None):
+        """
+        Read everything; with ``dry`` nothing is written.
+
+        ``until`` names an env that the caller has to know for certain: hooks of it are waited for, those of others are
+        left to the next pass.
+        """
         node = self.node
-        self.rows, broken = cbsd.inventory(node)
-        inbox = self._kernel_and_inbox(dry)
-        self.silences = policy.silences(node)
+        inbox, broken = self._one_moment(dry, until)
         self.trust = files.read_json(node.in_state("trust.json"), {})
-        names = {n for n in self.rows if self._managed(n)}
+        names = self.managed = {n for n in self.rows if self._managed(n)}
         known = {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
-        names |= known | {r.env for _, r in inbox if self._managed(r.env)}
+        names = names | known | {r.env for _, r in inbox if self._managed(r.env)}
         for name in sorted(names):
             if NAME.match(name):
                 self.envs[name] = state.Env(node, name)
         for name in broken & set(self.envs):
             self.errors[name] = "its row in CBSD's inventory cannot be read: a value holds a | or a line break"
             self.envs.pop(name)  # neither judged nor forgotten; what was published for it stays
-        if dry:
-            return
-        for _, record in inbox:
-            if record.env in self.envs:
-                state.apply(self.envs[record.env], record)
-            else:
-                self._unwatched(record)
-        self._arrivals()
-        for env in list(self.envs.values()):
-            if env.name not in self.rows or not self._managed(env.name):
-                self._departed(env)
-            else:
-                env.save()
-        files.flush()  # what the hooks said is kept before it is forgotten
-        state.drop_inbox([path for path, _ in inbox])
+        self.moving &= set(self.envs)
+        for name in [n for n in self.moving if self.envs[n].new]:
+            del self.envs[name]
+        self.unsettled = bool(self.moving)
+        if not dry:
+            self._take([(path, record) for path, record in inbox if record.env not in self.moving])
+        self.silences = policy.silences(node)
 
-    def _kernel_and_inbox(self, dry):
+    def _one_moment(self, dry, until):
         """
-        The kernel and what the hooks said, as of one moment: no hook may have spoken while the kernel was asked.
+        Inbox, inventory and kernel as of one moment: no hook of an env may have spoken while the kernel was asked.
 
         A start that is announced after we looked at the kernel would make a jail that just came up look dead, and a
-        stop that is announced just before would make it look crashed.
+        stop that is announced just before would make it look crashed. Envs whose hooks do not cease are ``moving``:
+        nothing is known of them in this pass, and none of their records is taken, because a directory that is read while
+        files are added may show the second without the first.
         """
-        for _ in range(10):
+        for tries in range(100):
             inbox = [] if dry else state.read_inbox(self.node)
+            self.rows, broken = cbsd.inventory(self.node)
             try:
                 self.kernel = cbsd.kernel(self.node)
                 self.errors.pop("(kernel)", None)
             except AgentError as err:
+                self.kernel = None
                 self.errors["(kernel)"] = str(err)
-            if dry or [path for path, _ in state.read_inbox(self.node)] == [path for path, _ in inbox]:
-                return inbox
-        self.kernel = None  # hooks never cease: nothing is known, nothing is healed
-        return inbox
+            if dry:
+                break
+            before = {path for path, _ in inbox}
+            self.moving = {record.env for path, record in state.read_inbox(self.node) if path not in before}
+            if not self.moving or tries > 1 and until not in self.moving:
+                break
+        return inbox, broken
+
+    def _take(self, inbox):
+        """Let what the hooks said, and what no hook said, change what is known of the envs."""
+        for _, record in inbox:
+            env = self.envs.get(record.env)
+            if env is not None:
+                self._rename(env)
+                state.apply(env, record)
+            else:
+                self._unwatched(record)
+        for env in self._settled():
+            self._rename(env)
+        for env in self._settled():
+            if env.name not in self.managed:
+                self._departed(env)
+                continue
+            if (env["phase"], env["cause"]) == ("removing", "gone"):
+                env.enter_phase(None)  # it is there again
+            if env.new:
+                self._arrived(env)
+            self._unannounced(env)
+            env.save()
+        files.flush()  # what the hooks said is kept before it is forgotten
+        state.drop_inbox([path for path, _ in inbox])
+
+    def _settled(self):
+        """The envs of which something can be said in this pass."""
+        return [env for name, env in sorted(self.envs.items()) if name not in self.moving]
 
     def _managed(self, name):
         """An env is ours when a template lies in its directory, whoever put it there."""
@@ -104,33 +138,49 @@ class Pass:
             return self.overlay[name] is not None
         return files.EnvDir(self.node.sysdir(name)).read("monitrc.tpl") is not None
 
-    def _arrivals(self):
-        """Envs seen for the first time: created, adopted, renamed, cloned or migrated to this node."""
-        for env in self.envs.values():
-            if not env.new or env.name not in self.rows:
-                continue
-            try:
-                said = json.loads(env.files()[0]["policy.json"] or "{}")
-            except (ValueError, RecursionError):
-                said = {}
-            before, renamed = said.get("env") if isinstance(said, dict) else None, False
-            if isinstance(before, str) and before != env.name and NAME.match(before):
-                old = self.envs.get(before)
-                if before not in self.rows and old and not old.new:
-                    env.data.update({**old.data, "env": env.name, "facts": env["facts"]})
-                    env.tell("renamed", f"was {before}")
-                    old.forget()
-                    renamed = True
-                else:
-                    env.dir.remove("history.jsonl")  # a copy: what happened to the original did not happen to it
-            row = self.rows[env.name]
-            env["emulator"] = row["emulator"]
-            running = bool(self.kernel) and env.name in self.kernel.get(row["emulator"], ())
-            if env["intent"] is None:  # no hook said so: an env that is down may well be meant to be down
-                env.intend("running" if running else "stopped", "first seen")
-            if not renamed:
-                env["attempts"] = policy.attempts_of(env)
-                env.tell("created", "first seen " + ("running" if running else "stopped"))
+    def _up(self, env):
+        """Whether the kernel runs it, or None."""
+        emulator = self.rows[env.name]["emulator"] if env.name in self.rows else env["emulator"]
+        return None if self.kernel is None else env.name in self.kernel.get(emulator, ())
+
+    def _rename(self, env):
+        """Give an env that is seen for the first time what is known of it under another name, if it had one here."""
+        if not env.new or env.name not in self.rows:
+            return
+        before = self._former_name(env)
+        if before is None or before == env.name:
+            return
+        env.dir.remove("monitrc")  # it says the other name
+        old = self.envs.get(before)
+        if before in self.rows or old is None or old.new or (old["phase"], old["cause"]) == ("removing", "remove"):
+            env.dir.remove("history.jsonl")  # a copy: what happened to the original did not happen to it
+            return
+        if (old["phase"], old["cause"]) == ("removing", "gone"):
+            old.enter_phase(None)
+        env.data.update({**old.data, "env": env.name})
+        env.tell("renamed", f"was {before}")
+        env.save()
+        self._move_silence(before, env.name)
+        old.forget()
+        del self.envs[before]
+
+    def _former_name(self, env):
+        """The name that the directory of ``env`` was last used under, here or elsewhere; None where nothing tells."""
+        names = [record.get("env") for record in env.history()[-1:]]
+        with contextlib.suppress(ValueError, RecursionError, AttributeError):
+            names.append(json.loads(env.files()[0]["policy.json"] or "{}").get("env"))
+        return next((name for name in names if isinstance(name, str) and NAME.match(name)), None)
+
+    def _arrived(self, env):
+        """An env seen for the first time: created, adopted, cloned, imported or migrated to this node."""
+        up = self._up(env)
+        env["emulator"] = self.rows[env.name]["emulator"]
+        if env["intent"] is None:  # no hook said so: an env that is down may well be meant to be down
+            env.intend("running" if up else "stopped", "first seen")
+        if up and env["started"] is None:
+            env["started"] = self.node.stamp()
+        env["attempts"] = policy.attempts_of(env)
+        env.tell("created", "first seen " + ("running" if up else "stopped"))
 
     def _unwatched(self, record):
         """An env without a template was created or started: pillar may name it, and only Salt can know."""
@@ -140,12 +190,78 @@ class Pass:
             spool.append(self.node, spool.event(self.node, transition, record.env, emulator, "not watched"))
 
     def _departed(self, env):
-        if env.name in self.rows:
-            state.say(f"{env.name}: no template any more, not watched")
-        else:
-            env.tell("removed")
-        env.forget()
+        """
+        An env that is no longer in CBSD's inventory, or has no template any more.
+
+        CBSD renames the row first and the directory some time later, and announces neither: unless ``remove.d`` ran, what
+        is known of an env is kept for a moment, in which it may turn up under another name.
+        """
         del self.envs[env.name]
+        if env.name in self.rows and os.path.isdir(self.node.sysdir(env.name)):
+            state.say(f"{env.name}: no template any more, not watched")
+            env.forget()
+            return
+        if env.new or (env["phase"], env["cause"]) == ("removing", "remove"):
+            gone = True
+        elif (env["phase"], env["cause"]) == ("removing", "gone"):
+            gone = env.age("phase_since") > GONE
+        else:
+            env.enter_phase("removing", "gone")
+            env["reason"] = "CBSD's inventory has it no more"
+            gone = False
+        if gone:
+            if not env.new:
+                env.tell("removed")
+            env.forget()
+            self._move_silence(env.name, None)
+        else:
+            env.save()
+            files.remove(self.node.dead_marker(env.name))
+
+    def _move_silence(self, old, new):
+        """A silence given by command follows the env to its new name, and ends with it (``new`` None)."""
+        path = self.node.in_state("silences.json")
+        given = files.read_json(path, [])
+        moved = [{**s, "env": new} if s["env"] == old else s for s in given if new or s["env"] != old]
+        if moved != given:
+            files.write_json(path, moved)
+
+    def _unannounced(self, env):
+        """What the kernel shows and no hook told: started, stopped, or up again after the guest rebooted."""
+        up = self._up(env)
+        if up is None or env["op"]:
+            return
+        if env["phase"] == "restarting" and env["cause"] == "guest" and up and env.age("phase_since") > REBOOT:
+            env.enter_phase(None)
+        if (env["phase"], env["cause"]) == ("stopping", "gone") and (up or env.age("phase_since") > REBOOT):
+            env.enter_phase(None)
+        boots = env["phase"] == "booting" or env["boot"] != self.node.boot
+        if env["phase"] and not boots:
+            return
+        started = env["started"]
+        if up and (started is None or started["b"] != self.node.boot):
+            if env["intent"] == "running":  # somebody took it in hand
+                env["gave_up"] = False
+                if not boots:
+                    env.reset_attempts()
+            env["started"], env["warm"] = self.node.stamp(), False
+        elif not up and not boots:
+            if env["intent"] == "running" and started is not None:
+                if self._stopped_unseen(env):
+                    env.intend("stopped", "unannounced", "CBSD has it off, and its stop hooks are not linked")
+                elif env["emulator"] == "bhyve":
+                    env.enter_phase(
+                        "stopping", "gone"
+                    )  # the guest ended or reboots; bhyverun.sh tells CBSD a moment later
+            env["started"] = None
+
+    def _stopped_unseen(self, env):
+        """True if CBSD itself has written that the env is off and could not tell us: that is no crash."""
+        row = self.rows[env.name]
+        return row["status"] == "0" and row["jid"] in ("", "0") and not self._linked(env)
+
+    def _linked(self, env):
+        return os.path.lexists(os.path.join(self.node.sysdir(env.name), "master_prestop.d", "cbsd_monit"))
 
     # Publishing
 
@@ -415,11 +531,16 @@ class Pass:
         for name, (env, check) in self.services.items():
             by_env.setdefault(env, {})[name] = check
         self.due = []
-        for name, env in sorted(self.envs.items()):
+        for env in self._settled():
+            name = env.name
             try:
                 policy.judge(self, env, by_env.get(name, {}))
             except Exception as err:  # noqa: BLE001 - as above: all other envs are still judged
                 env.go("unknown", f"its policy cannot be used: {type(err).__name__}: {err}")
+            if env["intent"] == "running" and not self._linked(env):
+                self.warnings.append(
+                    f"{name}: CBSD cannot tell of its stops, its hooks are not linked: run the formula again"
+                )
             self._marker(env)
             env.save()
         policy.restrain(self)
@@ -555,20 +676,22 @@ def look(node):
         if not name.endswith(".json"):
             continue
         env = state.Env(node, name[:-5])
-        if env["intent"] is None or env["state"] in ("silenced", "maintenance", "slave", "quarantined"):
+        if env["boot"] != node.boot:
+            wake = True  # whether CBSD starts it at boot is for the pass to find out
             continue
-        up = env.name in alive.get(env["emulator"], ())
-        marker = node.dead_marker(env.name)
         if env["op"]:
             wake = True  # if its agent lives, waking costs nothing; if not, somebody has to finish
-        elif env["phase"]:
+        if env["intent"] is None or env["op"] or env["phase"]:
             continue
-        elif env["intent"] == "running" and not up:
+        up = env.name in alive.get(env["emulator"], ())
+        heeded = env["state"] not in ("silenced", "maintenance", "slave")
+        marker = node.dead_marker(env.name)
+        if env["intent"] == "running" and not up:
             if not os.path.exists(marker):
                 with open(marker, "w", encoding="ascii"):
                     pass
-            wake = wake or not (env["gave_up"] or policy.waits(env))
-        elif os.path.exists(marker) or env["intent"] == "stopped" and up:
+            wake = wake or heeded and not (env["gave_up"] or policy.waits(env))
+        elif os.path.exists(marker) or heeded and env["intent"] == "stopped" and up:
             wake = True
     with open(node.in_run("look"), "w", encoding="ascii") as handle:
         handle.write(f"{time.time():.0f}\n")

@@ -120,9 +120,12 @@ class Env:
         """Record one transition in the env's history, and for Salt."""
         record = spool.event(self.node, transition, self.name, self["emulator"], reason, check, self["state"], **more)
         line = json.dumps(record, sort_keys=True) + "\n"
-        with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
-            old = (self.dir.read("history.jsonl") or "").splitlines(True)
-            self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]))
+        if (
+            self["phase"] != "removing"
+        ):  # CBSD is about to remove the directory, and would stumble over a new file in it
+            with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
+                old = (self.dir.read("history.jsonl") or "").splitlines(True)
+                self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]))
         spool.append(self.node, record)
         words = f"{self.name}: {transition}" + (f" ({check})" if check else "") + (f": {reason}" if reason else "")
         say(words, loud=transition in LOUD)
@@ -164,8 +167,10 @@ class HookRecord:
             cause = _proof(line, self.env)
             if cause:
                 return cause, line.strip()
-        typed = next((x for x in self.ancestors if _script(x) and _script(x)[0] != "cbsd"), "")
-        return "operator", typed.strip() or self.environ.get("CBSD_APP", "")
+        scripts = [words for words in map(_script, self.ancestors) if words]
+        typed = next((" ".join(words) for words in scripts if words[0] == "cbsd"), self.environ.get("CBSD_APP", ""))
+        by = next((" ".join(words) for words in scripts if words[0] != "cbsd"), "")
+        return "operator", f"{typed[:100]}, run by {by}" if by else typed
 
     def facts(self):
         return {
@@ -233,11 +238,14 @@ def drop_inbox(paths):
         files.remove(path)
     if paths:
         folder, name = os.path.split(paths[-1])
-        mark = name.partition(".")[0] + ".done"
-        os.replace(paths[-1], os.path.join(folder, mark))
-        for other in os.listdir(folder):
-            if other.endswith(".done") and other != mark:
-                files.remove(os.path.join(folder, other))
+        os.replace(paths[-1], os.path.join(folder, name.partition(".")[0] + ".done"))
+        for mark in sorted(other for other in os.listdir(folder) if other.endswith(".done"))[:-1]:
+            files.remove(os.path.join(folder, mark))
+
+
+def _boots(env):
+    """True while CBSD starts what it starts at boot: that is nobody's wish, and ends no back-off."""
+    return env["boot"] != env.node.boot or env["phase"] == "booting" or env["cause"] == "boot"
 
 
 def apply(env, record):
@@ -247,12 +255,13 @@ def apply(env, record):
         env["facts"] = record.facts()
     env["emulator"] = record.environ.get("emulator") or env["emulator"]
     if hook == "master_prestart.d":
-        env.enter_phase("starting", record.environ.get("CBSD_MONIT_CAUSE"))
+        env.enter_phase("starting", record.environ.get("CBSD_MONIT_CAUSE") or ("boot" if _boots(env) else None))
     elif hook == "master_poststart.d":
         if (
             record.environ.get("CBSD_MONIT_CAUSE") != "heal"
         ):  # our own start is nobody's wish, and may come after a stop
-            env.reset_attempts()  # somebody took it in hand
+            if not _boots(env):
+                env.reset_attempts()  # somebody took it in hand
             env["gave_up"] = False
             env.intend("running", "started", record.environ.get("CBSD_APP", ""))
         env.enter_phase(None)
@@ -273,4 +282,5 @@ def apply(env, record):
         env.enter_phase("removing", "remove")
         env.intend("stopped", "remove", record.cause()[1])
     elif hook == "master_reboot.d":
+        env.enter_phase("restarting", "guest")  # the kernel may lose it for a moment; no hook tells when it is back
         env["started"], env["warm"] = env.node.stamp(), False

@@ -72,6 +72,10 @@ class World:
         (self.up.add if up else self.up.discard)(name)
         monit = self.tmp_path / "work/jails-system" / name / "monit"
         monit.mkdir(parents=True, exist_ok=True)
+        hook = monit.parent / "master_prestop.d/cbsd_monit"
+        if not hook.is_symlink():
+            hook.parent.mkdir()
+            hook.symlink_to(self.node.wake)
         text = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
         (monit / "monitrc.tpl").write_text(text if template is None else template)
         if policy is not None:

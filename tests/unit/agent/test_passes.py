@@ -87,7 +87,7 @@ def test_rename_keeps_history_and_a_clone_does_not(node, world, tmp_path):
     assert '"new.tcp"' in published and "old.tcp" not in published
 
 
-def test_removed_env_is_forgotten_and_unpublished(node, world, tmp_path):
+def test_env_that_vanishes_is_unpublished_at_once_and_forgotten_soon(node, world, tmp_path, monkeypatch):
     world.env("a")
     world.env("b")
     passes.run(node)
@@ -95,7 +95,172 @@ def test_removed_env_is_forgotten_and_unpublished(node, world, tmp_path):
     seen = passes.run(node)
     assert set(seen.envs) == {"b"}
     assert "a.tcp" not in (tmp_path / "state/published").read_text()
+    assert state.Env(node, "a")["phase"] == "removing", "it may be renamed: CBSD moves the directory later than the row"
+    monkeypatch.setattr(passes, "GONE", 0)
+    passes.run(node)
     assert not (tmp_path / "state/envs/a.json").exists()
+
+
+def test_removed_env_is_forgotten_at_once_and_nothing_is_written_where_cbsd_removes(node, world, tmp_path):
+    monit = world.env("a")
+    passes.run(node)
+    path, text = hook(node, 1000000001, "remove.d", "a")
+    with open(path, "w", encoding="utf-8") as handle:
+        handle.write(text)
+    before = (monit / "history.jsonl").read_text()
+    passes.run(node)
+    world.forget("a")
+    passes.run(node)
+    assert not (tmp_path / "state/envs/a.json").exists()
+    assert (monit / "history.jsonl").read_text() == before
+
+
+def test_rename_is_recognised_whenever_it_is_looked_at(node, world, tmp_path):
+    """CBSD renames the row, then moves the data, then the directory; a template by hand has no policy that names it."""
+    monit = world.env("old")
+    passes.run(node)
+    env = state.Env(node, "old")
+    env["attempts"] = [node.stamp()]
+    env.save()
+    policy.silence(node, "old", 4e9, "ann", "upgrade")
+    world.rows["new"] = {**world.rows.pop("old"), "jname": "new"}
+    world.write()
+    assert set(passes.run(node).envs) == set()
+    monit.parent.rename(monit.parent.parent / "new")
+    seen = passes.run(node)
+    assert set(seen.envs) == {"new"} and not (tmp_path / "state/envs/old.json").exists()
+    assert (len(seen.envs["new"]["attempts"]), seen.envs["new"]["phase"]) == (1, None)
+    assert seen.envs["new"]["state"] == "silenced"
+    told = [r["transition"] for r in seen.envs["new"].history()]
+    assert told.count("created") == 1 and "renamed" in told
+
+
+def test_envs_whose_hooks_do_not_cease_are_left_to_the_next_pass(node, world, tmp_path):
+    world.env("busy")
+    world.env("calm")
+    passes.run(node)
+    path, text = hook(node, 1000000001, "master_prestop.d", "busy")
+    (tmp_path / "record").write_text(text)
+    world.up.clear()
+    world.write()
+    (tmp_path / "bin/jls").write_text(f"#!/bin/sh\ncat {tmp_path}/kernel\ncp {tmp_path}/record {path[:-2]}$$\n")
+    seen = passes.run(node)
+    assert seen.moving == {"busy"} and seen.unsettled
+    assert [e.name for e, _, _ in seen.due] == ["calm"]
+    assert state.Env(node, "busy")["intent"] == "running", "nothing is known of it in this pass"
+    world.write()
+    (tmp_path / "bin/jls").write_text(f"#!/bin/sh\ncat {tmp_path}/kernel\n")
+    seen = passes.run(node)
+    assert seen.envs["busy"]["intent"] == "stopped"
+
+
+def test_start_that_no_hook_announced_begins_a_new_grace(node, world):
+    world.env("a", up=False)
+    assert passes.run(node).envs["a"]["intent"] == "stopped"
+    world.up.add("a")
+    world.write()
+    env = passes.run(node).envs["a"]
+    assert env["intent"] == "running" and env.age("started") < 10
+    world.kill("a")
+    env = passes.run(node).envs["a"]
+    env["gave_up"], env["attempts"] = True, [node.stamp()]
+    env.save()
+    world.up.add("a")
+    world.write()
+    env = passes.run(node).envs["a"]
+    assert (env["gave_up"], env["attempts"], env["warm"]) == (False, [], False)
+
+
+@pytest.mark.parametrize(
+    ("status", "linked", "intent"),
+    [("0", False, "stopped"), ("1", False, "running"), ("0", True, "running")],
+    ids=["stopped by CBSD, which could not tell", "crashed", "crashed, and somebody has listed the jails since"],
+)
+def test_stop_that_no_hook_could_announce_is_no_crash(node, world, status, linked, intent):
+    monit = world.env("a", status="1", jid="7")
+    passes.run(node)
+    if not linked:
+        (monit.parent / "master_prestop.d/cbsd_monit").unlink()
+        assert "a: CBSD cannot tell of its stops" in passes.run(node).warnings[0]
+    world.rows["a"].update(status=status, jid="7" if status == "1" else "0")
+    world.kill("a")
+    assert passes.run(node).envs["a"]["intent"] == intent
+
+
+def test_attempts_survive_a_reboot(node, world, tmp_path):
+    world.env("a")
+    env = passes.run(node).envs["a"]
+    env["attempts"], env["gave_up"] = [node.stamp()], True
+    env.save()
+    (tmp_path / "boot_id").write_text("boot-2\n")
+    from node import Node
+
+    node = Node(str(tmp_path / "conf.json"))
+    world.kill("a")
+    assert passes.run(node).envs["a"]["phase"] == "booting"
+    for number, kind in ((1, "master_prestart.d"), (2, "master_poststart.d")):
+        path, text = hook(node, 1000000000 + number, kind, "a", jid="7")
+        with open(path, "w", encoding="utf-8") as handle:
+            handle.write(text)
+    world.up.add("a")
+    world.write()
+    env = passes.run(node).envs["a"]
+    assert (len(env["attempts"]), env["gave_up"], env["phase"]) == (1, False, None)
+
+
+def test_guest_that_reboots_is_not_dead_while_it_is_gone(node, world, tmp_path, monkeypatch):
+    world.env("vm", emulator="bhyve", up=False)
+    device = tmp_path / "vmm/vm"
+    device.touch()
+    passes.run(node)
+    path, text = hook(node, 1000000001, "master_reboot.d", "vm", emulator="bhyve")
+    with open(path, "w", encoding="utf-8") as handle:
+        handle.write(text)
+    device.unlink()
+    seen = passes.run(node)
+    assert seen.due == [] and not os.path.exists(node.dead_marker("vm"))
+    device.touch()
+    assert passes.run(node).envs["vm"]["phase"] == "restarting"
+    monkeypatch.setattr(passes, "REBOOT", 0)
+    assert passes.run(node).envs["vm"]["phase"] is None
+
+
+def test_vm_that_is_gone_is_dead_only_when_bhyverun_had_time_to_say_why(node, world, tmp_path, monkeypatch):
+    world.env("vm", emulator="bhyve", up=False)
+    (tmp_path / "vmm/vm").touch()
+    passes.run(node)
+    (tmp_path / "vmm/vm").unlink()
+    seen = passes.run(node)
+    assert (seen.due, seen.envs["vm"]["phase"], seen.envs["vm"]["cause"]) == ([], "stopping", "gone")
+    monkeypatch.setattr(passes, "REBOOT", 0)
+    assert [e.name for e, _, _ in passes.run(node).due] == ["vm"]
+
+
+def test_look_marks_a_silenced_env_that_is_dead_and_wakes_for_a_quarantined_one(node, world):
+    world.env("a")
+    world.env("b")
+    passes.run(node)
+    assert not passes.look(node)
+    for name, word in (("a", "silenced"), ("b", "quarantined")):
+        env = state.Env(node, name)
+        env["state"] = word
+        env.save()
+    world.kill("a")
+    assert not passes.look(node), "nothing is to be done for it"
+    assert os.path.exists(node.dead_marker("a")), "its checks cost no time-outs all the same"
+    world.kill("b")
+    assert passes.look(node)
+
+
+def test_look_after_a_boot_calls_nobody_dead(node, world, tmp_path):
+    world.env("a")
+    passes.run(node)
+    (tmp_path / "boot_id").write_text("boot-2\n")
+    from node import Node
+
+    node = Node(str(tmp_path / "conf.json"))
+    world.kill("a")
+    assert passes.look(node) and not os.path.exists(node.dead_marker("a"))
 
 
 def test_second_pass_writes_nothing(node, world, tmp_path):

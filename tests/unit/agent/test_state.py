@@ -1,5 +1,7 @@
 """How hooks change what is known of an env: every cause of a stop, and the order of a life."""
 
+import os
+
 import pytest
 import state
 
@@ -154,6 +156,13 @@ def test_clock_jump_changes_no_age(node, monkeypatch):
     assert node.age(stamp) < 5
 
 
+def test_stamp_that_a_wrong_clock_put_into_the_future_holds_nothing_up(node):
+    now = node.stamp()["t"]
+    assert node.age({"t": now + 86400, "m": 0, "b": "another boot"}) == float("inf")
+    assert node.age({"t": now + 2, "m": 0, "b": "another node's"}) == 0
+    assert 59 < node.age({"t": now - 60, "m": 0, "b": "another boot"}) < 70
+
+
 def test_our_own_start_changes_no_intent(node):
     env = life(
         node,
@@ -197,3 +206,12 @@ def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(node, wor
     again.save()
     assert state.UNSAVED == {}
     assert state.Env(node, "lb1")["attempts"] == [1, 2]
+
+
+def test_numbers_of_hook_records_never_fall_back(node):
+    inbox = node.in_state("inbox")
+    for name in ("1000000005.1:master_prestart.d:a", "1000000006.2:master_prestart.d:b"):
+        open(f"{inbox}/{name}", "wb").close()
+    state.drop_inbox([f"{inbox}/1000000006.2:master_prestart.d:b"])
+    state.drop_inbox([f"{inbox}/1000000005.1:master_prestart.d:a"])
+    assert os.listdir(inbox) == ["1000000006.done"]
