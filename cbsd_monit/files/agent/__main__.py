@@ -32,8 +32,10 @@ def run(node):
     """Be the one agent: pass over the node and heal until nothing is left to do."""
     ticket = node.in_run("agent.pid")
     try:
-        with node.lock(node.in_run("agent.lock"), wait=5, why="agent"):
-            os.makedirs(ticket, 0o700, exist_ok=True)
+        # Without a ticket, on a full disk, each wake starts one of us: then none waits.
+        with node.lock(node.in_run("agent.lock"), wait=5 if os.path.isdir(ticket) else 0, why="agent"):
+            with contextlib.suppress(OSError):
+                os.makedirs(ticket, 0o700, exist_ok=True)
             log = node.in_state("agent.log")
             if os.path.exists(log) and os.stat(log).st_size > 1 << 20:
                 os.replace(log, log + ".1")  # ours is open already; the next agent begins a new one
@@ -178,24 +180,41 @@ def sync(node, as_json=False, dry=False, overlay=None):
         ):
             subprocess.run([node.wake, "monit", "sync"], check=False, stdin=subprocess.DEVNULL)
     if as_json:
-        answer = {"error": error} if error else {}
-        if seen is not None:
-            answer.update(
-                changed=seen.changed,
-                published=publish.Publisher(node, seen.monit).generation(),
-                reloaded=seen.reloaded,
-                started=seen.started,
-                quarantined={e: q["reason"] for e, q in seen.quarantined.items()},
-                errors=seen.errors,
-                foreign=seen.foreign,
-                warnings=seen.warnings,
-                held=seen.held,
-                verify_wait_s=seen.verify_wait,
-                services=len(seen.services),
-                envs={n: e["state"] for n, e in seen.envs.items()},
-            )
-        print(json.dumps(answer, sort_keys=True))
+        print(json.dumps(_answer(node, seen, error), sort_keys=True))
     return 1 if error else 0
+
+
+def _answer(node, seen, error=""):
+    """What `sync --json` and `rollback` say of a pass."""
+    answer = {"error": error} if error else {}
+    if seen is not None:
+        answer.update(
+            changed=seen.changed,
+            published=publish.Publisher(node, seen.monit).generation(),
+            reloaded=seen.reloaded,
+            started=seen.started,
+            quarantined={e: q["reason"] for e, q in seen.quarantined.items()},
+            errors=seen.errors,
+            foreign=seen.foreign,
+            warnings=seen.warnings,
+            held=seen.held,
+            verify_wait_s=seen.verify_wait,
+            services=len(seen.services),
+            envs={n: e["state"] for n, e in seen.envs.items()},
+        )
+    return answer
+
+
+def rollback(node, number=None):
+    """Publish the generation before (or that of a number), and keep to it until the inputs change; `undo` takes that back."""
+    if number == "undo":
+        seen = passes.undo_rollback(node)
+    elif number is None or number.isdigit():
+        seen = passes.rollback(node, number and int(number))
+    else:
+        raise AgentError(f"expected the number of a generation or undo, got {number!r}")
+    print(json.dumps(_answer(node, seen), sort_keys=True))
+    return 1 if "(monit)" in seen.errors else 0
 
 
 def leave(node):
@@ -322,6 +341,7 @@ COMMANDS = {
     "history": (history, "ENV"),
     "silence": (silence, "ENV UNTIL WHO | REASON…"),
     "unsilence": (silence, "ENV"),
+    "rollback": (rollback, "| NUMBER"),
     "quit": (leave, ""),
 }
 

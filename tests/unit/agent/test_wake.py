@@ -77,6 +77,14 @@ def test_ticket_of_a_killed_agent_is_taken_over(wake, tmp_path, node):
     assert (tmp_path / "called").exists()
 
 
+def test_agent_is_started_though_its_ticket_cannot_be_made(wake, tmp_path, node):
+    """A full disk; here the run directory is a file."""
+    wake.write_text(wake.read_text().replace(f"cm_run='{node.run}'", f"cm_run='{tmp_path}/conf.json'"))
+    subprocess.run([str(wake), "monit", "x"], check=True, timeout=10, capture_output=True)
+    time.sleep(0.3)
+    assert (tmp_path / "called").exists()
+
+
 def test_missing_interpreter_is_loud(wake, tmp_path, node):
     (tmp_path / "bin/python").unlink()
     done = subprocess.run([str(wake), "monit", "x"], capture_output=True, text=True, timeout=10, check=False)
