@@ -801,3 +801,28 @@ def recheck(envs=(), adopt=False):
     if not envs:
         _wake("monit", "recheck")
     return {"rechecked": done, "adopted": __salt__["cbsd_monit_fleet.adopt"]() if adopt is True else []}
+
+
+def rollback(generation=None, undo=False):
+    """
+    Have monit include what was published before, until pillar, hooks or operators ask for something else than they do now.
+
+    generation
+        Number of a generation that is still kept (the last five are). Default: the one before the present.
+    undo
+        Publish what is asked for again instead.
+
+    Returns what :py:func:`sync` returns; ``held`` in it says which generation is kept and why. Raises ``CommandExecutionError``
+    with the agent's words when there is no such generation, or monit does not take it.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.rollback
+        salt 'hv1*' cbsd_monit.rollback undo=True
+    """
+    if generation is not None and (not isinstance(generation, int) or isinstance(generation, bool) or generation < 1):
+        raise SaltInvocationError(f"generation: expected a number, got {ascii(generation)[:60]}")
+    said = ["undo"] if undo else [] if generation is None else [str(generation)]
+    return _json(*_answer("rollback", *said, timeout=600))

@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import shutil
+import stat
 
 log = logging.getLogger(__name__)
 
@@ -109,16 +110,11 @@ def _upstream(path):
         return bool(UPSTREAM_TEXT.search(stream.read(65536)))
 
 
-def _names(folder):
-    """(names in the directory, False), (None, False) if there is none, or (None, True) if it is a symlink; seven of these per env."""
+def _lstat(name, dir_fd):
     try:
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        return os.lstat(name, dir_fd=dir_fd)
     except OSError:
-        return None, os.path.islink(folder)
-    try:
-        return os.listdir(handle), False
-    finally:
-        os.close(handle)
+        return None
 
 
 def _given(**values):
@@ -160,27 +156,31 @@ def _hooks_present(name, paths):
     owners, missing = _hook_owners(workdir, paths.get("skeletons") or [])
     made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
     for owner, kind in owners.items():
-        for hook in HOOKS_OF.get(kind, HOOKS):
-            folder = f"{owner}/{hook}"
-            names, linked_folder = _names(folder)
-            if linked_folder:
-                wrong.append(f"{folder} is a symlink, in which CBSD finds no hook")
-                continue
-            if names is None:
-                made.append(folder)
-                names = ()
-            link = f"{folder}/{HOOK}"
-            if HOOK not in names:
-                linked.append(link)
-            elif not os.path.islink(link):
-                linked.append(link)
-                if os.path.isfile(link):
-                    aside.append(link)
-            elif os.readlink(link) != target:
-                linked.append(link)
-            for other in UPSTREAM_NAMES:
-                if other in names and _upstream(f"{folder}/{other}"):
-                    aside.append(f"{folder}/{other}")
+        top = os.open(
+            owner, os.O_RDONLY | os.O_DIRECTORY
+        )  # seven hooks of a thousand envs: short paths are looked up faster
+        try:
+            for hook in HOOKS_OF.get(kind, HOOKS):
+                folder, link = f"{owner}/{hook}", f"{owner}/{hook}/{HOOK}"
+                info = _lstat(hook, top)
+                if info is None or not stat.S_ISDIR(info.st_mode):
+                    if info and stat.S_ISLNK(info.st_mode):
+                        wrong.append(f"{folder} is a symlink, in which CBSD finds no hook")
+                        continue
+                    made.append(folder)
+                try:
+                    now = os.readlink(f"{hook}/{HOOK}", dir_fd=top)
+                except OSError:
+                    now = None
+                    if os.path.isfile(link):
+                        aside.append(link)
+                if now != target:
+                    linked.append(link)
+                for other in UPSTREAM_NAMES:
+                    if _lstat(f"{hook}/{other}", top) and _upstream(f"{folder}/{other}"):
+                        aside.append(f"{folder}/{other}")
+        finally:
+            os.close(top)
     for key, found in (("directories", made), ("links", linked), ("set aside", aside)):
         if found:
             ret["changes"][key] = found
