@@ -295,4 +295,4 @@ def most_at_once(found):
 def reloads(node):
     """How often monit has read its control file again."""
     path = node.root / "log/monit.log"
-    return path.read_text().count("Reinitializing") if path.exists() else 0
+    return path.read_text().count("Reinitializing Monit --") if path.exists() else 0

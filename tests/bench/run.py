@@ -56,7 +56,7 @@ def main():
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, interrupt)
     (REPO / "build").mkdir(exist_ok=True)
     path = REPO / "build/bench.json"

@@ -13,7 +13,7 @@ import threading
 import time
 
 import floor
-from bench import REPO, add_rows, idle, median, reloads, say, until
+from bench import PREFIX, REPO, add_rows, idle, median, reloads, say, until
 
 SIZES = (10, 100, 1000)
 ROUNDS = 5
@@ -85,8 +85,17 @@ class Side:
             raise RuntimeError(f"{' '.join(words)}: {text}") from None
         return took, usage.ru_maxrss / 1024, results
 
-    def apply(self, under=(), failing=()):
-        """Its states; returns (seconds without the wait for monit, megabytes, seconds of that wait, results)."""
+    def apply(self, under=(), failing=(), settle=True):
+        """
+        Its states; returns (seconds without the wait for monit, megabytes, seconds of that wait, results).
+
+        under
+            The command that runs salt-call.
+        failing
+            The states that must fail, and no others.
+        settle
+            Whether an agent that was woken is waited for.
+        """
         before = reloads(self.node)
         self.forget_wait()
         took, size, results = self.run("state.apply", *self.sls, under=under)
@@ -97,6 +106,8 @@ class Side:
             raise RuntimeError(self.node.summary(sorted(results.values(), key=lambda r: r["__run_num__"])))
         wait = self.wait()
         self.reloads = reloads(self.node) - before
+        if settle:
+            idle(self.node)
         return took - wait, size, wait, results
 
     def forget_wait(self):
@@ -114,11 +125,6 @@ class Ours(Side):
     """This formula, complete, as README has it."""
 
     sls = ("cbsd_monit", "sync_mods=all")
-
-    def apply(self, **options):
-        found = super().apply(**options)
-        idle(self.node)
-        return found
 
     def forget_wait(self):
         self.stamp = self._loaded()
@@ -249,30 +255,29 @@ def snapshot(root):
 def counted(side):
     """One run of ``side``: processes, files, bytes, reloads."""
     root = side.node.root
-    with tempfile.NamedTemporaryFile("r", prefix="cmbtrace") as trace, no_agent(side.node):
+    with tempfile.NamedTemporaryFile("r", prefix=PREFIX) as trace, no_agent(side.node):
         before = snapshot(root)
-        calls = "clone,clone3,fork,vfork"
-        side.apply(
-            under=[
-                "strace",
-                "-f",
-                "-qq",
-                "--seccomp-bpf",
-                "-e",
-                f"trace={calls}",
-                "-e",
-                "signal=none",
-                "-o",
-                trace.name,
-            ]
-        )
-        lines = trace.read().splitlines()
+        calls = ["-e", "trace=clone,clone3,fork,vfork", "-e", "signal=none"]
+        side.apply(under=["strace", "-f", "-qq", "--seccomp-bpf", *calls, "-o", trace.name], settle=False)
+        made = processes(trace)
         after = snapshot(root)
-    made = [line for line in lines if re.search(r"= \d+\Z", line) and "CLONE_THREAD" not in line]
     written = [path for path, said in after.items() if before.get(path) != said]
     gone = len(set(before) - set(after))
     size = sum(after[path][2] for path in written if not os.path.islink(path))
-    return {"processes": len(made), "writes": len(written) + gone, "bytes": size, "reloads": side.reloads}
+    return {"processes": made, "writes": len(written) + gone, "bytes": size, "reloads": side.reloads}
+
+
+def processes(trace):
+    """How many processes (not threads) were made, by the lines of strace."""
+    begun, count = {}, 0
+    for row in trace:
+        pid, call = row.split(None, 1)
+        call = begun.pop(pid, "") + call  # a call that others interrupted is told in two lines
+        if "<unfinished" in call:
+            begun[pid] = call
+        elif re.search(r"= \d+$", call) and "CLONE_THREAD" not in call:
+            count += 1
+    return count
 
 
 @contextlib.contextmanager
@@ -327,8 +332,8 @@ def bad(bench):
             raw = f"if {word} port {1000 + number} then alert\n"
             side.node.pillar({**PILLAR, "envs": {culprit: {"raw": raw}}})
             ping = side.run("test.ping")[0]
-            failing = [f"Checks of {culprit}", state] if kind == "bad" else []
-            found = side.apply(failing=[i for i in failing if i])
+            failing = (f"Checks of {culprit}", state) if kind == "bad" else ()
+            found = side.apply(failing=failing)
             took[kind].append(found[0] - ping)
             status = side.node.status()
             named = [env for env, said in status.items() if said["quarantined"]]
