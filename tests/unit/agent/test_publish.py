@@ -258,3 +258,141 @@ def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
     pair = [text("a", (True, True, False)), text("z", (True, False, True))]
     good, refused = publish.Publisher(node, FakeMonit([])).accept(pair)
     assert ([t.env for t in good], refused) == (["z"], {"a": "service name already used by z"})
+
+
+def one(node, env, lines, rank=()):
+    return publish.EnvText(
+        node, env, f'check file "%%ENV%%.a" with path "%%DEAD%%"\n  {lines}\n', facts(node, env), True, rank=rank
+    )
+
+
+GOOD = "if exist then alert"
+# What monit says of it has a line, the next env's line, no line at all, or warnings before it.
+CULPRITS = {
+    "syntax": "if exits then alert",
+    "unfinished": "if exist then",
+    "missing program": 'if exist then alert\ncheck program "%%ENV%%.p" with path "/nope/x"\n  if status != 0 then alert',
+    "unknown parent": 'if exist then alert\n  depends on "nobody"',
+    "loop": 'if exist then alert\n  depends on "%%ENV%%.a"',
+    "unknown user": 'if exist then exec "/bin/true" as uid nosuchuser',
+}
+
+
+@pytest.mark.parametrize("at", [0, 7, 15])
+@pytest.mark.parametrize("kind", CULPRITS)
+def test_real_monit_s_culprit_is_named_whatever_it_says(node, kind, at):
+    found = [one(node, f"e{i:02d}", CULPRITS[kind] if i == at else GOOD) for i in range(16)]
+    publisher = publish.Publisher(node, monit.Monit(node))
+    good, refused = publisher.accept(found)
+    assert list(refused) == [f"e{at:02d}"] and len(good) == 15
+    assert publisher.parses <= 9, publisher.parses
+    assert "conf.json" not in refused[f"e{at:02d}"] and ".stage" not in refused[f"e{at:02d}"]
+
+
+@pytest.mark.parametrize(
+    "bad", [{2: "syntax", 3: "unfinished"}, {0: "loop", 9: "unknown parent", 15: "missing program"}]
+)
+def test_several_culprits_of_several_kinds(node, bad):
+    found = [one(node, f"e{i:02d}", CULPRITS[bad[i]] if i in bad else GOOD) for i in range(16)]
+    good, refused = publish.Publisher(node, monit.Monit(node)).accept(found)
+    assert sorted(refused) == [f"e{i:02d}" for i in sorted(bad)] and len(good) == 16 - len(bad)
+
+
+def test_template_that_all_share_and_monit_refuses(node):
+    found = [one(node, f"e{i:02d}", GOOD if i == 20 else CULPRITS["syntax"]) for i in range(40)]
+    publisher = publish.Publisher(node, monit.Monit(node))
+    good, refused = publisher.accept(found)
+    assert [t.env for t in good] == ["e20"] and len(refused) == 39
+    assert publisher.parses <= 40 + 8 * 8
+
+
+def test_env_that_was_refused_before_costs_one_trial_and_comes_back(node):
+    fake = FakeMonit(["then bad"])
+    publisher = publish.Publisher(node, fake)
+    good, refused = publisher.accept(texts(node, 100, (50,)), {"e50"})
+    assert list(refused) == ["e50"] and len(good) == 99 and fake.parses == 2
+    good, refused = publisher.accept(texts(node, 100), {"e50"})
+    assert not refused and len(good) == 100
+
+
+def test_operators_own_broken_control_file_is_nobody_s_fault(node, conf):
+    with open(conf["monitrc"], "a") as handle:
+        handle.write("set daemn 1\n")
+    with pytest.raises(publish.AgentError, match="the node's own control file.*daemn"):
+        publish.Publisher(node, monit.Monit(node)).accept([one(node, "a", GOOD)])
+
+
+@pytest.mark.parametrize("cron", [",,, * * * *", "99", "* * * * *,", "*/5 * * * *", "a b c d e"])
+def test_time_that_ends_a_running_monit_is_refused(node, cron):
+    with pytest.raises(EnvError, match="no time that every version of monit survives"):
+        one(node, "a", f'every "{cron}"\n  {GOOD}')
+    assert one(node, "a", f'every "0-30,45 8 * * 1-5"\n  {GOOD}').text
+
+
+def test_line_that_would_begin_another_env_s_part_is_refused(node):
+    with pytest.raises(EnvError, match="parts one env from the next"):
+        one(node, "a", f"{GOOD}\n{publish.MARK}b\ncheck file b path /x")
+
+
+# What is said of a template without its facts must be what would be said of each text.
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        UPSTREAM,
+        'check host "%%ENV%%.web" with address "%%ADDRESS%%"\n  if failed port 80 then exec "%%WAKE%% monit %%ENV%%.web"\n',
+        'check program "%%ENV%%.p" with path "%%WAKE%% probe %%JNAME%% p"\n  if status != 0 then alert\n',
+        'check program "%%ENV%%.p" with path "%%WAKE%% probe %%JNAME%%x p"\n  if status != 0 then alert\n',
+        'check host %%HOST_HOSTNAME%% with address "%%ADDRESS%%"\n  if failed port 80 then alert\n',
+        'check host "%%HOST_HOSTNAME%%" with address "%%ADDRESS%%"\n  if failed port 80 then alert\n',
+        'check file "%%ENV%%.a" with path "%%DEAD%%"\n  if exist then %%HOST_HOSTNAME%%\n',
+        'check file "%%ENV%%.a" with path "%%DEAD%%"\n  if exist then exec "%%WAKE%% monit %%ENV%%.a" # %%JNAME%%\n',
+        "check file '%%ENV%%.a' with path \"%%DEAD%%\"\n  if exist then alert\n",
+    ],
+)
+@pytest.mark.parametrize("hostname", ["web", "all", "set", "include", "exec", "node-x", "alert"])
+@pytest.mark.parametrize("trusted", [True, False])
+def test_one_look_at_a_template_says_what_a_look_at_each_text_would(node, monkeypatch, template, hostname, trusted):
+    def outcome():
+        publish.Template.cache_clear()
+        try:
+            text = publish.EnvText(node, "lb1", template, facts(node, host_hostname=hostname), trusted)
+            return text.text, text.names, text.foreign
+        except EnvError as err:
+            return str(err)
+
+    quick = outcome()
+    plain = publish.Template.__wrapped__.__init__
+
+    def never(self, text):
+        plain(self, text)
+        self.plain, self.names = False, []
+
+    monkeypatch.setattr(publish.Template.__wrapped__, "__init__", never)
+    assert outcome() == quick
+
+
+def test_sweep_counts_what_monit_does_one_after_the_other():
+    text = """
+check host "a.http" with address "1.1.1.1"
+  every 4 cycles
+  if failed port 80 with timeout 5 seconds and retry 2 for 3 cycles
+    then exec "/x" repeat every 3 cycles
+    else if succeeded for 2 cycles then exec "/x"
+  if failed ping count 2 with timeout 3 seconds then alert
+check program "a.p" with path "/bin/true" with timeout 90 seconds
+  if status != 0 then alert
+check host "a.ssh" with address "1.1.1.1"
+  every 2 cycles
+  if failed port 22 then alert
+"""
+    assert publish.sweep(text, 10) == (10 + 6 + 5, 20)
+
+
+def test_worst_sweep_longer_than_the_interval_is_said_with_its_numbers(node):
+    rule = 'check host "%%ENV%%.x" with address "%%ADDRESS%%"\n  every 6 cycles\n  if failed port 1 with timeout 4 seconds then alert\n'
+    found = [publish.EnvText(node, f"e{i}", rule, facts(node, f"e{i}"), True) for i in range(8)]
+    publisher = publish.Publisher(node, None)
+    assert publisher.limits(found[:7]) == []
+    assert "need 32 s" in publisher.limits(found)[0] and "interval is 30 s" in publisher.limits(found)[0]
