@@ -117,7 +117,8 @@ def _process(node, env, said):
             with os.fdopen(fd, "rb") as handle:
                 if not stat.S_ISREG(os.fstat(fd).st_mode):
                     raise Bad(f"{said['pidfile']} is no file")
-                text = handle.read(PIDFILE_SIZE).decode("ascii", "replace").strip()
+                text = handle.read(PIDFILE_SIZE).decode("ascii", "replace")
+        text = text.partition("\n")[0].strip()  # PostgreSQL writes more below
         pid = int(text) if text.isdigit() else None
         if pid not in pids:
             raise Bad(f"{said['pidfile']} holds {text!r}, which is no process of {env.name}")

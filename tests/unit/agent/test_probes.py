@@ -51,6 +51,7 @@ PS = "printf ' 4711 nginx\\n 4712 nginx\\n 4713 a-very-long-command\\n'\n"
         ({"pidfile": "/var/run/out.pid"}, 1, "does not exist"),
         ({"pidfile": "/var/run/fifo.pid"}, 1, "is no file"),
         ({"pidfile": "/run/good.pid"}, 0, ""),
+        ({"pidfile": "/var/run/postmaster.pid"}, 0, ""),
         ({"pidfile": "/loop/x"}, 1, "too many symlinks"),
         ({"pidfile": "/up/secret"}, 1, "does not exist"),
     ],
@@ -59,6 +60,7 @@ def test_process(probe, tmp_path, said, code, words):
     probe.program("ps", PS)
     run = probe.root / "var/run"
     (run / "good.pid").write_text("4711\n")
+    (run / "postmaster.pid").write_text("4712\n/var/db/postgres/data16\n1795372240\n5432\n/tmp\n*\n")
     (run / "foreign.pid").write_text("1\n")
     (run / "words.pid").write_text("-1; reboot\n")
     (run / "out.pid").symlink_to(tmp_path / "secret")
