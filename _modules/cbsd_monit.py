@@ -650,8 +650,7 @@ def explain(env, text=False):
     Returns what :py:func:`cbsd_monit_explain.explain <salt.modules.cbsd_monit_explain.explain>` does. The pillar is the
     one that the states get: as the minion has it now.
 
-    Raises ``SaltInvocationError`` when the pillar is not valid or does not mean this env, ``CommandExecutionError`` when it or
-    CBSD's inventory cannot be read.
+    Raises ``CommandExecutionError`` when the pillar is not valid or does not mean this env, or CBSD cannot be asked.
 
     CLI Example:
 
@@ -672,9 +671,12 @@ def explain(env, text=False):
         version = _version(spec["lookup"].get("monit") or "monit")
     except CommandExecutionError:
         version = None
-    told = __salt__["cbsd_monit_explain.explain"](
-        spec["pillar"], __opts__["id"], envs, env, monit_version=version, lookup=spec["lookup"]
-    )
+    try:
+        told = __salt__["cbsd_monit_explain.explain"](
+            spec["pillar"], __opts__["id"], envs, env, monit_version=version, lookup=spec["lookup"]
+        )
+    except SaltInvocationError as err:  # it is not the call that is wrong: no usage is to be shown
+        raise CommandExecutionError(str(err)) from err
     return __salt__["cbsd_monit_explain.text"](told) if text else told
 
 

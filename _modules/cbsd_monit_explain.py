@@ -299,10 +299,11 @@ class _View:
             if all(rung == "stop" for rung in rungs):
                 return [*rows, _row(at, usual, "nothing is done: on_failure would stop it")]
             rungs = ["start"]
+        off = "; monitoring is switched off (`gave_up`)" if restart["mode"] == "fail" else ""
         if restart["attempts"] == 0:
             return [
                 *rows,
-                _row(at, usual, "nothing is done: restart:attempts is 0; monitoring is switched off (`gave_up`)"),
+                _row(at, usual, f"nothing is done: restart:attempts is 0{off}"),
             ]
         first = usual, at
         for number in range(1, restart["attempts"] + 1):
