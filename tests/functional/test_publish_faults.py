@@ -172,3 +172,96 @@ def test_every_call_that_writes_killed_or_without_room(world):
                 text = (world.mutable / f"work/jails-system/{env}/monit/monitrc").read_text()
                 assert text in new, (mode, point, env)
     assert met > 60, met
+
+
+def services(world):
+    sys.path.insert(0, str(AGENT))
+    import monit
+
+    class Node:
+        conf = json.loads(world.conf.read_text())
+
+    return sorted(n for n in monit.Monit(Node).status().services if "." in n)
+
+
+def answer_of(done):
+    return json.loads(done.stdout)
+
+
+def rollback(world, *args):
+    argv = [sys.executable, "-I", str(AGENT), str(world.conf), "rollback", *args]
+    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+
+
+def test_rollback_goes_back_stays_and_ends_when_its_inputs_change(world):
+    two_generations(world)
+    old = world.published()
+    assert answer_of(world.sync())["verify_wait_s"] > 0
+    new = world.published()
+    assert old != new
+
+    back = answer_of(rollback(world))
+    assert back["held"]["generation"] == 1 and back["held"]["why"] == "rolled back by an operator" and back["reloaded"]
+    assert "a.env" in services(world) and "new.env" not in services(world)
+    said = world.published()
+    assert "gone" in old and "gone" not in said  # what there no longer is does not come back
+    assert "if exist for 1 cycles" in (world.mutable / "work/jails-system/a/monit/monitrc").read_text()
+    again = answer_of(world.sync())
+    assert again["held"] and again["changed"] == [] and not again["reloaded"] and world.published() == said
+
+    assert answer_of(rollback(world, "undo"))["held"] is None and world.published() == new
+    assert "new.env" in services(world)
+
+    assert answer_of(rollback(world, "1"))["held"]
+    world.envs(a=RULE.format(3), b=RULE.format(1), bad=BROKEN, new=RULE.format(1))
+    after = answer_of(world.sync())
+    assert after["held"] is None and "if exist for 3 cycles" in world.published()
+
+    none = rollback(world, "77")
+    assert none.returncode == 1 and "no generation 77; there are: " in none.stderr
+    assert rollback(world, "x").returncode == 1
+
+
+def test_monit_that_ends_at_what_it_had_accepted_gets_the_generation_before_and_is_not_killed_again(world):
+    two_generations(world)
+    world.envs(a=RULE.format(1), b=RULE.format(1), gone=RULE.format(1))
+    world.sync()
+    old, conf = world.published(), json.loads(world.conf.read_text())
+    # 5.33 says of this time that it is good, and ends in its first cycle; an env could not say it, the node's own text can.
+    deadly = f'{conf["head"]}check file "node-x" with path /\n  every ",,, * * * *"\n  if exist then alert\n'
+    world.conf.write_text(json.dumps({**conf, "head": deadly}))
+    done = answer_of(world.sync())
+    assert (
+        "monit ended when it read generation" in done["errors"]["(monit)"]
+        and "published again" in done["errors"]["(monit)"]
+    )
+    assert world.published() == old and services(world) == ["a.env", "a.up", "b.env", "b.up", "gone.env", "gone.up"]
+    pid = world.pid()
+    again = answer_of(world.sync())
+    assert again["held"]["why"] == done["held"]["why"] and not again["reloaded"] and world.pid() == pid
+    world.conf.write_text(json.dumps({**conf, "head": conf["head"] + "\n# mended\n"}))
+    mended = answer_of(world.sync())
+    assert mended["held"] is None and mended["errors"] == {} and mended["reloaded"] and "# mended" in world.published()
+
+
+def test_what_was_quarantined_is_tried_again_when_its_input_changes_and_not_before(world):
+    two_generations(world)
+    first = answer_of(world.sync())
+    assert "syntax error 'ever'" in first["quarantined"]["bad"] and "bad.env" not in services(world)
+    mark = (world.mutable / "state/published").resolve().stat().st_mtime_ns
+    assert answer_of(world.sync())["quarantined"] == first["quarantined"]
+    assert (world.mutable / "state/published").resolve().stat().st_mtime_ns == mark
+    world.envs(a=RULE.format(2), b=RULE.format(1), bad=RULE.format(1), new=RULE.format(1))
+    assert answer_of(world.sync())["quarantined"] == {} and "bad.env" in services(world)
+
+
+def test_more_envs_than_monit_includes_one_by_one_are_refused_in_words_and_served_together(world):
+    conf = json.loads(world.conf.read_text())
+    world.envs(**{f"e{i}": RULE.format(1) for i in range(1025)})
+    world.conf.write_text(json.dumps({**conf, "include": "glob"}))
+    said = answer_of(world.sync())["errors"]["(monit)"]
+    assert "1025 envs are more than monit includes by one glob (1024)" in said and "include: publish" in said
+    assert not list((world.mutable / "work/jails-system").glob("*/monit/monitrc"))
+    world.conf.write_text(json.dumps(conf))
+    done = answer_of(world.sync())
+    assert done["errors"] == {} and len(services(world)) == 2050

@@ -620,7 +620,7 @@ def run(node, overlay=None, start_monit=False):
             try:
                 seen.ensure_monit()
             except (AgentError, OSError, subprocess.SubprocessError) as err:
-                seen.errors["(monit)"] = str(err)
+                seen.errors["(monit)"] = "; ".join(filter(None, [seen.errors.get("(monit)"), str(err)]))
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
         seen.remember()
