@@ -10,7 +10,9 @@ import http.server
 import json
 import os
 import pathlib
+import statistics
 import subprocess
+import sys
 import threading
 import time
 from typing import Any, Callable, NamedTuple
@@ -18,7 +20,7 @@ from typing import Any, Callable, NamedTuple
 import pytest
 
 PORT = 9000
-SLACK = 5.0  # two loaded cores: how much later than it should a transition may come
+SLACK = 5.0  # how much later than it should a transition may come; more where the machine is busy with other things
 VERIFY = 11.0  # start_period 0 + 2 intervals + timeout + 3 polls + 5 s: then a heal has not helped
 SETTINGS = {
     "monit": {"poll": "1s"},
@@ -32,6 +34,25 @@ SETTINGS = {
     "budget": {"max_concurrent": 30, "storm_min": 64},
 }
 APP = {"type": "http", "port": PORT, "path": "/"}
+
+
+class Lag(threading.Thread):
+    """How long this machine takes to start a small program, measured all the time: what waits for it comes later."""
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.measured, self.done = [], threading.Event()
+
+    def run(self):
+        while not self.done.wait(0.5):
+            began = time.time()
+            subprocess.run([sys.executable, "-I", "-c", "pass"], check=True)
+            self.measured.append((began, time.time() - began))
+
+    def slack(self, since, until):
+        """Seconds to allow beyond a window: an agent that is woken looks, acts and looks again, some 40 small programs."""
+        took = [seconds for began, seconds in self.measured if since - 1 <= began <= until]
+        return SLACK + 40 * statistics.fmean(took or [0])
 
 
 class App:
@@ -158,12 +179,12 @@ def twice(env):
 
 
 def dies_again(env):
-    """It works for 3 s after each start."""
+    """It works for 8 s after each start."""
     began = {}
 
     def good():
         jid = env.jid()
-        return jid not in (0, env.first) and time.monotonic() - began.setdefault(jid, time.monotonic()) < 3
+        return jid not in (0, env.first) and time.monotonic() - began.setdefault(jid, time.monotonic()) < 8
 
     env.first = env.jid()
     env.app.good = good
@@ -221,22 +242,22 @@ ROWS = {
     "one-failure": Row({}, breaks, [T("failing", 0, 1), *HEALED], RESTARTED),
     "three-failures": Row({"failure_threshold": 3}, breaks, [T("failing", 2, 3), *HEALED], RESTARTED),
     "two-of-four": Row(
-        {"failure_threshold": {"failures": 2, "within": 4}, "on_failure": "alert", "success_threshold": 3},
+        {"failure_threshold": {"failures": 2, "within": 4}, "on_failure": "alert", "success_threshold": 10},
         lambda env: env.answers("xoox"),
-        [T("failing", 2.9, 4), T("healthy", 1.9, 5)],
+        [T("failing", 2.9, 4, -1), T("healthy", 12.9, 15, -1)],
         [],
     ),
     "interval": Row(
-        {"interval": "3s", "failure_threshold": 2, "on_failure": "alert"},
+        {"interval": "3s", "failure_threshold": 2, "success_threshold": 3, "on_failure": "alert"},
         lambda env: env.answers("xx"),
-        [T("failing", 2.9, 7), T("healthy", 2.5, 4)],
+        [T("failing", 2.9, 7), T("healthy", 11.5, 17, -1)],
         [],
     ),
     "two-in-a-row": Row({"failure_threshold": 2}, lambda env: env.answers("xooxoxox"), [], [], seconds=12),
     "two-successes": Row(
         {"success_threshold": 2, "on_failure": "alert"},
-        lambda env: env.answers("xoxoxo"),
-        [T("failing", 0, 1), T("healthy", 4.9, 7)],
+        lambda env: env.answers("xo" * 6),
+        [T("failing", 0, 1), T("healthy", 11.9, 14, -1)],
         [],
     ),
     "start-period": Row(
@@ -320,14 +341,16 @@ ROWS = {
         [],
     ),
     "alert": Row(
-        {"on_failure": "alert"}, lambda env: env.answers("xxxx"), [T("failing", 0, 1), T("healthy", 3, 5)], []
+        {"on_failure": "alert"}, lambda env: env.answers("x" * 9), [T("failing", 0, 1), T("healthy", 8.9, 11, -1)], []
     ),
     "event": Row(
-        {"on_failure": "event"}, lambda env: env.answers("xxxx"), [T("failing", 0, 1), T("healthy", 3, 5)], []
+        {"on_failure": "event"}, lambda env: env.answers("x" * 9), [T("failing", 0, 1), T("healthy", 8.9, 11, -1)], []
     ),
     "stop": Row({"on_failure": "stop"}, breaks, [T("failing", 0, 1), T("healing"), T("stopped", 0, 3)], ["jstop"]),
     "start": Row({"on_failure": "start"}, kernel_loses_it, [T("failing", 0, 2), *HEALED], ["jstart"]),
-    "not-healed": Row({"heal": False}, lambda env: env.answers("xxxx"), [T("failing", 0, 1), T("healthy", 3, 5)], []),
+    "not-healed": Row(
+        {"heal": False}, lambda env: env.answers("x" * 9), [T("failing", 0, 1), T("healthy", 8.9, 11, -1)], []
+    ),
     "time-out": Row(
         {"on_failure": [{"command": ["{root}/hang"]}, "restart"], "restart": {"timeout": "2s"}},
         breaks,
@@ -338,7 +361,7 @@ ROWS = {
     "dies-again": Row(
         {"restart": {"attempts": 2}},
         dies_again,
-        [T("failing", 0, 1), *HEALED, T("failing", 0, 4), *HEALED, T("failing", 0, 4), T("gave_up")],
+        [T("failing", 0, 1), *HEALED, T("failing", 0, 9), *HEALED, T("failing", 0, 9), T("gave_up")],
         RESTARTED * 2,
     ),
     "script": Row(
@@ -403,9 +426,12 @@ def seen(salt_node):
         time.sleep(row.seconds)
         return name, (env, env.history(), env.verbs())
 
+    lag = Lag()
+    lag.start()
     with concurrent.futures.ThreadPoolExecutor(len(ROWS)) as pool:
         found = dict(pool.map(run, ROWS))
-    yield found
+    lag.done.set()
+    yield {**found, "lag": lag}
     for env in envs.values():
         env.app.server.shutdown()
         env.app.server.server_close()
@@ -413,13 +439,14 @@ def seen(salt_node):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_transitions_come_as_the_policy_says(seen, name):
-    row, (env, history, verbs) = ROWS[name], seen[name]
+    row, (env, history, verbs), lag = ROWS[name], seen[name], seen["lag"]
     told = [(r["transition"], round(r["time"] - env.since, 1), r["reason"]) for r in history]
     assert [r["transition"] for r in history] == [t.name for t in row.expect], told
     for number, (wanted, record) in enumerate(zip(row.expect, history)):
         since = number - 1 if wanted.since is None else wanted.since
         after = record["time"] - (env.since if since < 0 else history[since]["time"])
-        assert wanted.earliest - 0.2 <= after <= wanted.latest + SLACK, (wanted, round(after, 1), told)
+        slack = lag.slack(record["time"] - after, record["time"])
+        assert wanted.earliest - 0.2 <= after <= wanted.latest + slack, (wanted, round(after, 1), round(slack, 1), told)
     assert verbs == row.verbs, told
 
 
