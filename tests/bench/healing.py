@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import time
 
-from bench import (
+from bench.nodes import (
     Network,
     add_jails,
     first,

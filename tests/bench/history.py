@@ -7,7 +7,7 @@ import re
 import subprocess
 import time
 
-from bench import REPO, say
+from bench.nodes import REPO, say
 
 COLUMNS = {  # heading: key
     "1st × idiomatic": "first_speedup_over_idiomatic_1000",

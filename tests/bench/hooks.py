@@ -5,8 +5,8 @@ import os
 import subprocess
 import time
 
-from bench import idle, median, percentile, reloads, until
-from healing import PILLAR, chapter, plain_monit, prepared, start
+from bench.healing import PILLAR, chapter, plain_monit, prepared, start
+from bench.nodes import idle, median, percentile, reloads, until
 
 STARTS = 25
 STAGGERED = 100

@@ -18,14 +18,10 @@ import sys
 import time
 import traceback
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import healing  # noqa: E402
-import history  # noqa: E402
-import hooks  # noqa: E402
-import picture  # noqa: E402
-import scale  # noqa: E402
-from bench import REPO, Bench, say  # noqa: E402
+from bench import healing, history, hooks, picture, scale  # noqa: E402
+from bench.nodes import REPO, Bench, say  # noqa: E402
 
 PARTS = {
     "hook": hooks.hook,

@@ -12,8 +12,8 @@ import tempfile
 import threading
 import time
 
-import floor
-from bench import PREFIX, REPO, add_rows, idle, median, reloads, say, until
+from bench import floor
+from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, say, until
 
 SIZES = (10, 100, 1000)
 ROUNDS = 5
@@ -273,7 +273,7 @@ def processes(trace):
     for row in trace:
         pid, call = row.split(None, 1)
         call = begun.pop(pid, "") + call  # a call that others interrupted is told in two lines
-        if "<unfinished" in call:
+        if call.rstrip().endswith("<unfinished ...>"):
             begun[pid] = call
         elif re.search(r"= \d+$", call) and "CLONE_THREAD" not in call:
             count += 1
