@@ -458,7 +458,7 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
     paths = {**LOOKUP, **{key: value for key, value in spec["lookup"].items() if key in LOOKUP}}
     probes = _probes_work(monit_version)
     poll = settings["monit"]["poll"]
-    files, fill, warnings, rendered = _Files(), _Templates().fill, settings["warnings"], {}
+    files, fill, warnings, rendered, rules = _Files(), _Templates().fill, settings["warnings"], {}, {}
     if not probes:
         late = [name for name, check in settings["checks"].items() if check["type"] == "exec"]
         lost = f", and neither are the node's checks {', '.join(late)}" if late else ""
@@ -466,24 +466,29 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
 
     for name, policy in policies.items():
         own = settings["envs"].get(name, {})
-        services = [_service(key, check, poll) for key, check in policy["checks"].items()]
-        late = [service["name"] for service in services if service["kind"] == "program"]
+        source, text = _template_of(name, own, spec, template, templates or {}, files)
+        told = json.dumps({key: value for key, value in policy.items() if key not in ("env", "node")}, sort_keys=True)
+        key = (source, text, own.get("raw"), told)
+        if key not in rules:  # most envs of a large node differ in their name only, which no template sees
+            services = [_service(key, check, poll) for key, check in sorted(policy["checks"].items())]
+            late = [service["name"] for service in services if service["kind"] == "program"]
+            rules[key] = (
+                late,
+                fill(
+                    source,
+                    text,
+                    checks=[service for service in services if probes or service["kind"] != "program"],
+                    raw=_raw(own["raw"]) if "raw" in own else None,
+                    repeat=max(1, math.ceil(WAKE_EVERY / poll)),
+                    policy=json.loads(told),
+                    poll=poll,
+                ),
+            )
+        late, rule = rules[key]
         if late and not probes:
-            services = [service for service in services if service["kind"] != "program"]
             warnings.append(
                 f"monit {monit_version} cannot run check program: the agent runs the probes of {name} ({', '.join(late)})"
             )
-        source, text = _template_of(name, own, spec, template, templates or {}, files)
-        told = {key: copy.deepcopy(value) for key, value in policy.items() if key not in ("env", "node")}
-        rule = fill(
-            source,
-            text,
-            checks=services,
-            raw=_raw(own["raw"]) if "raw" in own else None,
-            repeat=max(1, math.ceil(WAKE_EVERY / poll)),
-            policy=told,
-            poll=poll,
-        )
         rendered[name] = {"monitrc.tpl": rule, "policy.json": policy}
 
     defaults = settings["defaults"]
