@@ -1,6 +1,8 @@
 """The states by Salt's real loader, straight from the repository, and with the real monit: what it accepts and what it refuses."""
 
+import json
 import pathlib
+import random
 import shutil
 import stat
 import subprocess
@@ -52,7 +54,9 @@ def states():
         module_dirs=[str(REPO / "_modules")],
         states_dirs=[str(REPO / "_states")],
     )
-    yield Loaders(opts).states
+    loaders = Loaders(opts)
+    loaders.states.rendering = loaders.modules.cbsd_monit.render
+    yield loaders.states
     shutil.rmtree(root, ignore_errors=True)
 
 
@@ -140,3 +144,72 @@ def test_missing_path_is_an_answer_and_not_a_traceback(states, lookup):
     assert ret.result is False and "state" in ret.comment
     ret = states.cbsd_monit.hooks_present("hooks", spec={"lookup": {**lookup, "state": "relative/path"}})
     assert ret.result is False and "expected an absolute path, got 'relative/path'" in ret.comment
+
+
+PILLAR = {
+    "monit": {"poll": "5s", "start_delay": "10s"},
+    "defaults": {"interval": "20s", "timeout": "3s", "restart": {"attempts": 4, "delay": "5s", "mode": "delay"}},
+    "budget": {"max_concurrent": 2, "storm_min": 7, "boot_grace": "5m"},
+    "profiles": {
+        "web": {
+            "checks": {
+                "http": {"type": "http", "port": 80, "headers": {"X-A": "b", "Accept": "c"}},
+                "ssh": {"type": "tcp", "port": 22},
+            }
+        },
+        "db": {"checks": {"sql": {"type": "mysql", "port": 3306, "failure_threshold": {"failures": 2, "within": 5}}}},
+    },
+    "groups": {
+        "all": {"match": "*", "checks": {"alive": {"type": "running"}}},
+        "w": {"match": "w*", "profiles": ["web"], "timeout": "7s"},
+        "d": {"match": "?b*", "profiles": ["db"], "checks": {"ssh": {"type": "tcp", "port": 2222}}},
+    },
+    "nodes": {
+        "hv*": {
+            "checks": {
+                "load": {"type": "system", "loadavg_5m": 9},
+                "disk": {"type": "filesystem", "path": "/", "space": "90%"},
+            }
+        }
+    },
+    "envs": {
+        "w1": {
+            "depends_on": ["db1"],
+            "checks": {
+                "tls": {"type": "tls", "port": 443},
+                "app": {"type": "exec", "in": "jail", "command": ["/x", "-q"]},
+            },
+        },
+        "db1": {"raw": "if failed port 99 then alert\n", "on_failure": ["alert"]},
+        "w2": {"checks": {"http": False}},
+    },
+    "silences": [{"env": "w1", "until": "2027-01-01T06:00:00Z", "reason": "x"}],
+}
+
+
+def shuffled(data, dice):
+    """The same mapping, its keys in another order at every depth."""
+    if isinstance(data, dict):
+        keys = list(data)
+        dice.shuffle(keys)
+        return {key: shuffled(data[key], dice) for key in keys}
+    return [shuffled(item, dice) for item in data] if isinstance(data, list) else data
+
+
+def test_same_pillar_in_a_hundred_key_orders_renders_the_same_bytes(states):
+    template = (REPO / "cbsd_monit/files/monitrc.tpl.jinja").read_text()
+    envs = [{"name": name, "emulator": "jail"} for name in ("w1", "db1", "w2", "w3", "x")]
+
+    def rendered(pillar, envs):
+        made = states.rendering(pillar, "hv1", envs, template=template)
+        files = {
+            n: (e["monitrc.tpl"], json.dumps(e["policy.json"], indent=1, sort_keys=True))
+            for n, e in made["envs"].items()
+        }
+        return files, json.dumps(made["config"], sort_keys=True), made["warnings"]
+
+    wanted = rendered(PILLAR, envs)
+    assert "w1" in wanted[0] and "check program" in wanted[0]["w1"][0] and "port 99" in wanted[0]["db1"][0]
+    for seed in range(100):
+        dice = random.Random(seed)
+        assert rendered(shuffled(PILLAR, dice), dice.sample(envs, len(envs))) == wanted, seed
