@@ -226,7 +226,7 @@ def storm(bench):
     ours = {"groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}}
     ours["defaults"] = {**PILLAR["defaults"], "start_period": "5s"}
     budget = {"max_concurrent": BUDGET, "storm_window": "2m"}
-    networks = {name: bench.hold(Network(found.values(), 8080)) for name, found in envs.items()}
+    networks = {name: bench.hold(Network(list(found.values()), 8080)) for name, found in envs.items()}
     nodes = {
         "rule": chapter(bench, "rule", envs["rule"], hooks=False),
         "module": chapter(bench, "module", envs["module"], hooks=True),

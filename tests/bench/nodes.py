@@ -89,6 +89,12 @@ class Bench:
         for node in list(self.nodes):
             self.drop(node)
 
+    def serve(self, address, *ports):
+        """Have ``ports`` of ``address`` answer for as long as this run needs it."""
+        for port in ports:
+            if not any(n.addresses == [address] and n.port == port for n in self.held):
+                self.hold(Network([address], port)).answer()
+
     def hold(self, thing):
         self.held.append(thing)
         return thing
@@ -195,18 +201,24 @@ class Network:
         for listener, address in zip(self.sockets, self.addresses):
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind((address, self.port))
-            listener.listen(64)
+            listener.listen(512)
             listener.settimeout(0.2)
             threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
 
     def _accept(self, listener):
         while True:
             try:
-                listener.accept()[0].close()
+                client, _ = listener.accept()
             except socket.timeout:
                 continue
             except OSError:
                 return
+            with contextlib.suppress(OSError), client:
+                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n")
+                client.shutdown(socket.SHUT_WR)
+                client.settimeout(2)
+                while client.recv(4096):  # closing before the question was read would reset the connection
+                    pass
 
     def blackhole(self):
         """From now on a connection runs into its time-out."""

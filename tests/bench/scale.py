@@ -17,7 +17,7 @@ from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, say, unti
 
 SIZES = (10, 100, 1000)
 ROUNDS = 5
-ADDRESS = "127.77.23.200"  # of all envs: nothing connects to it, their checks are looked at once an hour
+ADDRESS = "127.77.23.200"  # of all envs; their checks are looked at after a reload and once an hour
 PILLAR = {
     "monit": {"poll": "30s"},
     "defaults": {"interval": "1h"},
@@ -47,6 +47,7 @@ class Side:
 
     def __init__(self, bench, size):
         self.bench, self.size = bench, size
+        bench.serve(ADDRESS, 80, 22)
         self.node = bench.node("hv1")
         add_rows(self.node, names(size), ADDRESS)
         self.node.pillar(PILLAR)
@@ -165,13 +166,20 @@ class Floor(Side):
     """What is left of ``Ours`` on disk, written by plain Python."""
 
     def write(self, said, root):
-        """Seconds that it takes to write the manifest ``said``, which was made of the node below ``root``."""
+        """Write the manifest ``said``, made of the node below ``root``; {"seconds", "files", "bytes", "megabytes"}."""
         own = str(self.node.root)
         text = json.dumps(said).replace(json.dumps(root)[1:-1], json.dumps(own)[1:-1])
         path = self.node.root / "manifest.json"
         path.write_text(text)
+        before = reloads(self.node)
         argv = [sys.executable, str(REPO / "tests/bench/floor.py"), str(path)]
-        return json.loads(subprocess.run(argv, check=True, capture_output=True, text=True).stdout)
+        quiet = {"stdin": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True, **quiet) as process:
+            answer = json.loads(process.stdout.read())
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        until(lambda: reloads(self.node) > before, 30, "monit reads what the floor wrote")
+        return {**answer, "megabytes": usage.ru_maxrss / 1024}
 
 
 def paths(root):
@@ -212,9 +220,8 @@ def converge(bench):
                     if turn == "second" and any(r["changes"] for r in results.values()):
                         raise RuntimeError(f"the second run of {name} changed something")
             ground = Floor(bench, size)
-            costs.setdefault(("floor", "first", size), []).append(
-                ground.write(said, str(sides[0].node.root))["seconds"]
-            )
+            written = ground.write(said, str(sides[0].node.root))
+            costs.setdefault(("floor", "first", size), []).append(written["seconds"])
             for side in (*sides, ground):
                 side.drop()
         words = [f"{key[0]} {key[1]} {median(values):.2f} s" for key, values in costs.items() if key[2] == size]
@@ -233,6 +240,9 @@ def converge(bench):
     keys["growth_exponent"] = max(keys["growth_exponent_first"], keys["growth_exponent_second"])
     keys["peak_rss_mb_1000"] = round(max(peaks["ours", turn, 1000] for turn in ("first", "second")), 1)
     keys["idiomatic_peak_rss_mb_1000"] = round(max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1)
+    keys["floor_peak_rss_mb_1000"] = round(written["megabytes"], 1)
+    keys["floor_first_writes_1000"] = written["files"] + len(said["links"])
+    keys["floor_first_bytes_1000"] = written["bytes"]
     return keys
 
 
