@@ -20,6 +20,8 @@ import time
 import urllib.request
 
 import salt.client
+import salt.key
+import salt.utils.minions
 import salt.utils.user
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
@@ -50,17 +52,22 @@ class _Answers(dict):
 def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
     found, began, said = _Answers(), time.monotonic(), 0
     kwarg = {key: value for key, value in kwarg.items() if value is not None}
+    # Salt 3008 counts resources among the targets; those are not asked, their nodes are.
+    nodes = sorted(_nodes() & set(salt.utils.minions.CkMinions(__opts__).check_minions(tgt, tgt_type)["minions"]))
+    if not nodes:
+        return found
     with salt.client.get_local_client(__opts__["conf_file"], mopts=__opts__) as client:
         timeout = int(timeout or __opts__["timeout"])
-        job = client.run_job(tgt, fun, tgt_type=tgt_type, kwarg=kwarg, timeout=timeout, listen=True)
+        job = client.run_job(nodes, fun, tgt_type="list", kwarg=kwarg, timeout=timeout, listen=True)
+        expected = set(nodes)
         if not job:
+            found.silent = nodes
             return found
-        expected = set(job["minions"])
         for answer in client.get_iter_returns(
-            job["jid"], expected, timeout=timeout, tgt=tgt, tgt_type=tgt_type, block=False
+            job["jid"], expected, timeout=timeout, tgt=nodes, tgt_type="list", block=False
         ):
             for minion, item in (answer or {}).items():
-                if item.get("failed"):
+                if item.get("failed") or minion not in expected:
                     continue
                 if item.get("retcode") or not item.get("success", True):
                     found.errors[minion] = str(item.get("ret"))[:500]
@@ -73,6 +80,11 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
                 time.sleep(0.01)
     found.silent = sorted(expected - set(found) - set(found.errors))
     return found
+
+
+def _nodes():
+    """The minions whose keys are accepted."""
+    return set(salt.key.get_key(__opts__).list_status("accepted")["minions"])
 
 
 def _summary(answers, **more):
@@ -398,6 +410,8 @@ def notify(wait=0):
         until = free = time.monotonic()
         while True:
             now = time.monotonic()
+            with open(os.path.join(folder, "notify.started"), "w"):
+                pass  # while this is fresh the reactor starts no other
             records = _taken(folder) if now >= free else []
             if records:
                 failed = _tell(records)

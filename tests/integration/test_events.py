@@ -89,7 +89,7 @@ def people():
 def fleet(people):
     if os.geteuid() != 0:
         pytest.skip("needs root: simulated jails listen on their own loopback addresses")
-    example = yaml.safe_load(EXAMPLE.read_text())
+    example = yaml.safe_load(EXAMPLE.read_text().replace("/usr/local/etc/salt/states", str(REPO)))
     assert [next(iter(hook)) for hook in example["cbsd_monit_notify"]] == ["webhook", "chat", "mail", "runner"]
     made = fleets.Fleet(3, net=33, reactor=example["reactor"], master={"cbsd_monit_notify": people.settings()})
     quick = {"start_period": "2s", "restart": {"attempts": 1, "delay": "1s"}}
@@ -106,9 +106,6 @@ def fleet(people):
             },
         }
     )
-    for name in made.nodes:
-        path = made.pillars / f"{name}.sls"
-        path.write_text("#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}}))
 
     def jails(name, node):
         n = name[-1]
@@ -212,7 +209,8 @@ def test_an_env_that_appears_gets_its_checks(fleet):
 
 
 def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
-    fleet.nodes["hv3"].sim.off("g3")
+    fleet.nodes["hv3"].sim.fail_start("g3")
+    fleet.nodes["hv3"].sim.cbsd("jexec", "jname=g3", "service", "nginx", "stop")
     alone = fleet.listener.wait(lambda s: [d for _, t, d in s.events() if t == "cbsd_monit/hv3/g3/gave_up"], 60)
     assert alone, fleet.nodes["hv3"].agent_log()
     batch = [r for r in fleets.unique(fleet.listener.records("hv3")) if r["transition"] == "gave_up"]
@@ -222,7 +220,7 @@ def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
         time.sleep(0.1)
     assert sorted(path for path, _ in people.posts) == ["/chat", "/hook"]
     for _, body in people.posts:
-        assert body["text"].startswith("hv3/g3 gave_up (http): ")
+        assert body["text"].startswith("hv3/g3 gave_up (")
     assert people.mails[0]["Subject"] == "cbsd_monit: hv3/g3 gave_up"
 
 
@@ -399,8 +397,30 @@ def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet)
     assert fleet.nodes["hv3"].running()["a3"] == before["hv3"]["a3"]
 
 
+def test_who_does_not_answer_is_listed(fleet):
+    fleet.minions["hv3"].kill()
+    found = fleet.run("cbsd_monit.fleet", "timeout=2")
+    assert found["no_answer"] == ["hv3"] and {r["node"] for r in found["envs"]} == {"hv1", "hv2"}
+    fleet.minions["hv3"].start()
+    fleet.wait_minions()
+
+
+def test_clean_takes_it_back(fleet):
+    found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean")["hv3"]
+    assert isinstance(found, dict) and {r["result"] for r in found.values()} == {True}, found
+    folder = fleet.minions["hv3"].folder
+    assert not (folder / "minion.d/cbsd_monit.conf").exists() and not fleet.nodes["hv3"].state_dir.exists()
+    until = time.monotonic() + 30
+    while restarts(fleet)["hv3"] < 2 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert restarts(fleet)["hv3"] == 2
+
+
 def test_jails_are_targets(fleet):
-    fleet.salt("*", "saltutil.refresh_pillar")
+    path = fleet.pillars / "hv1.sls"
+    path.write_text("#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}}))
+    fleet.salt("hv1", "saltutil.sync_all")
+    fleet.salt("hv1", "saltutil.refresh_pillar")
     ask = lambda *args: fleet.cli("salt", "--out=json", "-t", "20", "-C", *args).stdout  # noqa: E731
     until = time.monotonic() + 30
     while "on" not in ask("T@cbsd:a1", "cbsd.status") and time.monotonic() < until:
@@ -412,22 +432,5 @@ def test_jails_are_targets(fleet):
     assert json.loads(ask("T@cbsd:a1", "cbsd.restart"))["a1"]["changed"] is True
     assert fleet.nodes["hv1"].running()["a1"] != before
     assert "not supported" in ask("T@cbsd:a1", "cmd.run", "id")
-
-
-def test_who_does_not_answer_is_listed(fleet):
-    fleet.minions["hv3"].kill()
-    found = fleet.run("cbsd_monit.fleet", "timeout=2")
-    assert found["no_answer"] == ["hv3"] and {r["node"] for r in found["envs"]} == {"hv1", "hv2"}
-    fleet.minions["hv3"].start()
-    fleet.wait_minions()
-
-
-def test_clean_takes_it_back(fleet):
-    found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean")["hv3"]
-    assert {r["result"] for r in found.values()} == {True}, found
-    folder = fleet.minions["hv3"].folder
-    assert not (folder / "minion.d/cbsd_monit.conf").exists() and not fleet.nodes["hv3"].state_dir.exists()
-    until = time.monotonic() + 30
-    while restarts(fleet)["hv3"] < 2 and time.monotonic() < until:
-        time.sleep(0.2)
-    assert restarts(fleet)["hv3"] == 2
+    found = fleet.run("cbsd_monit.fleet", "env=a*")
+    assert {(r["node"], r["env"]) for r in found["envs"]} == {("hv1", "a1"), ("hv2", "a2")} and "no_answer" not in found
