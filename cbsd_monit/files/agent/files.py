@@ -4,11 +4,15 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import re
 import stat
 import threading
+import time
 
 CHUNK = 128  # files of a batch that wait together; each holds one descriptor, and its directory at most one more
 LIMIT = 1 << 20  # bytes of an env's file that are read
+STALE = 600  # seconds
+_LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
 _local = threading.local()
 
 
@@ -206,6 +210,21 @@ def _read_at(dir_fd, name):
         os.close(fd)
 
 
+def tidy(folder):
+    """
+    Remove what a process that was killed while it wrote has left in ``folder`` (a path or a descriptor).
+
+    Not what is younger than STALE seconds: its writer may live.
+    """
+    for name in os.listdir(folder):
+        if name.endswith(".new") and _LEFT.match(name):
+            where = {"dir_fd": folder} if isinstance(folder, int) else {}
+            path = name if where else os.path.join(folder, name)
+            with contextlib.suppress(OSError):
+                if time.time() - os.lstat(path, **where).st_mtime > STALE:
+                    os.unlink(path, **where)
+
+
 def _roots_alone(info):
     """True if nobody but root may write there; group wheel (0) is root's own."""
     if info.st_uid != os.geteuid() or info.st_mode & stat.S_IWOTH:
@@ -262,6 +281,7 @@ class EnvDir:
         try:
             with self._fd() as dir_fd:
                 roots = _roots_alone(os.fstat(dir_fd))
+                tidy(dir_fd)
                 for name in names:
                     found[name], info = _read_at(dir_fd, name)
                     roots = roots and (info is None or _roots_alone(info))

@@ -624,6 +624,8 @@ def run(node, overlay=None, start_monit=False):
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
         seen.remember()
+        for folder in (node.state, node.in_state("envs"), node.in_state("generations")):
+            files.tidy(folder)
         return seen
 
 

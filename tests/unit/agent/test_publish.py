@@ -1,5 +1,7 @@
 """Facts, templates, and what monit may be told."""
 
+import pathlib
+
 import cbsd
 import monit
 import publish
@@ -396,3 +398,20 @@ def test_worst_sweep_longer_than_the_interval_is_said_with_its_numbers(node):
     publisher = publish.Publisher(node, None)
     assert publisher.limits(found[:7]) == []
     assert "need 32 s" in publisher.limits(found)[0] and "interval is 30 s" in publisher.limits(found)[0]
+
+
+def test_what_a_killed_writer_left_is_removed_once_it_is_old(node, world):
+    import os
+    import time
+
+    import passes
+
+    monit_dir = world.env("a")
+    left = [monit_dir / f".monitrc.{'0a' * 6}.new", pathlib.Path(node.in_state("envs")) / f".a.json.{'0b' * 6}.new"]
+    young, alien = monit_dir / f".monitrc.{'0c' * 6}.new", monit_dir / ".mine.new"
+    for path in (*left, young, alien):
+        path.write_text("half")
+    for path in (*left, alien):
+        os.utime(path, (time.time() - 700, time.time() - 700))
+    passes.run(node)
+    assert [p.exists() for p in (*left, young, alien)] == [False, False, True, True]
