@@ -143,12 +143,13 @@ while True:
 
     def records(self, minion=None):
         """The records of all batches in the order of their arrival, repeats included: [(time, record)]."""
-        return [
-            (moment, record)
-            for moment, tag, data in self.events()
-            if tag.endswith("/batch") and tag.startswith("cbsd_monit/") and minion in (None, data.get("id"))
-            for record in data["data"]["records"]
-        ]
+        found = []
+        for moment, tag, event in self.events():
+            if tag.startswith("cbsd_monit/") and tag.endswith("/batch") and minion in (None, event.get("id")):
+                said = event.get("data")
+                if isinstance(said, dict) and isinstance(said.get("records"), list):  # what is forged may be anything
+                    found += [(moment, record) for record in said["records"] if isinstance(record, dict)]
+        return found
 
     def jobs(self, fun, since=0.0):
         """Targets of the jobs that the master published for ``fun``."""

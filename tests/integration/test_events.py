@@ -327,7 +327,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
         lambda s: [
             r for _, r in s.records("hv2") if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since
         ],
-        120,
+        240,
     )
     assert healed, fleet.logs()
     assert not mark.exists()
@@ -406,7 +406,7 @@ def test_who_does_not_answer_is_listed(fleet):
 
 
 def test_clean_takes_it_back(fleet):
-    found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean")["hv3"]
+    found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean", timeout=240)["hv3"]
     assert isinstance(found, dict) and {r["result"] for r in found.values()} == {True}, found
     folder = fleet.minions["hv3"].folder
     assert not (folder / "minion.d/cbsd_monit.conf").exists() and not fleet.nodes["hv3"].state_dir.exists()
