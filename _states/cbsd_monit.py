@@ -228,7 +228,8 @@ class _EnvPlan:
         self.after = {n: have[n] for n in (TPL, POLICY)}
         self.moves = []
         if self.wanted:
-            if have[TPL] is not None and not pillars and have[TPL + LOCAL] is None:
+            own = have[TPL] is not None and not pillars and have[TPL] != wanted[TPL]
+            if own and have[TPL + LOCAL] is None:
                 self.moves = [(n, n + LOCAL) for n in (POLICY, TPL) if have[n] is not None]
             self.after = wanted
         else:  # also what a run that was interrupted has left aside
@@ -561,12 +562,14 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if row["emulator"] in ("jail", "bhyve") and ENV_NAME.match(env)
     ]
     more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
-    version = _monit_version(paths.get("monit"))
     dirs = _env_dirs(workdir)
     files = {key: os.path.join(state, f"{key}.json") for key in ("trust", "rendered")}
+    memory = _load(_read(files["rendered"]))
+    program = _program(paths.get("monit"))
+    version = memory["version"] if program and memory.get("program") == program else _monit_version(paths.get("monit"))
     inputs = _inputs(spec["pillar"], node, envs, version, paths, more)
     before = _load(_read(files["trust"]))
-    memory = _remembered(files["rendered"], inputs, config, files["trust"], before, dirs)
+    memory = _remembered(memory, inputs, config, files["trust"], before, dirs)
     own = []
     if memory:
         configuration, warnings, trust = None, memory["warnings"], before
@@ -596,7 +599,8 @@ def _checks_present(name, spec, node, lookup, template, templates):
             _write(path, text)
         _apply(plans, state, dirs)
         if not memory and not any(p.error for p in plans):
-            said = _dump({"inputs": inputs, "config": _digest(_dump(configuration)), "warnings": warnings})
+            said = {"inputs": inputs, "config": _digest(_dump(configuration)), "warnings": warnings}
+            said = _dump({**said, "program": program, "version": version})
             if _read(files["rendered"]) != said:
                 _write(files["rendered"], said)
     quiet = not overlay and not own
@@ -642,13 +646,20 @@ def _inputs(pillar, node, envs, version, paths, more):
     return _digest([said, templates, code, _read(__file__)])
 
 
-def _remembered(path, inputs, config, trust, trusted, dirs):
+def _program(path):
+    """What tells one installed monit from the next, or None: its version need not be asked for again."""
+    with contextlib.suppress(OSError, TypeError):
+        info = os.stat(path)
+        return [path, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
+    return None
+
+
+def _remembered(memory, inputs, config, trust, trusted, dirs):
     """
-    What a run with the same ``inputs`` rendered, if all of it lies where it wrote it; else None.
+    ``memory``, what a run with the same ``inputs`` rendered, if all of it lies where it wrote it; else None.
 
     Contents are compared, not times: ``trusted`` has the digest of every file.
     """
-    memory = _load(_read(path))
     if memory.get("inputs") != inputs or not trusted:
         return None
     for file, digest in ((config, memory["config"]), (trust, _digest(_dump(trusted)))):

@@ -1,6 +1,7 @@
 """The states of `cbsd_monit` on directories of a test, with stand-ins for CBSD, monit and the agent: what they write, what they
 keep of others', what they put back, and that test mode says exactly that."""
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -9,6 +10,7 @@ import socket
 import stat
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -197,7 +199,7 @@ def test_checks_of_all_envs_are_written_in_one_pass(host):
     assert "+  rule 0" in done["sub_state_run"][0]["changes"]["monitrc.tpl"]["diff"]
     assert set(done["sub_state_run"][0]) == {"name", "changes", "result", "comment", "duration", "start_time", "low"}
     assert [argv[:3] for argv in host.ran if argv[0] == "wake"].count(["wake", "sync", "--json"]) == 4  # one a run
-    assert len(host.ran) == 8  # and monit -V
+    assert len(host.ran) == 6  # and monit -V, until a run has written down which monit that was
 
 
 def test_only_what_changed_is_written_and_reported(host):
@@ -428,7 +430,94 @@ def test_thousand_envs_cost_as_many_processes_as_one(host):
     host.apply("checks_present")
     host.ran.clear()
     assert host.apply("checks_present")["changes"] == {}
-    assert [argv[0] for argv in host.ran] == ["monit", "wake"]
+    assert [argv[0] for argv in host.ran] == ["wake"]
+
+
+def rendered_again(host, action=lambda: None):
+    """Whether the state renders anew after ``action``, and what it changes then."""
+    calls, render = [], host.salt["cbsd_monit.render"]
+
+    def counted(*args, **kwargs):
+        calls.append(args)
+        return render(*args, **kwargs)
+
+    counted.__code__ = counted.__code__.replace(co_filename=render.__code__.co_filename)
+    host.salt["cbsd_monit.render"] = counted
+    try:
+        action()
+        changes = host.apply("checks_present")["changes"]
+    finally:
+        host.salt["cbsd_monit.render"] = render
+    return bool(calls), changes
+
+
+def test_what_the_same_inputs_rendered_is_believed_only_if_it_lies_where_it_was_written(host):
+    folder = host.add("web1")
+    host.rendered = {"web1": "  a"}
+    host.apply("checks_present")
+    assert rendered_again(host) == (False, {})
+
+    for path, mode, text in (
+        (folder / "monitrc.tpl", 0o600, "by hand\n"),
+        (folder / "policy.json", 0o600, "{}\n"),
+        (host.root / "etc/cbsd_monit.json", 0o600, "{}\n"),
+        (host.root / "etc/cbsd_monit.json", 0o644, None),
+        (host.state / "trust.json", 0o600, "{}\n"),
+        (host.state / "rendered.json", 0o600, "{"),
+    ):
+        good = path.read_text()
+        again, changes = rendered_again(host, lambda: (path.write_text(text or good), path.chmod(mode)))  # noqa: B023
+        assert again and path.read_text() == good and stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        assert bool(changes) == (path.name != "rendered.json"), path
+        assert rendered_again(host) == (False, {})
+
+    assert rendered_again(host, lambda: folder.chmod(0o755))[0] and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert rendered_again(host, lambda: host.rendered.update(web1="  b"))[1]["envs"] == {"web1": "checks are written"}
+    assert rendered_again(host, lambda: host.add("web2"))[0]  # an env more
+    assert rendered_again(host, lambda: host.salt.update({"cp.get_file_str": lambda url: "another"}))[0]
+    assert (
+        rendered_again(host, lambda: (host.root / "monit").write_text("a newer one"))[0] is False
+    )  # of the same version
+    assert rendered_again(host) == (False, {})
+
+
+def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
+    host.add("web1")
+    host.rendered = {"web1": "  a"}
+    host.apply("checks_present")
+    (host.state / "inbox").mkdir()
+    (host.state / "published").write_text("all of it\n")
+    digest = lambda text: hashlib.sha256(text.encode()).hexdigest()  # noqa: E731
+    same = lambda path: digest(json.dumps(json.loads(path.read_text()), sort_keys=True))  # noqa: E731
+    good = {
+        "m": time.monotonic(),
+        "config": same(host.root / "etc/cbsd_monit.json"),
+        "trust": same(host.state / "trust.json"),
+        "published": digest("all of it\n"),
+        "answer": {"quarantined": {"web1": "syntax error"}, "warnings": ["a warning"]},
+    }
+
+    def asked(**changes):
+        (host.run / "passed.json").write_text(json.dumps({**good, **changes}))
+        host.ran.clear()
+        ret = host.apply("checks_present")
+        return bool(host.ran), ret
+
+    ran, ret = asked()
+    assert not ran and ret["result"] is False and "web1: quarantined, monit says: syntax error" in ret["comment"]
+    assert "a warning" in ret["comment"]
+    assert asked(m=time.monotonic() - 200)[0] and asked(m=time.monotonic() + 50)[0]
+    for key in ("config", "trust", "published"):
+        assert asked(**{key: digest("other")})[0], key
+    (host.state / "published").write_text("by hand\n")
+    assert asked()[0]
+    (host.state / "published").write_text("all of it\n")
+    (host.state / "inbox/7.1:remove.d:web1").touch()
+    assert asked()[0]
+    (host.state / "inbox/7.1:remove.d:web1").unlink()
+    assert not asked()[0]
+    host.rendered = {"web1": "  b"}
+    assert asked()[0]
 
 
 # The line in monitrc
