@@ -16,7 +16,7 @@ from bench import floor
 from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, say, until
 
 SIZES = (10, 100, 1000)
-ROUNDS = 5
+ROUNDS = 3
 ADDRESS = "127.77.23.200"  # of all envs; their checks are looked at after a reload and once an hour
 PILLAR = {
     "monit": {"poll": "30s"},
@@ -206,12 +206,13 @@ def manifest(side, before):
 
 def converge(bench):
     """First and second highstate with 10, 100 and 1,000 envs × 3 checks: ours, the idiomatic formula, the floor."""
-    costs, peaks, waits = {}, {}, []
+    costs, peaks, waits, syncs = {}, {}, [], []
     for size in SIZES:
         for number in range(ROUNDS):
             sides = [Ours(bench, size), Idiomatic(bench, size)]
             before = paths(sides[0].node.root)
             ping = median([side.run("test.ping")[0] for side in sides for _ in range(2)])
+            syncs.append(sides[0].run("saltutil.sync_all")[0] - ping)
             for turn in ("first", "second"):
                 for side in sides if number % 2 else sides[::-1]:
                     took, peak, wait, results = side.apply()
@@ -231,7 +232,11 @@ def converge(bench):
         words = [f"{key[0]} {key[1]} {median(values):.2f} s" for key, values in costs.items() if key[2] == size]
         say(f"    {size} envs: " + ", ".join(words))
     cost = {key: median(values) for key, values in costs.items()}
-    keys = {"converge_rounds": ROUNDS, "verify_wait_s": round(median(waits), 2)}
+    keys = {
+        "converge_rounds": ROUNDS,
+        "verify_wait_s": round(median(waits), 2),
+        "sync_modules_s": round(median(syncs), 2),
+    }
     for (name, turn, size), value in cost.items():
         keys[f"{name}_{turn}_s_{size}"] = round(value, 3)
     for turn in ("first", "second"):
