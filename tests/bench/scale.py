@@ -350,7 +350,7 @@ def bad(bench):
     state = "The checks of this node's envs are live"
     for number in range(3):
         for kind, word in (("clean", "failed"), ("bad", "faild")):
-            raw = f"if {word} port {1000 + number} then alert\n"
+            raw = f"if {word} port 80 with timeout {2 + number} seconds then alert\n"
             side.node.pillar({**PILLAR, "envs": {culprit: {"raw": raw}}})
             ping = side.run("test.ping")[0]
             failing = (f"Checks of {culprit}", state) if kind == "bad" else ()
