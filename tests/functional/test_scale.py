@@ -2,11 +2,18 @@
 
 import contextlib
 import json
+import pathlib
+import sqlite3
 import subprocess
 import sys
 import time
 
 import pytest
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(REPO / "tests"))
+
+from sim import inventory, jails  # noqa: E402
 
 SETTINGS = {
     "monit": {"poll": "2s"},
@@ -71,3 +78,110 @@ def test_processes_do_not_grow_and_the_second_run_changes_nothing(node):
     assert counts[5] == counts[50], counts
     answer = json.loads(node.agent("sync", "--json"))
     assert answer["services"] == 150 and answer["changed"] == [] and not answer["reloaded"]
+
+
+# A thousand envs, made straight in the simulator's records: they are down, and nothing heals them.
+
+
+@pytest.fixture(scope="module")
+def large(salt_node):
+    return salt_node("hv1000")
+
+
+def names_of(first, last):
+    return [f"e{i:05d}" for i in range(first, last)]
+
+
+def add_many(node, first, last):
+    """Envs ``first`` to before ``last`` as jcreate leaves them, in one transaction; returns their names."""
+    names, rows = names_of(first, last), []
+    for name in names:
+        row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS}
+        row.update(jails.paths_of(node.sim.layout, name), **jails.NATIVE, ip4_addr="127.77.26.1/8", astart="0")
+        rows.append({key: value for key, value in row.items() if key in inventory.COLUMNS})
+        for hook in jails.HOOK_DIRS:
+            pathlib.Path(node.sim.layout.system(name), hook).mkdir(parents=True)
+    columns = list(rows[0])
+    with contextlib.closing(sqlite3.connect(node.sim.inventory.file)) as base, base:
+        marks = ",".join("?" * len(columns))
+        base.executemany(
+            f"INSERT INTO jails ({','.join(columns)}) VALUES ({marks})", [[r[c] for c in columns] for r in rows]
+        )
+    return names
+
+
+def written(node):
+    """{path: (inode, change time)} of all that a run could write; not monit's own and not what lies in /var/run."""
+    found = {}
+    work = pathlib.Path(node.sim.workdir)  # what lies beside is CBSD's own, written by its commands
+    tops = (work / "jails-system", work / "share", node.state_dir, node.root / "etc", node.wake.parent)
+    for top in (*tops, node.root / "usr/local/etc"):
+        for path in pathlib.Path(top).rglob("*"):
+            info = path.lstat()
+            if path.suffix not in (".pyc", ".sock") and path.name not in ("__pycache__", "agent.log"):
+                found[str(path)] = (info.st_ino, info.st_ctime_ns)
+    return found
+
+
+def quiet(node):
+    until = time.monotonic() + 120
+    while (node.run_dir / "agent.pid").exists():
+        assert time.monotonic() < until, node.agent_log()[-2000:]
+        time.sleep(0.2)
+
+
+CHECKS = {"http": {"type": "http", "port": 80}, "ssh": {"type": "tcp", "port": 22}, "alive": {"type": "running"}}
+LARGE = {
+    "monit": {"poll": "30s"},
+    "defaults": {"interval": "1h", "timeout": "1s"},
+    "groups": {"all": {"match": "e*", "checks": CHECKS}},
+}
+
+
+def test_thousand_envs_in_one_pass_and_one_bad_among_them(large):
+    node, counts = large, {}
+    node.pillar(LARGE)
+    reloads = lambda: (node.root / "log/monit.log").read_text().count("Reinitializing")  # noqa: E731
+    for total, new in ((100, (0, 100)), (1000, (100, 1000))):
+        names = add_many(node, *new)
+        first, results = commands_of(node, node.apply)
+        assert all(r["result"] for r in results), node.summary(results)[:3000]
+        quiet(node)
+        log, before = reloads(), written(node)
+        second, results = commands_of(node, node.apply)
+        assert [r["__id__"] for r in results if r["changes"]] == []
+        assert written(node) == before and reloads() == log
+        counts[total] = (len(first), len(second))
+    assert counts[100] == counts[1000], counts
+
+    bad = names[500]
+    node.pillar({**LARGE, "envs": {bad: {"raw": "if faild port 1 then alert\n"}}})
+    results = node.apply()
+    wrong = [r for r in results if r["result"] is False]
+    assert all(bad in r["comment"] for r in wrong) and "syntax error 'faild'" in wrong[0]["comment"]
+    published = (node.state_dir / "published").read_text()
+    assert published.count("# --- cbsd_monit e") == 999 and f'"{bad}.env"' not in published
+    answer = json.loads(node.agent("sync", "--json"))
+    assert answer["services"] == 999 * 4 and list(answer["quarantined"]) == [bad] and not answer["reloaded"]
+
+    # Drift, in all ways at once: each is found by what was recorded, and nothing else is touched.
+    system = pathlib.Path(node.sim.workdir) / "jails-system"
+    edited, unhooked, alien = (
+        system / names[1] / "monit/monitrc.tpl",
+        system / names[2] / "remove.d/cbsd_monit",
+        system / names[3],
+    )
+    edited.write_text("check file x with path /x\n")
+    unhooked.unlink()
+    (alien / "remove.d/mine").write_text("#!/bin/sh\n")
+    (node.state_dir / "published").resolve().write_text("# by hand\n")
+    node.pillar({**LARGE, "groups": {"all": {"match": ["e000*", "e0010*", "e0011*"], "checks": CHECKS}}})
+    named = [n for n in names_of(0, 1000) if n.startswith(("e000", "e0010", "e0011"))]
+    results = node.apply()
+    assert all(r["result"] for r in results), node.summary(results)[:3000]
+    published = (node.state_dir / "published").read_text()
+    assert published.count("# --- cbsd_monit e") == len(named) and "by hand" not in published
+    assert "%%ENV%%.http" in edited.read_text() or names[1] not in named
+    assert unhooked.is_symlink() and (alien / "remove.d/mine").read_text() == "#!/bin/sh\n"
+    left = [n for n in names_of(0, 1000) if (system / n / "monit/monitrc.tpl").exists()]
+    assert left == named
