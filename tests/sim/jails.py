@@ -242,7 +242,11 @@ def copy_tree(source, target):
             old = os.path.join(there, name)
             if os.path.islink(old) or os.path.islink(os.path.join(place, name)) and os.path.isfile(old):
                 os.unlink(old)
-    shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    try:
+        shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
+    except shutil.Error as error:
+        if any(os.path.lexists(path) for path, *_ in error.args[0]):
+            raise  # cp(1) says what vanished under it, and goes on
 
 
 def populate(row, wanted):
