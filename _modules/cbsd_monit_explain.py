@@ -159,7 +159,11 @@ class _View:
         rows = self.policy["checks"].values()
         interval = max([row["interval"] for row in rows], default=30)
         timeout = max([row["timeout"] for row in rows], default=5)
-        self.verified = self.policy["start_period"] + 2 * interval + timeout + 3 * self.poll + 5
+        patience = max([self.policy["start_period"], *(row["start_period"] for row in rows)])
+        self.verified = patience + 2 * interval + timeout + 3 * self.poll + 5
+
+        alive = [row for _, row in sorted(self.policy["checks"].items()) if row["type"] == "running"]
+        self.dead = {**self.policy, **(alive[0] if alive else {})}  # what holds when the env itself does not run
 
     # When it is noticed
 
@@ -192,8 +196,8 @@ class _View:
         notes = []
         if check["type"] == "running":
             detected = self.death()
-            ladder, restart = self.policy["on_failure"], self.policy["restart"]
-            what = f"failing: the {self.emulator} does not run (seen as `env`, whose on_failure and restart count)"
+            ladder, restart = self.dead["on_failure"], {**self.policy["restart"], **self.dead["restart"]}
+            what = f"failing: the {self.emulator} does not run (seen as `env`)"
             recovered = _times(0, self.poll, self.sweep["cycle"])
         else:
             detected, recovered = self.runs(check, failures), self.runs(check, check["success_threshold"])
@@ -247,7 +251,14 @@ class _View:
             "monit": self.services.get(f"{_facts(self.env, {})['ENV']}.env", []),
             "detected": detected,
             "recovered": _times(0, self.poll, self.sweep["cycle"]),
-            "timeline": self.timeline(detected, what, 0, self.policy["on_failure"], self.policy["restart"], dead=True),
+            "timeline": self.timeline(
+                detected,
+                what,
+                0,
+                self.dead["on_failure"],
+                {**self.policy["restart"], **self.dead["restart"]},
+                dead=True,
+            ),
             "notes": ["while it is down monit skips its other checks: they cost no time-outs"],
         }
 

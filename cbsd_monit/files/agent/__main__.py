@@ -112,7 +112,7 @@ class Agent:
         return min(soon) if soon else None
 
     def _patience(self, env):
-        return policy.of(self.node, env)["start_period"] + 30
+        return policy.patience(policy.of(self.node, env)) + 30
 
     def _wait(self, seconds):
         until = time.monotonic() + seconds

@@ -148,7 +148,7 @@ class Heal:
         checks = said["checks"].values()
         interval = max([c.get("interval", 30) for c in checks] or [30])
         timeout = max([c.get("timeout", 5) for c in checks] or [5])
-        seconds = said["start_period"] + 2 * interval + timeout + 3 * self.node.poll + 5
+        seconds = policy.patience(said) + 2 * interval + timeout + 3 * self.node.poll + 5
         until = time.monotonic() + seconds
         monit = Monit(self.node)
         missing = "monit does not answer"

@@ -84,8 +84,13 @@ def of(node, env):
 
 
 def of_check(policy, check):
-    """(ladder, restart) for one check of an env; the env's own where the check says nothing."""
-    said = policy["checks"].get(check, {})
+    """
+    (ladder, restart) for one check of an env; the env's own where the check says nothing.
+
+    The check `env`, that it runs at all, is what a check of type `running` says it is, where there is one.
+    """
+    alive = [name for name, said in sorted(policy["checks"].items()) if said.get("type") == "running"]
+    said = policy["checks"].get(alive[0] if check == "env" and alive else check, {})
     return (
         said.get("on_failure") or policy["on_failure"],
         {**policy["restart"], **said.get("restart", {})},
@@ -120,6 +125,11 @@ def silence(node, env, until, by, reason):
     if until is not None:
         kept.append({"env": env, "until": until, "by": by, "reason": reason})
     files.write_json(path, kept)
+
+
+def patience(policy):
+    """Seconds after a start in which a failure of some check does not count yet."""
+    return max([policy["start_period"], *(said.get("start_period", 0) for said in policy["checks"].values())])
 
 
 def delay(restart, attempts, rnd=random.random):
@@ -310,7 +320,7 @@ def _failing(seen, env, policy, check, reason, up):
         if restart["mode"] == "fail":
             env["gave_up"] = True
             return env.go("gave_up", f"{len(recent)} attempts did not help: {reason}", check)
-        left = restart["interval"] - env.node.age(recent[0])
+        left = restart["interval"] - (env.node.age(recent[0]) if recent else 0)
         return env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
     if waits(env):
         return env.go("backoff", f"next attempt in {waits(env):.0f} s: {reason}", check)

@@ -364,6 +364,19 @@ def test_thresholds_of_probes_that_the_agent_runs_itself(node, codes, need, good
     assert outcome.good_since(0) == (not failing and codes[-1] == 0)
 
 
+def test_check_of_type_running_says_what_is_done_when_the_env_dies(judged):
+    alive = {"alive": {"type": "running", "on_failure": ["alert"]}}
+    assert judged(up=False, pol={"checks": alive})[:2] == ("failing", [])
+    assert judged(up=False, pol={"on_failure": ["alert"], "checks": {"alive": {"type": "running"}}})[1] == []
+    alive["alive"]["on_failure"] = ["restart"]
+    assert judged(up=False, pol={"on_failure": ["alert"], "checks": alive})[1] == ["env"]
+
+
+@pytest.mark.parametrize(("mode", "found"), [("fail", "gave_up"), ("delay", "backoff")])
+def test_no_attempts_at_all(judged, mode, found):
+    assert judged(services=FAILING, pol={"restart": {"attempts": 0, "mode": mode}})[:2] == (found, [])
+
+
 EVENTS = {
     "stopped by an operator": {"up": False, "record": {"intent": "stopped"}},
     "dies": {"up": False},

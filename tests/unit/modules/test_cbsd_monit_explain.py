@@ -299,7 +299,8 @@ def test_the_end_of_the_env_is_seen_in_the_next_cycle(salt):
     told = explain(salt, one({"type": "running", "failure_threshold": 9, "on_failure": "alert"}))
     assert tuple(told["checks"]["env"]["detected"].values()) == (0, 10, 10)
     assert told["checks"]["c"]["detected"] == told["checks"]["env"]["detected"]
-    assert "whose on_failure and restart count" in words(told["checks"]["c"])[0]
+    assert "only tells" in words(told["checks"]["c"])[1]
+    assert "only tells" in words(told["checks"]["env"])[1], "what a check of type running says holds for the env"
     assert any("cbsd jstart" in line for line in words(told["checks"]["c"]))
 
 
