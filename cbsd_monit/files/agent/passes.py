@@ -589,7 +589,7 @@ class Pass:
         """Switch monitoring on for envs that should be up, off for the others; children by name, after their parent."""
         if self.status is None:
             return
-        asked = False
+        asked = {"monitor": [], "unmonitor": []}
         for name, services in by_env.items():
             env = self.envs.get(name)
             if env is None:
@@ -603,11 +603,12 @@ class Pass:
                 seen = self.status.services.get(service)
                 if seen is None or seen.pending or bool(seen.monitor) == wanted:
                     continue
-                self.monit.act(service, "monitor" if wanted else "unmonitor")
-                asked = True
-        if asked:
+                asked["monitor" if wanted else "unmonitor"].append(service)
+        for action, some in asked.items():
+            self.monit.act(some, action)
+        self.unsettled = any(asked.values())
+        if self.unsettled:
             self.monit.hurry(self.status.version)
-        self.unsettled = asked
 
 
 def run(node, overlay=None, start_monit=False):
