@@ -193,16 +193,17 @@ class Monit:
         for first in range(0, len(plain), TOGETHER):
             some = plain[first : first + TOGETHER]
             words = "&".join("service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in some)
-            if not self._asked("_doaction", f"{words}&action={action}&securitytoken=x"):
+            if self._asked("_doaction", f"{words}&action={action}&securitytoken=x") is False:
                 alone += some  # one that monit no longer knows spoils the request for all
         for name in alone:
             self._asked(name, f"action={action}&securitytoken=x")
 
     def _asked(self, page, body):
+        """True if monit took it, False if it refused; None if it did not answer in time: then the next pass sees what came of it."""
         try:
-            return self._request(f"POST /{page}", body)[0] in (200, 302)
+            return self._request(f"POST /{page}", body, timeout=30.0)[0] in (200, 302)
         except OSError:
-            return False
+            return None
 
     def _pidfile(self):
         """(path, pid) of the first pid file there is, or (None, None)."""
