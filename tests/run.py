@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-All tests, as two pytest runs side by side: those that mostly wait for real daemons, and all others.
+All tests, as pytest runs side by side: those that mostly wait for real daemons in groups of their own, and all others.
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
@@ -13,14 +13,18 @@ import tempfile
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
-WAITING = ["tests/functional/test_loop.py", "tests/functional/test_scale.py", "tests/integration"]
+FUNCTIONAL = "tests/functional/test_{}.py".format
+WAITING = [
+    ["tests/integration"],
+    [FUNCTIONAL(name) for name in ("loop", "storm", "kills", "timeline", "lifecycle")],
+]
 
 
 def main():
     pytest = [sys.executable, "-m", "pytest"]
     if sys.argv[1:]:
         return subprocess.call([*pytest, *sys.argv[1:]], cwd=REPO)
-    groups = [WAITING, ["tests", *(f"--ignore={path}" for path in WAITING)]]
+    groups = [*WAITING, ["tests", *(f"--ignore={path}" for group in WAITING for path in group)]]
     began, runs = time.time(), []
     with tempfile.TemporaryDirectory() as folder:
         for number, group in enumerate(groups):
