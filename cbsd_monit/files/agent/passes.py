@@ -100,7 +100,7 @@ class Pass:
                 break
             before = {path for path, _ in inbox}
             self.moving = {record.env for path, record in state.read_inbox(self.node) if path not in before}
-            if not self.moving or tries > 1 and until not in self.moving:
+            if not self.moving or tries and until not in self.moving:
                 break
         return inbox, broken
 

@@ -252,6 +252,41 @@ def test_look_marks_a_silenced_env_that_is_dead_and_wakes_for_a_quarantined_one(
     assert passes.look(node)
 
 
+def test_heals_get_the_pass_lock_although_triggers_never_cease(node):
+    import importlib.util
+    import threading
+    import time
+
+    path = os.path.join(os.path.dirname(passes.__file__), "__main__.py")
+    spec = importlib.util.spec_from_file_location("agent_main", path)
+    main = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(main)
+    agent = main.Agent(node, node.in_run("agent.pid"))
+    agent.heals = {"a": threading.current_thread()}
+    stop = threading.Event()
+
+    def passes_without_end():
+        while not stop.is_set():
+            with node.pass_lock():
+                open(agent.trigger, "w", encoding="ascii").close()
+                time.sleep(0.3)
+            agent._wait(5)
+
+    thread = threading.Thread(target=passes_without_end)
+    thread.start()
+    try:
+        waits = []
+        for _ in range(3):
+            began = time.monotonic()
+            with node.lock(node.in_run("pass.lock"), wait=10, why="heal"):
+                waits.append(time.monotonic() - began)
+            time.sleep(0.05)
+        assert max(waits) < 3
+    finally:
+        stop.set()
+        thread.join()
+
+
 def test_look_after_a_boot_calls_nobody_dead(node, world, tmp_path):
     world.env("a")
     passes.run(node)
