@@ -65,9 +65,15 @@ class Agent:
         while True:
             files.remove(self.trigger)
             try:
+                began = time.monotonic()
                 seen = _pass(self.node)
+                took = time.monotonic() - began
                 self.troubles = 0
                 wait = self._begin(seen)
+                if wait is not None and took > 0.5:
+                    wait = max(
+                        wait, 4 * took
+                    )  # a node with a thousand envs is looked at no more than a fifth of the time
             except Exception as err:  # noqa: BLE001 - whatever it is, heals go on and the next pass may succeed
                 state.say(f"pass failed: {type(err).__name__}: {err}", loud=True)
                 self.troubles += 1
