@@ -190,7 +190,7 @@ class World:
     def idle(self):
         return not self.agents() and not os.listdir(self.root / "busy")
 
-    def settled(self, state, seconds=25):
+    def settled(self, state, seconds=60):
         """The env is in ``state`` and nobody works on it any more."""
         until(
             lambda: self.record()["state"] == state and self.idle(),
@@ -203,7 +203,7 @@ class World:
         for _ in range(3):
             self.agent("sync")
             try:
-                self.settled(state, 10)
+                self.settled(state, 20)
                 failed = None
             except AssertionError as err:
                 failed = err
@@ -294,7 +294,7 @@ class Killed:
             world.fail(how)
             world.faults.arm("kill", point)
             world.agent("monit", "x")
-            until(lambda: world.faults.hit() or ran.exists() and not world.agents(), 25, "the agent ends")
+            until(lambda: world.faults.hit() or ran.exists() and not world.agents(), 60, "the agent ends")
             self.pid = world.faults.hit()
             if self.pid:
                 return
@@ -334,6 +334,8 @@ class Killed:
 def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, how, stops):
     points = traced(worlds[0], how)
     assert len({p.where for p in points}) > 100
+    if how == "start":  # the passes around it are those of the restart
+        points = [p for p in points if "heal.py" in p.where]
 
     def scenario(world, point):
         killed = Killed(world, how, point)
@@ -405,8 +407,7 @@ def test_agent_killed_with_a_lock_in_its_hand_loses_none(worlds, lock):
 def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
     """One call fails, or from there on all that need room: this agent or the next heals all the same."""
     points = [p for p in traced(worlds[0], "restart") if p.call in SPACE and p.number == 1]
-    if mode == "full":
-        points = points[::6]
+    points = points[::6] if mode == "full" else [p for p in points if "heal.py" in p.where or "_pass" not in p.where]
 
     def scenario(world, point):
         began, log = time.time(), len(world.log())
