@@ -20,6 +20,8 @@ import state
 from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 
+PATIENCE = 600  # seconds: what was done to an env is recorded, however loaded the node is
+
 
 class Given(AgentError):
     """The heal ends without a result: the env is no longer ours to heal."""
@@ -86,7 +88,7 @@ class Heal:
 
     def _look(self):
         """(row, up): what is true now; raises Given when the env must not be touched any more."""
-        with self.node.pass_lock():
+        with self.node.pass_lock(PATIENCE):
             seen = passes.Pass(self.node)
             seen.look(until=self.name)
             env = seen.envs.get(self.name)
@@ -212,7 +214,7 @@ class _Record:
         self.node, self.name = node, name
 
     def __enter__(self):
-        self.lock = self.node.pass_lock()
+        self.lock = self.node.pass_lock(PATIENCE)
         self.lock.__enter__()
         self.env = state.Env(self.node, self.name)
         return self.env

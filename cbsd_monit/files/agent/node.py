@@ -129,9 +129,9 @@ class Node:
         finally:
             os.close(handle)
 
-    def pass_lock(self):
+    def pass_lock(self, wait=60):
         """Every change of the node's records happens under this one, and only for moments."""
-        return self.lock(self.in_run("pass.lock"), wait=60, why="pass")
+        return self.lock(self.in_run("pass.lock"), wait=wait, why="pass")
 
     def env_lock(self, env, why, wait=0.0):
         """Who starts, stops or restarts ``env`` holds this; the Salt module takes it too."""

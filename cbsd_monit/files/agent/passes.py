@@ -89,13 +89,13 @@ class Pass:
         """
         for tries in range(100):
             inbox = [] if dry else state.read_inbox(self.node)
-            self.rows, broken = cbsd.inventory(self.node)
             try:
                 self.kernel = cbsd.kernel(self.node)
                 self.errors.pop("(kernel)", None)
             except AgentError as err:
                 self.kernel = None
                 self.errors["(kernel)"] = str(err)
+            self.rows, broken = cbsd.inventory(self.node)  # after the kernel: CBSD writes what it did after it was done
             if dry:
                 break
             before = {path for path, _ in inbox}
@@ -233,7 +233,8 @@ class Pass:
             return
         if env["phase"] == "restarting" and env["cause"] == "guest" and up and env.age("phase_since") > REBOOT:
             env.enter_phase(None)
-        if (env["phase"], env["cause"]) == ("stopping", "gone") and (up or env.age("phase_since") > REBOOT):
+        waited = (env["phase"], env["cause"]) == ("stopping", "gone") and env.age("phase_since") > REBOOT
+        if waited or (env["phase"], env["cause"]) == ("stopping", "gone") and up:
             env.enter_phase(None)
         boots = env["phase"] == "booting" or env["boot"] != self.node.boot
         if env["phase"] and not boots:
@@ -246,13 +247,14 @@ class Pass:
                     env.reset_attempts()
             env["started"], env["warm"] = self.node.stamp(), False
         elif not up and not boots:
-            if env["intent"] == "running" and started is not None:
-                if self._stopped_unseen(env):
-                    env.intend("stopped", "unannounced", "CBSD has it off, and its stop hooks are not linked")
-                elif env["emulator"] == "bhyve":
-                    env.enter_phase(
-                        "stopping", "gone"
-                    )  # the guest ended or reboots; bhyverun.sh tells CBSD a moment later
+            if env["intent"] == "running" and started is not None and not waited:
+                if env["emulator"] == "bhyve" or not self._linked(env):
+                    # The guest ended or reboots, and bhyverun.sh tells CBSD a moment later; or CBSD is about to write
+                    # what it could not tell.
+                    env.enter_phase("stopping", "gone")
+                    return
+            elif env["intent"] == "running" and waited and self._stopped_unseen(env):
+                env.intend("stopped", "unannounced", "CBSD has it off, and its stop hooks are not linked")
             env["started"] = None
 
     def _stopped_unseen(self, env):

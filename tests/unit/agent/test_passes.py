@@ -176,7 +176,7 @@ def test_start_that_no_hook_announced_begins_a_new_grace(node, world):
     [("0", False, "stopped"), ("1", False, "running"), ("0", True, "running")],
     ids=["stopped by CBSD, which could not tell", "crashed", "crashed, and somebody has listed the jails since"],
 )
-def test_stop_that_no_hook_could_announce_is_no_crash(node, world, status, linked, intent):
+def test_stop_that_no_hook_could_announce_is_no_crash(node, world, monkeypatch, status, linked, intent):
     monit = world.env("a", status="1", jid="7")
     passes.run(node)
     if not linked:
@@ -184,7 +184,12 @@ def test_stop_that_no_hook_could_announce_is_no_crash(node, world, status, linke
         assert "a: CBSD cannot tell of its stops" in passes.run(node).warnings[0]
     world.rows["a"].update(status=status, jid="7" if status == "1" else "0")
     world.kill("a")
-    assert passes.run(node).envs["a"]["intent"] == intent
+    if not linked:
+        assert passes.run(node).due == [], "CBSD writes what it did after it was done"
+    monkeypatch.setattr(passes, "REBOOT", 0)
+    seen = passes.run(node)
+    assert seen.envs["a"]["intent"] == intent
+    assert [e.name for e, _, _ in seen.due] == (["a"] if intent == "running" else [])
 
 
 def test_attempts_survive_a_reboot(node, world, tmp_path):
