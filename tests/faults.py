@@ -102,8 +102,13 @@ class Faults:
         trace = self.trace()
         last = {p.where: p for p in trace}
         before = dict(zip(trace[1:], trace))
-        chosen = [p for p in trace if p.number == 1 or p == last[p.where]]
-        return [p for p in chosen if p not in before or before[p].call not in TRACELESS]
+        met, chosen = set(), []
+        for point in trace:
+            if point.number == 1 or point == last[point.where]:
+                if not (before.get(point) in met and before[point].call in TRACELESS):
+                    chosen.append(point)
+                met.add(point)
+        return chosen
 
     def started(self, command="run"):
         """The pids of all agents that were started with ``command``, oldest first."""

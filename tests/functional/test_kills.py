@@ -256,6 +256,7 @@ def worlds():
 
 def traced(world, how):
     """The points of one heal."""
+    world.cron("healthy")
     world.fail(how)
     world.faults.arm()
     world.agent("monit", "x")
@@ -381,7 +382,7 @@ def test_command_that_outlives_its_agent_is_not_run_beside_itself(worlds, verb):
     (world.root / "slow").write_text("2.5\n")
     try:
         killed = Killed(world, "restart", point)
-        assert os.listdir(world.root / "busy") == ["lb1"]
+        until(lambda: os.listdir(world.root / "busy") == ["lb1"], 10, "cbsd works")
         world.cron("healthy")
     finally:
         (world.root / "slow").unlink()
@@ -395,8 +396,9 @@ LOCKS = {"pass.lock": "passes.py:run", "agent.lock": "__main__.py:run", "lock/lb
 def test_agent_killed_with_a_lock_in_its_hand_loses_none(worlds, lock):
     """`flock` itself, and the call after it: who holds the lock is written into it."""
     world = worlds[0]
-    points = [p for p in traced(world, "restart") if p.call == "pwrite" and p.where.split()[2].startswith(LOCKS[lock])]
-    killed = Killed(world, "restart", points[0])
+    traced(world, "restart")
+    point = next(p for p in world.faults.trace() if p.call == "pwrite" and p.where.split()[2].startswith(LOCKS[lock]))
+    killed = Killed(world, "restart", point)
     with open(world.root / "run" / lock, "rb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     world.cron("healthy")
