@@ -63,11 +63,9 @@ def _failed(name, err):
 
 
 def _diff(old, new, path):
-    """What an operator reads: a unified diff; absence is the empty text."""
-    if not old and new:  # what a thousand new files would cost otherwise
-        lines = new.splitlines()
-        count = f"1,{len(lines)}" if len(lines) > 1 else "1"
-        return "\n".join([f"--- {path} (old)", f"+++ {path} (new)", f"@@ -0,0 +{count} @@", *("+" + x for x in lines)])
+    """What an operator reads: a unified diff, or that the file is new."""
+    if old is None and new:
+        return "New file"  # as Salt's own file states say it; a thousand envs would tell megabytes
     lines = difflib.unified_diff(
         (old or "").splitlines(), (new or "").splitlines(), f"{path} (old)", f"{path} (new)", lineterm=""
     )
@@ -145,12 +143,17 @@ def _write(path, text):
 
 
 def _each(action, items):
-    """``[action(item), …]``, eight at a time: one commit of the file system's journal serves all that ask at the same moment."""
-    items = list(items)
+    """``action(item)`` for all, by eight threads: one commit of the file system's journal serves all that ask at the same moment."""
+
+    def some(part):
+        for item in part:
+            action(item)
+
     if len(items) < 3:
-        return [action(item) for item in items]
+        some(items)
+        return
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return list(pool.map(action, items))
+        list(pool.map(some, [items[first::8] for first in range(min(8, len(items)))]))
 
 
 def _unlink(name, dir_fd=None):

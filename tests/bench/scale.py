@@ -1,6 +1,7 @@
 """What a highstate costs with many envs, beside the formula that one would otherwise write and beside the least that is possible."""
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -309,12 +310,14 @@ def no_agent(node):
     ticket = node.run_dir / "agent.pid"
     ticket.mkdir(parents=True, exist_ok=True)
     (ticket / "pid").write_text(f"{stand_in.pid}\n")
-    try:
-        yield
-    finally:
-        stand_in.kill()
-        stand_in.wait()
-        shutil.rmtree(ticket, ignore_errors=True)
+    with open(node.run_dir / "agent.lock", "w", encoding="ascii") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # or `sync` takes the ticket for a stale one
+        try:
+            yield
+        finally:
+            stand_in.kill()
+            stand_in.wait()
+            shutil.rmtree(ticket, ignore_errors=True)
 
 
 def count(bench):

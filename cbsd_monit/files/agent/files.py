@@ -8,88 +8,110 @@ import re
 import stat
 import threading
 import time
+from collections.abc import Callable
+from typing import NamedTuple
 
-CHUNK = 128  # files of a batch that wait together; each holds one descriptor, and its directory at most one more
+CHUNK = 128  # files of a batch that are written together; each holds one descriptor of its directory at most
 LIMIT = 1 << 20  # bytes of an env's file that are read
 STALE = 600  # seconds
 _LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
 _local = threading.local()
 
 
+class _File(NamedTuple):
+    """
+    What waits to be written: ``opened`` gives a descriptor of its directory, ``failed`` is told of an OSError.
+
+    Without ``durable`` it is whole or not at all for whoever reads, but a loss of power may take it. ``late``: not before the
+    batch ends.
+    """
+
+    name: str
+    opened: Callable
+    data: bytes
+    mode: int
+    failed: object
+    durable: bool
+    late: bool
+
+
 class Batch:
     """
-    Files that one thread writes together: one commit of the file system's journal serves many of them.
+    Files that one thread writes together: each once, however often it changes, and one commit of the file system's journal
+    serves many.
 
     Each is whole and synced before it gets its name, as without a batch; only the moment is put off, to `flush` or the end.
     Whoever reads meanwhile through this module in the same thread finds what was written.
     """
 
     def __init__(self):
-        self.waiting = {}  # path: (temporary name, name, folder, data, what to do about an OSError)
-        self.folders = {}
+        self.waiting = {}  # path: _File
 
-    def folder(self, path, opened):
-        """A descriptor of the directory ``path``; ``opened`` is one that is copied if none is kept yet."""
-        if path not in self.folders:
-            self.folders[path] = os.dup(opened)
-        return self.folders[path]
+    def flush(self, late=True):
+        """Make all that waits durable, without ``late`` only what does not wait for the end; raises the first OSError that nobody takes when the rest is done."""
+        taken = {path: file for path, file in self.waiting.items() if late or not file.late}
+        self.waiting = {path: file for path, file in self.waiting.items() if path not in taken}
+        entries, troubles = list(taken.items()), []
+        for first in range(0, len(entries), CHUNK):
+            _write(entries[first : first + CHUNK], troubles)
+        if troubles:
+            raise troubles[0]
 
-    def add(self, path, name, data, mode, dir_fd, failed):
-        self.drop(path)
-        folder = self.folder(os.path.dirname(path), dir_fd)
-        self.waiting[path] = (_temporary(name, data, mode, folder), name, folder, data, failed)
-        if len(self.waiting) >= CHUNK:
-            self.flush()
 
-    def drop(self, path):
-        """Forget what was going to be written there."""
-        if path in self.waiting:
-            tmp, _, folder, _, _ = self.waiting.pop(path)
-            with contextlib.suppress(OSError):
-                os.unlink(tmp, dir_fd=folder)
-
-    def flush(self):
-        """Make all that waits durable; raises the first OSError that nobody takes when the rest is done."""
-        waiting, self.waiting = list(self.waiting.values()), {}
-        folders, self.folders = self.folders, {}
-        troubles = []
-
-        def synced(entry):
+def _write(entries, troubles):
+    """Write [(path, _File)]; an OSError goes to ``failed`` of the file, or to ``troubles``."""
+    folders, temps, bad = {}, {}, {}
+    try:
+        for path, file in entries:
+            folder = os.path.dirname(path)
             try:
-                fd = os.open(entry[0], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=entry[2])
+                if folder not in folders:
+                    folders[folder] = file.opened()
+                temps[path] = _temporary(file.name, file.data, file.mode, folders[folder])
+            except OSError as err:
+                bad[path] = err
+
+        def synced(path):
+            try:
+                fd = os.open(temps[path], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folders[os.path.dirname(path)])
                 try:
                     os.fsync(fd)
                 finally:
                     os.close(fd)
             except OSError as err:
-                return err
-            return None
+                bad[path] = err
 
-        try:
-            for (tmp, name, folder, _, failed), err in zip(waiting, _each(synced, waiting)):
-                try:
-                    if err:
-                        raise err
-                    os.replace(tmp, name, src_dir_fd=folder, dst_dir_fd=folder)
-                except OSError as trouble:
-                    (failed or troubles.append)(trouble)
+        _each(synced, [path for path, file in entries if file.durable and path not in bad])
+        for path, file in entries:
+            folder = folders.get(os.path.dirname(path))
+            try:
+                if path in bad:
+                    raise bad[path]
+                os.replace(temps[path], file.name, src_dir_fd=folder, dst_dir_fd=folder)
+            except OSError as trouble:
+                (file.failed or troubles.append)(trouble)
+                if path in temps:
                     with contextlib.suppress(OSError):
-                        os.unlink(tmp, dir_fd=folder)
-            _each(os.fsync, {folder for _, _, folder, _, _ in waiting})
-        finally:
-            for folder in folders.values():
-                os.close(folder)
-        if troubles:
-            raise troubles[0]
+                        os.unlink(temps[path], dir_fd=folder)
+        durable = {os.path.dirname(path) for path, file in entries if file.durable}
+        _each(os.fsync, [folders[folder] for folder in durable if folder in folders])
+    finally:
+        for folder in folders.values():
+            os.close(folder)
 
 
 def _each(action, items):
-    """``[action(item), …]``, eight at a time: the journal commits once for all that ask at the same moment."""
-    items = list(items)
+    """``action(item)`` for all, by eight threads: the journal commits once for all that ask at the same moment."""
+
+    def some(part):
+        for item in part:
+            action(item)
+
     if len(items) < 3:
-        return [action(item) for item in items]
+        some(items)
+        return
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        return list(pool.map(action, items))
+        list(pool.map(some, [items[first::8] for first in range(min(8, len(items)))]))
 
 
 @contextlib.contextmanager
@@ -106,16 +128,16 @@ def batch():
         own.flush()
 
 
-def flush():
-    """All that this thread has written is durable when this returns."""
+def flush(late=True):
+    """All that this thread has written is durable when this returns; without ``late`` all that does not wait for the end of its batch."""
     if getattr(_local, "batch", None):
-        _local.batch.flush()
+        _local.batch.flush(late)
 
 
 def _waiting(path):
     """What a batch of this thread is going to write to ``path``, as bytes, or None."""
     own = getattr(_local, "batch", None)
-    return own.waiting[path][3] if own and path in own.waiting else None
+    return own.waiting[path].data if own and path in own.waiting else None
 
 
 def _put(fd, data):
@@ -141,21 +163,24 @@ def _temporary(name, data, mode, dir_fd):
     return tmp
 
 
-def _replace(path, name, data, mode, dir_fd, failed=None):
+def _replace(path, *file):
     with batch() as own:
-        own.add(path, name, data, mode, dir_fd, failed)
+        own.waiting[path] = _File(os.path.basename(path), *file)
 
 
-def write(path, data, mode=0o600):
-    """Replace ``path`` by ``data`` (text or bytes) durably; a crash leaves the old or the new file."""
+def write(path, data, mode=0o600, failed=None, durable=True, late=False):
+    """
+    Replace ``path`` by ``data`` (text or bytes) durably; a crash leaves the old or the new file.
+
+    In a batch an OSError may come later; ``failed`` is called with it, and then nothing is raised. ``durable``, ``late``: _File.
+    """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
-    folder, name = os.path.split(path)
-    dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        _replace(path, name, data, mode, dir_fd)
-    finally:
-        os.close(dir_fd)
+
+    def opened():
+        return os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+
+    _replace(path, opened, data, mode, failed, durable, late)
 
 
 def scratch(path, data):
@@ -186,7 +211,7 @@ def read_json(path, default=None):
 
 def remove(path):
     if _waiting(path) is not None:
-        _local.batch.drop(path)
+        del _local.batch.waiting[path]
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -248,13 +273,16 @@ class EnvDir:
         self.sysdir = sysdir
         self.path = os.path.join(sysdir, "monit")
 
-    @contextlib.contextmanager
-    def _fd(self):
+    def _opened(self):
         top = os.open(self.sysdir, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            fd = os.open("monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+            return os.open("monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
         finally:
             os.close(top)
+
+    @contextlib.contextmanager
+    def _fd(self):
+        fd = self._opened()
         try:
             yield fd
         finally:
@@ -302,7 +330,7 @@ class EnvDir:
                 return False
             way, below = way + "/..", info
 
-    def write(self, name, text, failed=None):
+    def write(self, name, text, failed=None, durable=True, late=False):
         """
         Replace ``name`` if its content differs; True if it did.
 
@@ -313,12 +341,11 @@ class EnvDir:
         data = text.encode("utf-8", "surrogateescape")
         if self.read(name) == text:
             return False
-        with self._fd() as dir_fd:
-            _replace(os.path.join(self.path, name), name, data, 0o600, dir_fd, failed)
+        _replace(os.path.join(self.path, name), self._opened, data, 0o600, failed, durable, late)
         return True
 
     def remove(self, name):
         if _waiting(os.path.join(self.path, name)) is not None:
-            _local.batch.drop(os.path.join(self.path, name))
+            del _local.batch.waiting[os.path.join(self.path, name)]
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)

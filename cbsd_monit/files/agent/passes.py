@@ -48,6 +48,7 @@ class Pass:
         self.reloaded = self.started = self.unsettled = False
         self.due = []
         self.told, self.suspects, self.soon = {}, set(), None  # policies; whose last run failed; when to look again
+        self.looked = {}  # when monit ran the check last by which an env fails
 
     # Reading
 
@@ -125,8 +126,9 @@ class Pass:
                 self._arrived(env)
             self._unannounced(env)
             env.save()
-        files.flush()  # what the hooks said is kept before it is forgotten
-        state.drop_inbox([path for path, _ in inbox])
+        if inbox:
+            files.flush()  # what the hooks said is kept before it is forgotten
+            state.drop_inbox([path for path, _ in inbox])
 
     def _settled(self):
         """The envs of which something can be said in this pass."""
@@ -158,8 +160,10 @@ class Pass:
         if (old["phase"], old["cause"]) == ("removing", "gone"):
             old.enter_phase(None)
         env.data.update({**old.data, "env": env.name})
+        env.fresh = False
         env.tell("renamed", f"was {before}")
         env.save()
+        files.flush()  # before the only other place that has it is removed
         self._move_silence(before, env.name)
         old.forget()
         del self.envs[before]
@@ -363,7 +367,7 @@ class Pass:
                 files.write(head, publisher.head)
         if differs:
             publisher.swap(good)
-        files.flush()
+        files.flush(late=False)
         self._load(publisher, wanted)
 
     def _earlier(self, publisher, number):
@@ -385,7 +389,7 @@ class Pass:
             if text is None:
                 env.dir.remove("monitrc")
             else:
-                env.dir.write("monitrc", text, failed)
+                env.dir.write("monitrc", text, failed, durable=False)  # each pass compares it
         except OSError as err:
             failed(err)
 
@@ -460,7 +464,7 @@ class Pass:
         for text in good:
             self._env_file(text.env, text.text)
         files.write_json(self.node.in_state("services.json"), {n: list(v) for n, v in self.services.items()})
-        files.flush()
+        files.flush(late=False)
         state.say(f"publish: {why}; generation {number} is published again until its inputs change", loud=True)
 
     def _miss(self):
@@ -615,7 +619,7 @@ class Pass:
 
 def run(node, overlay=None, start_monit=False):
     """One whole pass under the pass lock; returns it."""
-    with node.pass_lock(), files.batch():
+    with node.pass_lock(), files.batch() as written:
         seen = Pass(node, overlay)
         seen.look()
         seen.publish()
@@ -626,6 +630,11 @@ def run(node, overlay=None, start_monit=False):
                 seen.errors["(monit)"] = "; ".join(filter(None, [seen.errors.get("(monit)"), str(err)]))
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
+        try:
+            written.flush()
+        except OSError as err:
+            seen.errors.setdefault("(disk)", str(err))
+            state.say(f"records: {err}", loud=True)
         seen.remember()
         for folder in (node.state, node.in_state("envs"), node.in_state("generations")):
             files.tidy(folder)

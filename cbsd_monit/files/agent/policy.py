@@ -287,13 +287,14 @@ def _look(seen, env, policy, services, up):
         if service is not None and service.suspect and acts(policy, check):
             seen.suspects.add(env.name)
         if service is not None and service.failing and service.collected > since:  # before it: of the env as it was
-            failing.append((not acts(policy, check), check, service.message or f"monit says {service.status}"))
+            words = service.message or f"monit says {service.status}"
+            failing.append((not acts(policy, check), check, words, service.collected))
         elif service is not None and service.unasked:
             untold = untold or f"{check}: {service.message}"
         elif service is None or not service.good_since(since):
             waiting = waiting or check
     if failing:
-        _, check, reason = min(failing)
+        _, check, reason, seen.looked[env.name] = min(failing)
         return check, reason, None, ""
     return None, "", waiting, untold
 
@@ -423,7 +424,8 @@ def _storm(seen, told):
     of the network.
 
     It begins when more than ``storm_threshold`` and at least ``storm_min`` of the envs that should be up began to fail
-    within ``storm_window``, and ends when no longer so many fail.
+    within ``storm_window``, and ends when no longer so many fail. What fails still was perhaps last looked at before the
+    network came back: each of these is healed once a run of its check that began after the end has failed as well.
     """
     node, budget = seen.node, seen.node.budget
     path = node.in_state("storm.json")
@@ -439,17 +441,34 @@ def _storm(seen, told):
 
     ill = [e for e in up if bad(e)]
     fresh = [e for e in ill if e["state"] == "healthy" or e.age("since") < budget["storm_window"]]
-    now = files.read_json(path)
+    said = files.read_json(path, {})
+    now, passed = (said, None) if "envs" in said else (None, said.get("passed"))
     if now is None and many(fresh):
         now = {**node.stamp(), "envs": sorted(e.name for e in ill)}
-        with contextlib.suppress(OSError):  # on a full disk it is told again, and holds all the same
-            files.write_json(path, now)
+        _noted(path, now)
         ill[0].tell("storm", f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes")
     elif now is not None and not many(ill):
-        files.remove(path)
+        passed = node.stamp()
+        _noted(path, {"passed": passed})
         for env in [seen.envs[n] for n in now["envs"] if n in seen.envs][:1]:
             env.tell("calm", "no longer so many envs fail at once")
         now = None
     if now is not None:  # the network does not kill: what the kernel has lost is started, within the budget
         seen.due = [(env, check, reason) for env, check, reason in seen.due if check == "env"]
+    elif passed:
+        calm = time.time() - node.age(passed)  # by the clock that monit has now
+
+        def stale(env, check):
+            timeout = told[env.name]["checks"].get(check, {}).get("timeout", 5)
+            return check not in ("env", "depends_on") and seen.looked.get(env.name, calm) < calm + timeout
+
+        late = [entry for entry in seen.due if stale(*entry[:2])]
+        if late:
+            seen.due = [entry for entry in seen.due if entry not in late]
+            seen.soon = min(seen.soon or 1, 1)
     seen.storm = now
+
+
+def _noted(path, said):
+    with contextlib.suppress(OSError):  # on a full disk it is told again, and holds all the same
+        files.write_json(path, said)

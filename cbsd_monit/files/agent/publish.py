@@ -430,7 +430,7 @@ class Publisher:
         numbers = self.numbers()
         number = (numbers or [0])[-1] + 1
         files.write(os.path.join(self.folder, str(number)), self.compose(texts))
-        files.flush()  # all else that was written before, too: records never lag behind what is live
+        files.flush(late=False)  # all else that was written before, too: records never lag behind what is live
         self.point(number)
         for old in numbers[: 1 - KEEP]:
             files.remove(os.path.join(self.folder, str(old)))

@@ -33,7 +33,7 @@ class Env:
         self.node, self.name = node, name
         self.path = node.in_state("envs", name + ".json")
         found = UNSAVED.get(self.path) or files.read_json(self.path)
-        self.new = found is None
+        self.new = self.fresh = found is None
         if found and found.get("schema", 0) > SCHEMA:
             raise AgentError(f"{self.path} has schema {found['schema']}, this agent knows {SCHEMA}")
         self.data = found or {
@@ -60,16 +60,20 @@ class Env:
         text = json.dumps(self.data, sort_keys=True)
         if text == self._saved and not self.new:
             return
-        self.new = False
-        try:
-            files.write(self.path, text + "\n")
-        except OSError as err:
-            if self.path not in UNSAVED:
+
+        def failed(err):
+            if self.path not in told:
                 say(f"{self.name}: its record cannot be written: {err}", loud=True)
             UNSAVED[self.path] = json.loads(text)
-        else:
-            self._saved = text
-            UNSAVED.pop(self.path, None)
+
+        self.new, self._saved = False, text
+        told = set(UNSAVED)
+        UNSAVED.pop(self.path, None)
+        files.write(self.path, text + "\n", failed=failed, **self._worth())
+
+    def _worth(self):
+        """Nothing of an env that was seen for the first time is worth a sync, nor two: the next look would see it again."""
+        return {"durable": not self.fresh, "late": self.fresh}
 
     def files(self):
         """({"monitrc.tpl": text, "policy.json": text}, True if only root can have written them), read once and together."""
@@ -125,7 +129,7 @@ class Env:
         ):  # CBSD is about to remove the directory, and would stumble over a new file in it
             with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
                 old = (self.dir.read("history.jsonl") or "").splitlines(True)
-                self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]))
+                self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]), **self._worth())
         spool.append(self.node, record)
         words = f"{self.name}: {transition}" + (f" ({check})" if check else "") + (f": {reason}" if reason else "")
         say(words, loud=transition in LOUD)
@@ -250,7 +254,7 @@ def _boots(env):
 
 def apply(env, record):
     """Change what is known of ``env`` by what one hook saw."""
-    hook = record.hook
+    hook, env.fresh = record.hook, False  # no look would find that out again
     if not record.torn and (hook in ("master_prestart.d", "master_poststart.d", "master_create.d") or not env["facts"]):
         env["facts"] = record.facts()
     env["emulator"] = record.environ.get("emulator") or env["emulator"]

@@ -183,6 +183,24 @@ def test_storm_needs_a_share_and_a_number(node, world, failing, total, storms):
         assert not seen.storm
 
 
+def test_after_a_storm_only_what_failed_once_more_is_healed(node, world):
+    """A check may have run last while the network was away."""
+    seen = many(node, world, ["failing"] * 6)
+    policy.restrain(seen)
+    assert seen.storm
+    seen = many(node, world, ["healthy"] * 4 + ["failing"] * 2)
+    seen.looked = {"e4": time.time() - 1, "e5": time.time() + 1}
+    policy.restrain(seen)
+    assert not seen.storm and seen.due == [] and seen.soon, "a run takes 2 s: that of e5 began before"
+    seen = many(node, world, ["healthy"] * 4 + ["failing"] * 2)
+    seen.looked = {"e4": time.time() - 1, "e5": time.time() + 2.1}
+    policy.restrain(seen)
+    assert [e.name for e, _, _ in seen.due] == ["e5"]
+    seen = many(node, world, ["failing"] * 6)
+    policy.restrain(seen)
+    assert seen.storm, "the next one"
+
+
 def test_history_is_bounded_and_each_transition_has_an_id(node, world):
     world.env("lb1")
     env = state.Env(node, "lb1")

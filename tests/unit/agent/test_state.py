@@ -192,17 +192,17 @@ def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(node, wor
     env.save()
     import files
 
-    real = files.write
+    real = files._put
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("files.write", full)
+    monkeypatch.setattr("files._put", full)
     env["attempts"] = [1, 2]
     env.save()
     again = state.Env(node, "lb1")
     assert again["attempts"] == [1, 2]
-    monkeypatch.setattr("files.write", real)
+    monkeypatch.setattr("files._put", real)
     again.save()
     assert state.UNSAVED == {}
     assert state.Env(node, "lb1")["attempts"] == [1, 2]

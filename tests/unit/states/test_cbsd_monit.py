@@ -196,7 +196,7 @@ def test_checks_of_all_envs_are_written_in_one_pass(host):
     assert stat.S_IMODE(folders[0].stat().st_mode) == 0o700
     assert {stat.S_IMODE(p.stat().st_mode) for p in folders[0].iterdir()} == {0o600}
     assert list(done["changes"]["envs"]) == ["web0", "web1", "web2", "web3"]
-    assert "+  rule 0" in done["sub_state_run"][0]["changes"]["monitrc.tpl"]["diff"]
+    assert done["sub_state_run"][0]["changes"]["monitrc.tpl"] == {"diff": "New file"}
     assert set(done["sub_state_run"][0]) == {"name", "changes", "result", "comment", "duration", "start_time", "low"}
     assert [argv[:3] for argv in host.ran if argv[0] == "wake"].count(["wake", "sync", "--json"]) == 4  # one a run
     assert len(host.ran) == 6  # and monit -V, until a run has written down which monit that was
