@@ -38,8 +38,8 @@ _WRAPPER = """\
 # The node's Python.  Its next agent whose command is that of a plan runs under tests/faults.py, once.
 echo "$$ $4" >> '{folder}/started'
 if [ -e '{folder}/plan' ] && [ "$4" = "$(cat '{folder}/command')" ] && mv '{folder}/plan' '{folder}/taken' 2>/dev/null; then
-  shift   # -I
-  exec '{python}' -I '{here}' '{folder}/taken' "$@"
+  shift   # -IS
+  exec '{python}' -IS '{here}' '{folder}/taken' "$@"
 fi
 exec '{python}' "$@"
 """
@@ -119,7 +119,7 @@ class Faults:
     def run(self, agent, config, command, *args, mode="trace", point=None, timeout=60):
         """Run one command of the agent to its end under a plan; a CompletedProcess with texts."""
         self.arm(mode, point, command)
-        argv = [str(self.python), "-I", str(agent), str(config), command, *args]
+        argv = [str(self.python), "-IS", str(agent), str(config), command, *args]
         env = {"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "HOME": "/root"}
         options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
         return subprocess.run(argv, env=env, timeout=timeout, **options)

@@ -1,22 +1,33 @@
 #!/usr/bin/env python3
 """
-All tests, as pytest runs side by side: those that mostly wait for real daemons in groups of their own, and all others.
+All tests, as pytest runs side by side: most of the functional ones wait for real daemons, two for each core at a time.
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
-WAITING = [
+# The longest first; what is not named here is one run of its own.
+RUNS = [
     ["tests/integration"],
-    [FUNCTIONAL(name) for name in ("loop", "storm", "kills", "timeline", "lifecycle")],
+    [FUNCTIONAL("kills")],
+    [FUNCTIONAL("loop")],
+    ["tests/unit"],
+    [FUNCTIONAL("lifecycle")],
+    [FUNCTIONAL("publish_faults")],
+    [FUNCTIONAL("timeline")],
+    [FUNCTIONAL("sls")],
+    [FUNCTIONAL("storm")],
+    [FUNCTIONAL("scale")],
 ]
 
 
@@ -24,30 +35,27 @@ def main():
     pytest = [sys.executable, "-m", "pytest"]
     if sys.argv[1:]:
         return subprocess.call([*pytest, *sys.argv[1:]], cwd=REPO)
-    groups = [*WAITING, ["tests", *(f"--ignore={path}" for group in WAITING for path in group)]]
-    began, runs = time.time(), []
+    runs = [*RUNS, ["tests", *(f"--ignore={path}" for run in RUNS for path in run)]]
+    began, turn, left = time.monotonic(), threading.Lock(), [run[0] for run in runs]
+
+    def one(number, run, folder):
+        # A folder of its own for each: pytest removes the older ones of its common one.
+        argv = [*pytest, *run, "-q", f"--basetemp={folder}/{number}", "-p", "no:cacheprovider"]
+        done = subprocess.run(argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        with turn:
+            left.remove(run[0])
+            text = done.stdout.decode("utf-8", "replace")
+            said = text if done.returncode else text.strip().splitlines()[-1] + "\n"
+            sys.stdout.write(f"==> {run[0]}: {said}{time.monotonic() - began:.0f} s, still to come: {' '.join(left)}\n")
+            sys.stdout.flush()
+        return done.returncode
+
     with tempfile.TemporaryDirectory() as folder:
-        for number, group in enumerate(groups):
-            out = open(os.path.join(folder, str(number)), "w+b")
-            # A folder of its own for each: pytest removes the older ones of its common one.
-            options = [*group, f"--basetemp={folder}/tmp{number}", "-p", "no:cacheprovider"]
-            runs.append((subprocess.Popen([*pytest, *options], cwd=REPO, stdout=out, stderr=subprocess.STDOUT), out))
-        while any(run.poll() is None for run, _ in runs):
-            time.sleep(1)
-            if int(time.time() - began) % 30 == 0:
-                done = ", ".join(f"{_share(out)}" for _, out in runs)
-                print(f"{time.time() - began:4.0f} s: {done}", flush=True)
-        for _, out in runs:
-            out.seek(0)
-            sys.stdout.write(out.read().decode("utf-8", "replace"))
-    print(f"all tests: {time.time() - began:.0f} s")
-    return max(run.returncode for run, _ in runs)
-
-
-def _share(out):
-    """How far a run is, by the last percentage that pytest printed."""
-    text = os.pread(out.fileno(), 1 << 20, max(0, os.fstat(out.fileno()).st_size - 4096)).decode("utf-8", "replace")
-    return ([word for word in text.replace("]", " ").split() if word.endswith("%")] or ["0%"])[-1]
+        with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+            jobs = [pool.submit(one, number, run, folder) for number, run in enumerate(runs)]
+            codes = [job.result() for job in jobs]
+    print(f"all tests: {time.monotonic() - began:.0f} s")
+    return max(codes)
 
 
 if __name__ == "__main__":

@@ -389,7 +389,7 @@ def test_command_that_outlives_its_agent_is_not_run_beside_itself(worlds, verb):
     killed.check(1, 1)
 
 
-LOCKS = {"pass.lock": "passes.py:run", "agent.lock": "__main__.py:run", "lock/lb1": "heal.py:run"}
+LOCKS = {"pass.lock": "passes.py:run", "agent.lock": "commands.py:run", "lock/lb1": "heal.py:run"}
 
 
 @pytest.mark.parametrize("lock", LOCKS)

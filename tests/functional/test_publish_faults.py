@@ -97,7 +97,7 @@ class World:
     def sync(self, **plan):
         if plan:
             return self.faults.run(AGENT, self.conf, "sync", "--json", **plan)
-        argv = [sys.executable, "-I", str(AGENT), str(self.conf), "sync", "--json"]
+        argv = [sys.executable, "-IS", str(AGENT), str(self.conf), "sync", "--json"]
         return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
 
     def published(self):
@@ -189,7 +189,7 @@ def answer_of(done):
 
 
 def rollback(world, *args):
-    argv = [sys.executable, "-I", str(AGENT), str(world.conf), "rollback", *args]
+    argv = [sys.executable, "-IS", str(AGENT), str(world.conf), "rollback", *args]
     return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
 
 

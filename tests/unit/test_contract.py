@@ -59,7 +59,7 @@ def test_causes_are_those_of_the_contract():
 
 def test_commands_are_those_of_the_contract():
     commands = set(re.findall(r"^\| `wake (\w+)", section(6), re.M)) - {"as"}
-    source = (AGENT / "__main__.py").read_text()
+    source = (AGENT / "commands.py").read_text()
     handled = set(re.findall(r'^    "(\w+)": \(', source, re.M)) - {"run"} | {"monit"}
     assert commands == handled
 
@@ -123,7 +123,7 @@ def test_record_of_an_env_has_the_keys_of_the_contract():
                     "passes.py",
                     "heal.py",
                     "probes.py",
-                    "__main__.py",
+                    "commands.py",
                 ):
                     used.add(item.slice.value)
     assert used == documented

@@ -9,12 +9,10 @@ again after every change.
 """
 
 import contextlib
-import ipaddress
 import os
 import re
 import signal
 import subprocess
-import tempfile
 
 from node import NAME, AgentError
 
@@ -57,6 +55,8 @@ def run(argv, timeout, env=None, lock=None):
         os.lseek(lock, 0, os.SEEK_SET)
         argv, stdin = ["/bin/sh", "-c", _HOLDER, "heal", *argv], lock
     # A file, not a pipe: what a jail starts may keep our standard output open for as long as it lives.
+    import tempfile
+
     with tempfile.TemporaryFile() as out:
         try:
             proc = subprocess.Popen(
@@ -174,6 +174,8 @@ _ITEM = re.compile(r"(?:[A-Za-z0-9_.]+#)?([0-9A-Fa-f.:]+)(?:/[0-9]{1,3})?\Z")
 
 def addresses(ip4_addr):
     """The facts that CBSD computes from ``ip4_addr``: ipv4_first, its public and private variants, and ipv6_first."""
+    import ipaddress
+
     facts = dict.fromkeys(("ipv4_first", "ipv4_first_public", "ipv4_first_private", "ipv6_first"), "")
     for item in (ip4_addr or "").split(","):
         match = _ITEM.match(item.strip())
@@ -187,11 +189,11 @@ def addresses(ip4_addr):
         if address.version == 6:
             facts["ipv6_first"] = facts["ipv6_first"] or text
             continue
-        private = any(address in net for net in _PRIVATE)
+        private = any(address in ipaddress.ip_network(net) for net in _PRIVATE)
         kind = "ipv4_first_private" if private else "ipv4_first_public"
         facts["ipv4_first"] = facts["ipv4_first"] or text
         facts[kind] = facts[kind] or text
     return facts
 
 
-_PRIVATE = [ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
+_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")

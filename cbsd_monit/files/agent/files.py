@@ -1,6 +1,9 @@
-"""Files: written whole or not at all, and never through somebody else's symlink."""
+"""
+Files: written whole or not at all, and never through somebody else's symlink.
 
-import concurrent.futures
+Here and in the other modules what few commands need is imported where it is needed: monit runs `look` each cycle.
+"""
+
 import contextlib
 import json
 import os
@@ -8,8 +11,7 @@ import re
 import stat
 import threading
 import time
-from collections.abc import Callable
-from typing import NamedTuple
+from collections import namedtuple
 
 CHUNK = 128  # files of a batch that are written together; each holds one descriptor of its directory at most
 LIMIT = 1 << 20  # bytes of an env's file that are read
@@ -18,21 +20,10 @@ _LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
 _local = threading.local()
 
 
-class _File(NamedTuple):
-    """
-    What waits to be written: ``opened`` gives a descriptor of its directory, ``failed`` is told of an OSError.
-
-    Without ``durable`` it is whole or not at all for whoever reads, but a loss of power may take it. ``late``: not before the
-    batch ends.
-    """
-
-    name: str
-    opened: Callable
-    data: bytes
-    mode: int
-    failed: object
-    durable: bool
-    late: bool
+# What waits to be written: ``opened`` gives a descriptor of its directory, ``failed`` (or None) is told of an OSError.
+# Without ``durable`` it is whole or not at all for whoever reads, but a loss of power may take it.  ``late``: not before
+# the batch ends.
+_File = namedtuple("_File", "name opened data mode failed durable late")
 
 
 class Batch:
@@ -110,6 +101,8 @@ def _each(action, items):
     if len(items) < 3:
         some(items)
         return
+    import concurrent.futures
+
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(some, [items[first::8] for first in range(min(8, len(items)))]))
 

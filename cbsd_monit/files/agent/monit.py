@@ -6,7 +6,6 @@ expressions; it exits 0 when nothing runs.  The socket has none of these.  Only 
 (which checks the text before it sends the signal) are its own.
 """
 
-import base64
 import contextlib
 import os
 import re
@@ -14,7 +13,6 @@ import signal
 import socket
 import subprocess
 import time
-from xml.etree import ElementTree
 
 from node import AgentError
 
@@ -106,6 +104,8 @@ class Status:
     """monit's answer to ``_status``."""
 
     def __init__(self, xml):
+        from xml.etree import ElementTree
+
         root = ElementTree.fromstring(xml)
         server = root.find("server")
         self.version = tuple(
@@ -137,6 +137,8 @@ class Monit:
         lines = [head + " HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
         credentials = self._credentials()
         if credentials:
+            import base64
+
             lines.append("Authorization: Basic " + base64.b64encode(credentials.encode()).decode())
         if body:
             lines += ["Content-Type: application/x-www-form-urlencoded", "Cookie: securitytoken=x"]
@@ -176,7 +178,7 @@ class Monit:
                     return Status(body)
                 why = ": it wants a password that is not in its control file" if code == 401 else ""
                 raise AgentError(f"monit's socket {self.socket} answers {code}{why}")
-            except (OSError, ElementTree.ParseError):
+            except (OSError, SyntaxError):  # ParseError is one
                 time.sleep(0.05)
         return None
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import random
 import time
 
 import cbsd
@@ -132,13 +131,15 @@ def patience(policy):
     return max([policy["start_period"], *(said.get("start_period", 0) for said in policy["checks"].values())])
 
 
-def delay(restart, attempts, rnd=random.random):
-    """Seconds to wait after ``attempts`` that did not help."""
+def delay(restart, attempts, rnd=None):
+    """Seconds to wait after ``attempts`` that did not help; ``rnd`` gives numbers from 0 to 1, by default at random."""
+    import random
+
     base = restart["delay"]
     if restart["delay_function"] == "exponential":
         base *= 2 ** max(0, min(attempts, 30) - 1)
     base = min(base, max(restart["max_delay"], restart["delay"]))
-    return base * (1 + restart["jitter"] * (2 * rnd() - 1))
+    return base * (1 + restart["jitter"] * (2 * (rnd or random.random)() - 1))
 
 
 def waits(env):

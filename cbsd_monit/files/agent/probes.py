@@ -5,7 +5,6 @@ Whatever lies in a jail is hostile: no symlink is followed out of it, nothing of
 there is only compared with the pids that the kernel knows for that jail.
 """
 
-import concurrent.futures
 import contextlib
 import os
 import stat
@@ -75,6 +74,8 @@ def due(node, envs):
 
 def run_all(node, jobs):
     """Run the probes ``jobs`` ([(env's name, check)]) side by side, and write down how each ended."""
+    import concurrent.futures
+
     with concurrent.futures.ThreadPoolExecutor(AT_ONCE) as pool:
         ends = list(pool.map(lambda job: run(node, state.Env(node, job[0]), job[1]), jobs))
     with node.pass_lock():

@@ -7,7 +7,6 @@ An env whose text cannot be used keeps the rest of the node out of trouble: it i
 import bisect
 import contextlib
 import functools
-import hashlib
 import os
 import re
 
@@ -43,6 +42,8 @@ def service_prefix(env):
 
 
 def digest(text):
+    import hashlib
+
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 

@@ -258,15 +258,12 @@ def test_look_marks_a_silenced_env_that_is_dead_and_wakes_for_a_quarantined_one(
 
 
 def test_heals_get_the_pass_lock_although_triggers_never_cease(node):
-    import importlib.util
     import threading
     import time
 
-    path = os.path.join(os.path.dirname(passes.__file__), "__main__.py")
-    spec = importlib.util.spec_from_file_location("agent_main", path)
-    main = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(main)
-    agent = main.Agent(node, node.in_run("agent.pid"))
+    import commands
+
+    agent = commands.Agent(node, node.in_run("agent.pid"))
     agent.heals = {"a": threading.current_thread()}
     stop = threading.Event()
 

@@ -413,7 +413,7 @@ def test_times_are_the_agents(salt, monkeypatch):
     assert module["PASSIVE"] == policy.PASSIVE
     assert set(module["PROBES"]) == {*monit.PROBES, "unix"}  # which is an exec when it reaches the agent
     assert module["STOP"] == {emulator: cbsd.stop_timeout({"emulator": emulator}) for emulator in cbsd.EMULATORS}
-    source = (REPO / "cbsd_monit/files/agent/__main__.py").read_text()
+    source = (REPO / "cbsd_monit/files/agent/commands.py").read_text()
     assert f"LINGER = {module['LINGER']} " in source
     for restart in ({"delay_function": "constant"}, {"delay": 7, "max_delay": 100, "jitter": 0.1}, {"max_delay": 1}):
         restart = {**policy.BUILTIN["restart"], **restart}
