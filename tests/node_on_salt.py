@@ -45,7 +45,7 @@ class SaltNode:
 
     def __init__(self, root, minion="demo"):
         self.root = pathlib.Path(root).resolve()
-        self.minion = minion
+        self.minion, self.synced = minion, False
         self.sim = Node(str(self.root))
         self.run_dir = self.root / "var/run/cbsd_monit"
         self.state_dir = self.root / "var/db/cbsd_monit"
@@ -119,8 +119,9 @@ class SaltNode:
             return done.stdout + done.stderr
 
     def apply(self, sls="cbsd_monit", test=False):
-        """The results of ``state.apply``, in order; raises if the run itself failed."""
-        found = self.salt("state.apply", sls, "sync_mods=all", *(["test=True"] if test else []))
+        """The results of ``state.apply``, in order; raises if the run itself failed. The first one syncs the modules."""
+        sync, self.synced = [] if self.synced else ["sync_mods=all"], True
+        found = self.salt("state.apply", sls, *sync, *(["test=True"] if test else []))
         if isinstance(found, list):
             raise RuntimeError("\n".join(map(str, found)))
         return sorted(found.values(), key=lambda r: r["__run_num__"])

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-All tests, as pytest runs side by side: most of the functional ones wait for real daemons, two for each core at a time.
+All tests, as pytest runs side by side: most of the functional ones wait for real daemons, one more than cores at a time.
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
@@ -18,7 +18,7 @@ REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
 # The longest first; what is not named here is one run of its own.
 RUNS = [
-    ["tests/integration"],
+    ["tests/integration/test_events.py"],
     [FUNCTIONAL("kills")],
     [FUNCTIONAL("loop")],
     ["tests/unit"],
@@ -28,6 +28,8 @@ RUNS = [
     [FUNCTIONAL("sls")],
     [FUNCTIONAL("storm")],
     [FUNCTIONAL("scale")],
+    ["tests/conformance"],
+    ["tests/integration/test_bus.py"],
 ]
 
 
@@ -51,7 +53,7 @@ def main():
         return done.returncode
 
     with tempfile.TemporaryDirectory() as folder:
-        with concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
             jobs = [pool.submit(one, number, run, folder) for number, run in enumerate(runs)]
             codes = [job.result() for job in jobs]
     print(f"all tests: {time.monotonic() - began:.0f} s")

@@ -22,6 +22,13 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from bench import healing, history, hooks, picture, scale  # noqa: E402
 from bench.nodes import REPO, Bench, say  # noqa: E402
+from integration import fleet  # noqa: E402
+
+
+def events(bench):
+    """From monit's detection to the master's bus; an outage of 60 s; the runner beside test.ping."""
+    return fleet.measure(60)
+
 
 PARTS = {
     "hook": hooks.hook,
@@ -33,6 +40,7 @@ PARTS = {
     "count": scale.count,
     "bad": scale.bad,
     "agent": scale.agent,
+    "events": events,
     "huge": scale.huge,
 }
 

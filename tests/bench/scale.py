@@ -199,11 +199,17 @@ def manifest(side, before):
     root, node = str(side.node.root), side.node
     monit = [shutil.which("monit"), "-c", str(node.monitrc)]
     unsynced = (str(node.wake.parent), os.path.join(root, "etc/cron.d"))  # Salt's own file states sync nothing
+
+    def durable(path):
+        """Nor does the agent sync what it would find out again: renderings, and what it knows of envs that it sees for the first time."""
+        again = ("/monit/monitrc", "/monit/history.jsonl")
+        return not path.startswith((*unsynced, str(node.state_dir / "envs"))) and not path.endswith(again)
+
     skipped = {p for p in paths(root) if NOT_COUNTED.match(os.path.relpath(p, root))}
     # The control file was there before, and is written again.
     kept = before - {str(node.monitrc)}
     return floor.manifest(
-        root, kept | skipped, lambda p: not p.startswith(unsynced), [*monit, "-t"], [*monit, "reload"]
+        root, kept | skipped, durable, [*monit, "-t"], [*monit, "reload"]
     )
 
 

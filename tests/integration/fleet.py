@@ -373,8 +373,8 @@ def missing(fleet, since):
     return {key: (ids, here[key]) for key, ids in truth.items() if ids != here[key]}
 
 
-def turn(fleet, envs, enough, seconds):
-    """Stop and start ``envs`` ({minion: [env]}) over and over until ``enough()`` or ``seconds`` are over."""
+def turn(fleet, envs, enough, seconds, pause=0.0):
+    """Stop and start ``envs`` ({minion: [env]}) over and over until ``enough()`` or ``seconds`` are over; ``pause`` seconds between."""
     until = time.monotonic() + seconds
 
     def one(name, node):
@@ -382,6 +382,7 @@ def turn(fleet, envs, enough, seconds):
             for env in envs.get(name, ()):
                 node.sim.cbsd("jstop", f"jname={env}", "inter=0")
                 node.sim.cbsd("jstart", f"jname={env}", "inter=0")
+                time.sleep(pause)
 
     each(fleet, one)
 
@@ -464,15 +465,6 @@ def unique(records):
     """[record] without the repeats, as a consumer would drop them: by id."""
     seen = set()
     return [r for _, r in records if not (r["id"] in seen or seen.add(r["id"]))]
-
-
-def latencies(fleet, since=0.0):
-    """Seconds from the agent's record of a failing env, or any other transition, to its arrival on the master's bus."""
-    first = {}
-    for moment, record in fleet.listener.records():
-        if record["time"] >= since:
-            first.setdefault(record["id"], moment - record["time"])
-    return list(first.values())
 
 
 def median(values):

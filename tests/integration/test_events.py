@@ -191,15 +191,6 @@ def test_an_operators_stop_and_start_are_one_record_each(fleet):
     assert seen(fleet.listener) == ["stopped", "starting", "healthy"]
 
 
-def test_from_the_record_to_the_bus_within_a_second(fleet):
-    since = time.time()
-    plain = {name: [f"b{name[-1]}-4"] for name in fleet.nodes}
-    fleets.turn(fleet, plain, lambda: sum(map(len, fleets.told(fleet, since).values())) >= 30, 20)
-    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 20)
-    assert fleets.missing(fleet, since) == {}
-    assert fleets.median(fleets.latencies(fleet, since)) <= 1
-
-
 def test_an_env_that_appears_gets_its_checks(fleet):
     since = time.time()
     fleet.jail("hv1", "new1", 30)
@@ -246,7 +237,7 @@ def test_a_highstate_a_sync_and_a_refresh_in_a_burst_lose_nothing(fleet):
     fleet.wait_minions()
     since, over = time.time(), threading.Event()
     plain = {name: [f"b{name[-1]}-{k}" for k in range(10, 12)] for name in fleet.nodes}
-    burst = threading.Thread(target=fleets.turn, args=(fleet, plain, over.is_set, 120))
+    burst = threading.Thread(target=fleets.turn, args=(fleet, plain, over.is_set, 120, 0.5))
     burst.start()
     try:
         fleet.highstate("hv1")

@@ -52,40 +52,49 @@ class Batch:
 def _write(entries, troubles):
     """Write [(path, _File)]; an OSError goes to ``failed`` of the file, or to ``troubles``."""
     folders, temps, bad = {}, {}, {}
+
+    def tried(action, path, *args):
+        try:
+            if path not in bad:
+                action(path, *args)
+        except OSError as err:
+            bad[path] = err
+
+    def make(path, file, folder):
+        if folder not in folders:
+            folders[folder] = file.opened()
+        temps[path] = _temporary(file.name, file.data, file.mode, folders[folder])
+
+    def sync(path, folder):
+        fd = os.open(temps[path], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folders[folder])
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+
+    def take(path, file, folder):
+        os.replace(temps[path], file.name, src_dir_fd=folders[folder], dst_dir_fd=folders[folder])
+        del temps[path]
+
+    def settle(path, folder):
+        os.fsync(folders[folder])
+
+    entries = [(path, file, os.path.dirname(path)) for path, file in entries]
+    durable = [(path, folder) for path, file, folder in entries if file.durable]
     try:
-        for path, file in entries:
-            folder = os.path.dirname(path)
-            try:
-                if folder not in folders:
-                    folders[folder] = file.opened()
-                temps[path] = _temporary(file.name, file.data, file.mode, folders[folder])
-            except OSError as err:
-                bad[path] = err
-
-        def synced(path):
-            try:
-                fd = os.open(temps[path], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folders[os.path.dirname(path)])
-                try:
-                    os.fsync(fd)
-                finally:
-                    os.close(fd)
-            except OSError as err:
-                bad[path] = err
-
-        _each(synced, [path for path, file in entries if file.durable and path not in bad])
-        for path, file in entries:
-            folder = folders.get(os.path.dirname(path))
-            try:
-                if path in bad:
-                    raise bad[path]
-                os.replace(temps[path], file.name, src_dir_fd=folder, dst_dir_fd=folder)
-            except OSError as trouble:
-                (file.failed or troubles.append)(trouble)
-                if path in temps:
-                    with contextlib.suppress(OSError):
-                        os.unlink(temps[path], dir_fd=folder)
-        durable = {os.path.dirname(path) for path, file in entries if file.durable}
-        _each(os.fsync, [folders[folder] for folder in durable if folder in folders])
+        for entry in entries:
+            tried(make, *entry)
+        _each(lambda entry: tried(sync, *entry), durable)
+        for entry in entries:
+            tried(take, *entry)
+        last = {folder: path for path, folder in durable if path not in bad}
+        _each(lambda entry: tried(settle, *entry), [(path, folder) for folder, path in last.items()])
+        for path, file, folder in entries:
+            if path in temps:
+                with contextlib.suppress(OSError):
+                    os.unlink(temps[path], dir_fd=folders[folder])
+            if path in bad:
+                (file.failed or troubles.append)(bad[path])
     finally:
         for folder in folders.values():
             os.close(folder)

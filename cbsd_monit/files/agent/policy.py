@@ -181,7 +181,8 @@ def judge(seen, env, services):
     residue = bool(env["op"])  # our own heal was killed: what it left is ours to finish
     if residue:
         env["op"] = None
-        env.enter_phase(None)
+        if env["cause"] == "heal":  # what somebody else began meanwhile is theirs
+            env.enter_phase(None)
     if env["phase"] and env.age("phase_since") > _phase_limit(env, row, restart):
         if env["phase"] == "stopping" and env["intent"] == "stopped" and up:
             env.intend("running", "the stop did not happen")

@@ -157,6 +157,15 @@ def test_killed_heal_is_finished_and_its_maintenance_is_ours(judged, node):
     assert (found, due, env["op"]) == ("failing", ["env"], None)
 
 
+def test_stop_that_an_operator_began_after_the_heal_was_killed_is_meant(judged, node):
+    record = {"op": {"id": "x", "action": "restart", "step": "start", **node.stamp()}, "state": "healing"}
+    record.update(intent="stopped", phase="stopping", cause="operator", phase_since=node.stamp())
+    found, due, env = judged(record=record)
+    assert (due, env["op"], env["intent"], env["phase"]) == ([], None, "stopped", "stopping")
+    record.update(phase="stopping", cause="heal", intent="running")
+    assert judged(up=False, record=record)[2]["phase"] is None
+
+
 def test_running_heal_is_left_alone(judged, node):
     record = {"op": {"id": "x", "action": "restart", "step": "stop", **node.stamp()}}
     with node.env_lock("lb1", "test"):

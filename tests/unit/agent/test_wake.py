@@ -60,7 +60,7 @@ def test_agent_is_started_once_and_sees_nothing_of_the_caller(wake, tmp_path, no
     ]
     assert {c.wait(timeout=60) for c in calls} == {0}
     time.sleep(0.2)
-    assert (tmp_path / "called").read_text().splitlines() == [f"-I {tmp_path}/lib/agent {tmp_path}/conf.json run"]
+    assert (tmp_path / "called").read_text().splitlines() == [f"-IS {tmp_path}/lib/agent {tmp_path}/conf.json run"]
     names = {line.split("=")[0] for line in (tmp_path / "agent-env").read_text().splitlines()}
     assert names <= {"PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_"}
     assert os.path.exists(node.in_run("trigger"))
