@@ -20,9 +20,10 @@ import traceback
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
+from integration import fleet  # noqa: E402
+
 from bench import healing, history, hooks, picture, scale  # noqa: E402
 from bench.nodes import REPO, Bench, say  # noqa: E402
-from integration import fleet  # noqa: E402
 
 
 def events(bench):

@@ -208,9 +208,7 @@ def manifest(side, before):
     skipped = {p for p in paths(root) if NOT_COUNTED.match(os.path.relpath(p, root))}
     # The control file was there before, and is written again.
     kept = before - {str(node.monitrc)}
-    return floor.manifest(
-        root, kept | skipped, durable, [*monit, "-t"], [*monit, "reload"]
-    )
+    return floor.manifest(root, kept | skipped, durable, [*monit, "-t"], [*monit, "reload"])
 
 
 def converge(bench):

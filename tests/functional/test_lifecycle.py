@@ -603,7 +603,9 @@ def end_all(word):
     """Kill every process whose command line has ``word``, those too that they start meanwhile."""
     calm = 0
     while calm < 3:
-        listing = subprocess.run(["ps", "-axww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True)
+        listing = subprocess.run(
+            ["ps", "-axww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True
+        )
         lines = [line.split(None, 2) for line in listing.stdout.splitlines()]
         pids = [int(pid) for pid, stat, *command in lines if command and word in command[0] and stat[0] != "Z"]
         for pid in pids:

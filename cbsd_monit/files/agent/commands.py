@@ -378,4 +378,3 @@ def main(argv):
     except AgentError as err:
         print(f"cbsd_monit: {err}", file=sys.stderr)
         return UNASKED if command == "probe" else 1
-
