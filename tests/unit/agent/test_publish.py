@@ -1,6 +1,9 @@
 """Facts, templates, and what monit may be told."""
 
+import contextlib
 import pathlib
+import socket
+import threading
 
 import cbsd
 import monit
@@ -415,3 +418,40 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(node, world):
         os.utime(path, (time.time() - 700, time.time() - 700))
     passes.run(node)
     assert [p.exists() for p in (*left, young, alien)] == [False, False, True, True]
+
+
+class Asked:
+    """A monit on a unix socket that keeps what it is asked, and refuses what ``refused`` is in."""
+
+    def __init__(self, path, refused=None):
+        self.bodies, self.refused = [], refused
+        self.server = socket.socket(socket.AF_UNIX)
+        self.server.bind(str(path))
+        self.server.listen(8)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            with contextlib.suppress(OSError), self.server.accept()[0] as one:
+                text = one.recv(1 << 20).decode()
+                self.bodies.append((text.split(" ")[1], text.partition("\r\n\r\n")[2]))
+                bad = self.refused and self.refused in text
+                one.sendall(b"HTTP/1.0 404 no\r\n\r\n" if bad else b"HTTP/1.0 200 OK\r\n\r\n")
+
+
+@pytest.mark.parametrize("refused", [None, "e7."])
+def test_many_services_are_asked_for_in_few_requests(node, tmp_path, refused):
+    """A thousand requests would wake monit a thousand times; one name that it no longer knows spoils a request."""
+    node.conf["socket"], node.conf["monitrc"] = str(tmp_path / "m.sock"), str(tmp_path / "none")
+    there = Asked(tmp_path / "m.sock", "service=e7%" if refused else None)
+    monit.Monit(node).act([*(f"e{n}.http" for n in range(450)), "=x.a", "odd name"], "unmonitor")
+    together = [body for page, body in there.bodies if page == "/_doaction"]
+    alone = [page for page, _ in there.bodies if page != "/_doaction"]
+    assert len(together) == 3 and all("action=unmonitor" in body for body in together)
+    assert "service=e7%5C.http" in together[0] and "service=%3Dx%5C.a" in together[2]
+    assert len(alone) == (201 if refused else 1), "the odd one, and those of the refused request one by one"
+
+
+def test_monit_is_asked_for_nothing_else(node):
+    with pytest.raises(AssertionError):
+        monit.Monit(node).act(["a"], "quit")
