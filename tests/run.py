@@ -16,18 +16,17 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
-# The longest first; what is not named here is one run of its own.
+# The longest first, and beside those that compute one that waits; what is not named here is one run of its own.
 RUNS = [
     ["tests/integration/test_events.py"],
+    [FUNCTIONAL("timeline"), FUNCTIONAL("storm")],
     [FUNCTIONAL("kills")],
-    [FUNCTIONAL("loop")],
-    ["tests/unit"],
     [FUNCTIONAL("lifecycle")],
     [FUNCTIONAL("publish_faults")],
-    [FUNCTIONAL("timeline")],
+    [FUNCTIONAL("loop")],
     [FUNCTIONAL("sls")],
-    [FUNCTIONAL("storm")],
     [FUNCTIONAL("scale")],
+    ["tests/unit"],
     ["tests/conformance"],
     ["tests/integration/test_bus.py"],
 ]

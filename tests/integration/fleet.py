@@ -27,8 +27,8 @@ from node_on_salt import REPO, SaltNode, file_root  # noqa: E402
 
 BIN = pathlib.Path(sys.executable).parent
 QUICK = {
-    "monit": {"poll": "1s"},
-    "defaults": {"interval": "1s", "timeout": "2s", "failure_threshold": 2, "start_period": "20s"},
+    "monit": {"poll": "2s"},  # each cycle is a look on each node
+    "defaults": {"interval": "2s", "timeout": "2s", "failure_threshold": 2, "start_period": "20s"},
 }
 RESTART = """\
 #!/bin/sh
