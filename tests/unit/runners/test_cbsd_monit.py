@@ -98,3 +98,18 @@ def test_the_reactor_is_told_that_it_has_to_start_the_next_one(runner, tmp_path)
     started.touch()
     runner.notify()
     assert not started.exists() and not (tmp_path / "cbsd_monit/notify.jsonl").exists()
+
+
+def test_long_work_tells_a_terminal_how_far_it_is(runner, monkeypatch, capsys):
+    rows = [{"node": f"hv{n}", "env": "lb1", "state": "healthy"} for n in (1, 2, 3)]
+    monkeypatch.setattr(runner, "_fleet", lambda *_: {"envs": rows})
+    monkeypatch.setattr(runner, "_restart", lambda *_: {})
+    monkeypatch.setattr(runner, "_settle", lambda *_: {})
+    assert runner.rolling_restart("web") == {"restarted": ["hv1/lb1", "hv2/lb1", "hv3/lb1"]}
+    assert capsys.readouterr().err == "", "nobody watches"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    runner.rolling_restart("web", max_parallel=2)
+    assert capsys.readouterr().err.splitlines() == [
+        "0 restarted, 3 to go: hv1/lb1, hv2/lb1",
+        "2 restarted, 1 to go: hv3/lb1",
+    ]
