@@ -32,7 +32,7 @@ MODES = ("trace", "kill", "stop", "enospc", "full")
 # What needs room on a disk; the others cannot fail with ENOSPC.
 SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "close", "log")
 # What another process cannot see after this one died.
-TRACELESS = ("flock", "fsync", "connect")
+TRACELESS = ("flock", "fsync", "fchmod", "connect")
 _WRAPPER = """\
 #!/bin/sh
 # The node's Python.  Its next agent whose command is that of a plan runs under tests/faults.py, once.

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """
-All tests, as pytest runs side by side: most of the functional ones wait for real daemons, one more than cores at a time.
+All tests, as pytest runs side by side: most of the functional ones wait for real daemons, as many as there are cores.
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
@@ -19,8 +19,8 @@ FUNCTIONAL = "tests/functional/test_{}.py".format
 # The longest first, and beside those that compute one that waits; what is not named here is one run of its own.
 RUNS = [
     ["tests/integration/test_events.py"],
-    [FUNCTIONAL("timeline"), FUNCTIONAL("storm")],
     [FUNCTIONAL("kills")],
+    [FUNCTIONAL("timeline"), FUNCTIONAL("storm")],
     [FUNCTIONAL("lifecycle")],
     [FUNCTIONAL("publish_faults")],
     [FUNCTIONAL("loop")],
@@ -52,7 +52,7 @@ def main():
         return done.returncode
 
     with tempfile.TemporaryDirectory() as folder:
-        with concurrent.futures.ThreadPoolExecutor(1 + (os.cpu_count() or 1)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             jobs = [pool.submit(one, number, run, folder) for number, run in enumerate(runs)]
             codes = [job.result() for job in jobs]
     print(f"all tests: {time.monotonic() - began:.0f} s")

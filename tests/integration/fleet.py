@@ -127,19 +127,22 @@ while True:
 
     def __init__(self, fleet):
         self.path = fleet.root / "events.jsonl"
+        self.found, self.offset, self.reading = [], 0, threading.Lock()
         with open(self.path, "wb") as out, open(fleet.root / "listener.err", "wb") as err:
             argv = [sys.executable, "-c", self.CODE, str(fleet.conf / "master")]
             self.child = subprocess.Popen(argv, stdout=out, stderr=err, cwd="/")
 
     def events(self):
-        found = []
-        with open(self.path, encoding="utf-8") as lines:
-            for line in lines:
-                if line.endswith("\n"):
-                    moment, tag, data = json.loads(line)
-                    if tag:
-                        found.append((moment, tag, data))
-        return found
+        with self.reading:
+            with open(self.path, "rb") as lines:
+                lines.seek(self.offset)
+                for line in lines:
+                    if line.endswith(b"\n"):
+                        self.offset += len(line)
+                        moment, tag, data = json.loads(line)
+                        if tag:
+                            self.found.append((moment, tag, data))
+            return list(self.found)
 
     def records(self, minion=None):
         """The records of all batches in the order of their arrival, repeats included: [(time, record)]."""
@@ -162,7 +165,7 @@ while True:
             found = condition(self)
             if found or time.monotonic() > until:
                 return found
-            time.sleep(0.1)
+            time.sleep(0.2)
 
     def stop(self):
         self.child.kill()
