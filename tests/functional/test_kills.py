@@ -347,8 +347,8 @@ class Killed:
 def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, how, stops):
     points = traced(worlds[0], how)
     assert len({p.where for p in points}) > 100
-    if how == "start":  # the passes around it are those of the restart
-        points = [p for p in points if "heal.py" in p.where]
+    # The passes around it: one is like the other, and all are those of the restart.
+    points = [p for p in points if "heal.py" in p.where or how == "restart" and p.number == 1]
 
     def scenario(world, point):
         killed = Killed(world, how, point)
@@ -422,7 +422,7 @@ def test_agent_killed_with_a_lock_in_its_hand_loses_none(worlds, lock):
 def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
     """One call fails, or from there on all that need room: this agent or the next heals all the same."""
     points = [p for p in traced(worlds[0], "restart") if p.call in SPACE and p.number == 1]
-    points = points[::10] if mode == "full" else [p for p in points if "heal.py" in p.where or "_pass" not in p.where]
+    points = points[::10] if mode == "full" else [p for p in points if "heal.py" in p.where]
 
     def scenario(world, point):
         began, log = time.time(), len(world.log())

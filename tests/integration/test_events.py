@@ -22,7 +22,7 @@ from . import fleet as fleets
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 EXAMPLE = REPO / "cbsd_monit/reactor/master.conf.example"
-OUTAGE = float(os.environ.get("CBSD_MONIT_OUTAGE", "15"))  # seconds; `make bench` measures 60
+OUTAGE = float(os.environ.get("CBSD_MONIT_OUTAGE", "10"))  # seconds; `make bench` measures 60
 ENVS = 20
 HTTP = {"http": {"type": "http", "port": 80}}
 NGINX = ("pkglist=nginx", "sysrc=nginx_enable=YES")
