@@ -129,6 +129,7 @@ class Monit:
     def __init__(self, node):
         self.node = node
         self.socket = node.conf.get("socket") or node.in_state("monit.sock")
+        self.more = 0.0  # seconds that an answer may take longer, because it is about many services
 
     # Speaking
 
@@ -173,7 +174,7 @@ class Monit:
         """The present Status, or None when no monit answers."""
         for _ in range(2):  # 6.0 drops a connection now and then while it reloads
             try:
-                code, body = self._request("GET /_status?format=xml", timeout=timeout)
+                code, body = self._request("GET /_status?format=xml", timeout=timeout + self.more)
                 if code == 200:
                     return Status(body)
                 why = ": it wants a password that is not in its control file" if code == 401 else ""

@@ -348,6 +348,7 @@ class Pass:
             )
         self.changed = sorted(name or "node" for name in names)
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
+        self.monit.more = len(self.services) / 1000
         self.foreign = {t.env: t.foreign for t in good if t.foreign}
         self.warnings = publisher.limits(good)
         if dry:
@@ -419,6 +420,8 @@ class Pass:
         self.reloaded, asked = True, time.monotonic()
         self.status, cycles = self._verified(before, began)
         self.verify_wait = round(time.monotonic() - asked, 3)
+        if self.status is None and self.monit.pid() is not None:
+            raise AgentError("monit runs and does not answer since its reload")
         if self.status is None:
             number = publisher.generation()
             self._hold(publisher, publisher.older(), wanted, f"monit ended when it read generation {number}")
@@ -436,10 +439,11 @@ class Pass:
         """
         (Status, True) as soon as monit has read all of ``services`` and checked something since, (None, False) if it ended.
 
-        (Status, False) if neither is so after VERIFY seconds: a monit in the middle of a long cycle reads when that is over.
+        (Status, False) if neither is so after VERIFY seconds, and a second more for a thousand services: a monit in the middle of a
+        long cycle reads when that is over.
         """
         names = {name.lower() for name in self.services}
-        until = time.monotonic() + VERIFY
+        until = time.monotonic() + VERIFY + self.monit.more
         while True:
             status = self.monit.status(timeout=2)
             if status is None and self.monit.pid() is None:
