@@ -26,7 +26,7 @@ demo: setup
 test: setup
 	@$(BIN)/python tests/run.py $(PYTEST_ARGS)
 
-# Measures all of it beside what one would otherwise use: build/bench.json and .svg (about 20 min).  BENCH_ARGS='heal storm'
+# Measures all of it beside what one would otherwise use: build/bench.json and .svg (about half an hour).  BENCH_ARGS='heal storm'
 # does these parts only, BENCH_ARGS=--record also adds a row to docs/benchmarks.md.
 bench: setup
 	@sh tests/setup.sh --packages strace
