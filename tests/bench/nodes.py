@@ -160,7 +160,7 @@ def insert(node, rows):
 
 def idle(node):
     """Wait until no agent runs: what one step has woken must not slow down the next."""
-    until(lambda: not (node.run_dir / "agent.pid").exists(), 60, node.agent_log)
+    until(lambda: not (node.run_dir / "agent.pid").exists(), 120, node.agent_log)
 
 
 # Failures

@@ -309,10 +309,13 @@ def processes(trace):
 @contextlib.contextmanager
 def no_agent(node):
     """Something that `wake` takes for a running agent: only what the highstate itself runs is counted."""
-    idle(node)
-    stand_in = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")])
     ticket = node.run_dir / "agent.pid"
-    ticket.mkdir(parents=True, exist_ok=True)
+    while True:
+        idle(node)
+        with contextlib.suppress(FileExistsError):  # one that a hook has just woken
+            ticket.mkdir(parents=True)
+            break
+    stand_in = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")])
     (ticket / "pid").write_text(f"{stand_in.pid}\n")
     with open(node.run_dir / "agent.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # or `sync` takes the ticket for a stale one

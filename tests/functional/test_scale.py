@@ -1,20 +1,18 @@
 """Fifty envs on one node: a second run changes nothing, and the number of processes does not grow with the envs."""
 
 import contextlib
-import fcntl
 import json
 import pathlib
-import shutil
 import sqlite3
-import subprocess
 import sys
-import time
 
 import pytest
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(REPO / "tests"))
 
+from bench.nodes import idle  # noqa: E402
+from bench.scale import no_agent  # noqa: E402
 from sim import inventory, jails  # noqa: E402
 
 SETTINGS = {
@@ -35,28 +33,6 @@ def add(node, first, last):
             "jcreate", f"jname=e{i}", f"ip4_addr=127.78.0.{i + 1}", "pkglist=tcpd", "sysrc=tcpd_port=8080", "inter=0"
         )
         assert done.returncode == 0, done.stdout
-
-
-@contextlib.contextmanager
-def no_agent(node):
-    """Something that `wake` takes for a running agent, so that only the commands of what is measured are counted."""
-    ticket = node.run_dir / "agent.pid"
-    while True:
-        quiet(node)
-        with contextlib.suppress(FileExistsError):  # one that a hook has just woken
-            ticket.mkdir(parents=True)
-            break
-    argv = [sys.executable, "-c", "import time; time.sleep(120)", str(node.wake.parent / "agent")]
-    stand_in = subprocess.Popen(argv)
-    (ticket / "pid").write_text(f"{stand_in.pid}\n")
-    with open(node.run_dir / "agent.lock", "w", encoding="ascii") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # or `sync` takes the ticket for a stale one
-        try:
-            yield
-        finally:
-            stand_in.kill()
-            stand_in.wait()
-            shutil.rmtree(ticket, ignore_errors=True)
 
 
 def commands_of(node, action):
@@ -130,13 +106,6 @@ def written(node):
     return found
 
 
-def quiet(node):
-    until = time.monotonic() + 120
-    while (node.run_dir / "agent.pid").exists():
-        assert time.monotonic() < until, node.agent_log()[-2000:]
-        time.sleep(0.2)
-
-
 CHECKS = {"http": {"type": "http", "port": 80}, "ssh": {"type": "tcp", "port": 22}, "alive": {"type": "running"}}
 LARGE = {
     "monit": {"poll": "30s"},
@@ -153,7 +122,7 @@ def test_thousand_envs_in_one_pass_and_one_bad_among_them(large):
         names = add_many(node, *new)
         first, results = commands_of(node, node.apply)
         assert all(r["result"] for r in results), node.summary(results)[:3000]
-        quiet(node)
+        idle(node)
         log, before = reloads(), written(node)
         second, results = commands_of(node, node.apply)
         assert [r["__id__"] for r in results if r["changes"]] == []

@@ -493,7 +493,7 @@ class Pass:
             else:
                 self.monit.start()
             asked = time.monotonic()
-            self.status = self.monit.wait(set(self.services), 15) or self.monit.status()
+            self.status = self.monit.wait(set(self.services), VERIFY + self.monit.more) or self.monit.status()
             self.verify_wait = round(time.monotonic() - asked, 3)
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
