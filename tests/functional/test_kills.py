@@ -29,12 +29,12 @@ WORLDS = 6
 CBSD = """\
 #!/bin/sh
 # CBSD as far as a heal needs it: `-c` (its inventory), jstart, jstop, with the real hooks.
-root={root}
+root={root} work={root}/work
 say() {{ echo "$(date +%s.%N) $*" >> $root/log; }}
 for word; do case $word in jname=*) name=${{word#jname=}} ;; esac; done
 hook() {{
   [ $1 != master_poststart.d ] || jid=$((7 + 0$(cat $root/up/$name 2>/dev/null)))
-  env jname=$name emulator=jail jid=${{jid-0}} ip4_addr=127.0.0.1 $root/work/jails-system/$name/$1/cbsd_monit < /dev/null
+  env jname=$name emulator=jail jid=${{jid-0}} ip4_addr=127.0.0.1 $work/jails-system/$name/$1/cbsd_monit < /dev/null
 }}
 case $1 in
   -c) cat $root/rows ;;

@@ -32,8 +32,10 @@ class World:
 
     def __init__(self, root):
         self.root, self.mutable, self.copy = root, root / "node", root / "before"
-        for name in ("bin", "node/work/jails-system", "node/work/var/db", "lib", "run", "vmm", "monit"):
-            (root / name).mkdir(parents=True)
+        for folder in ("bin", "lib", "run", "vmm", "monit"):
+            (root / folder).mkdir(parents=True)
+        for folder in ("work/jails-system", "work/var/db"):
+            (self.mutable / folder).mkdir(parents=True)
         for name in ("work/nc.inventory", "work/var/db/local.sqlite"):
             (self.mutable / name).touch()
         self._program("cbsd", f"cat {self.mutable}/rows")
