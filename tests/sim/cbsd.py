@@ -4,9 +4,7 @@ Here and in the modules it uses, an import inside a function is one that few com
 waits for the start of hundreds of these processes.
 """
 
-import importlib
 import os
-import signal
 import sys
 import time
 
@@ -98,6 +96,8 @@ def dispatch(layout, argv):
     external = find_external(layout, command)
     if external or command not in COMMANDS:
         return run_external(layout, command, arguments, external)
+    import signal
+
     # `init` traps these without ending the script; only SIGKILL ends a running command.
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda *_: None)
@@ -116,6 +116,8 @@ def configured_workdir(rcconf):
 
 def run(layout, command, arguments):
     """Run one of CBSD's own commands."""
+    import importlib
+
     from sim.inventory import BrokenRow
     from sim.session import Session
     from sim.shell import Exit
@@ -171,11 +173,8 @@ def run_external(layout, command, arguments, path):
 
 def script(layout, code):
     """`cbsd -c CODE`, or CBSD's shell reading standard input; SQL builtins are commands here."""
-    import shlex
-
-    words = shlex.split(code) if code and not set(code) & set("|&;<>$`\n") else []
-    if words and words[0] in ("cbsdsqlro", "cbsdsqlrw"):
-        return sql(layout, words[1:])
+    if code and code.startswith(("cbsdsqlro ", "cbsdsqlrw ")) and not set(code) & set("|&;<>$`\n"):
+        return sql(layout, words_of(code)[1:])
     path = f"{layout.work('modules')}:{layout.bin}/commands:{HOST_PATH}"
     environment = dict(os.environ, workdir=layout.workdir, PATH=path)
     argv = ["/bin/sh"] if code is None else ["/bin/sh", "-c", code]
@@ -183,9 +182,18 @@ def script(layout, code):
     return 126
 
 
+def words_of(code):
+    """The words of a simple command, as a shell sees them."""
+    if not set(code) & set("'\"\\"):
+        return code.split()
+    import shlex
+
+    return shlex.split(code)
+
+
 def sql(layout, words):
     """cbsdsqlro DATABASE STATEMENT...: one line per row, columns separated by `|`."""
-    import sqlite3
+    import _sqlite3  # sqlite3 adds conversions of dates, and takes twice as long to import
 
     name = words[0] if words else ""
     path = name if name.startswith("/") else layout.work(f"var/db/{name}.sqlite")
@@ -193,11 +201,11 @@ def sql(layout, words):
         sys.stdout.write(f"cbsdsql: Can't open database file: {path}\n")
         return 1
     separator = os.environ.get("sqldelimer", "|")
-    connection = sqlite3.connect(path, timeout=25, isolation_level=None)
+    connection = _sqlite3.connect(path, timeout=25, isolation_level=None)
     try:
         for row in connection.execute(" ".join(words[1:])):
             sys.stdout.write(separator.join("" if v is None else str(v) for v in row) + "\n")
-    except sqlite3.Error as error:
+    except _sqlite3.Error as error:
         sys.stderr.write(f"cbsdsql: {error}\n")
         return 1
     finally:

@@ -1,15 +1,12 @@
 """Programs of the base system: jls(8), jexec(8), sysrc(8), ps(1), rctl(8), and service(8) inside a jail."""
 
-import json
 import os
 import pwd
-import subprocess
 import sys
 
-from sim import procs
+from sim import procs, quick_json
 from sim.kernel import Kernel
 from sim.layout import Layout
-from sim.services import RcConf, Services
 
 
 def main(program, root, argv):
@@ -95,7 +92,7 @@ def print_json(found):
         }
         for name, jail in found
     ]
-    print(json.dumps({"__version": "2", "jail-information": {"jail": entries}}))
+    print(quick_json.dumps({"__version": "2", "jail-information": {"jail": entries}}))
 
 
 # -- jexec -----------------------------------------------------------------------------------------
@@ -227,6 +224,8 @@ def service(layout, argv):
     if not jail:
         sys.stderr.write("service: the jail is gone\n")
         return 1
+    from sim.services import Services  # like subprocess: not needed by most, and not cheap
+
     services = Services(kernel, name, jail)
     if argv[:1] == ["-e"]:
         for package in services.packages():
@@ -256,6 +255,8 @@ def sysrc(layout, argv):
             names_only, delete = names_only or "n" in word, delete or "x" in word
         else:
             words.append(word)
+    from sim.services import RcConf
+
     conf, code = RcConf(path), 0
     for word in words:
         key, assigned, value = word.partition("=")
@@ -277,6 +278,8 @@ def sysrc(layout, argv):
 
 def jails_astart(layout, argv):
     """rc.d/jails-astart: what rc does with the environments of the node at boot and at shutdown."""
+    import subprocess
+
     cbsd = os.path.join(layout.bin, "cbsd")
     if argv[:1] == ["start"]:
         return astart(layout, cbsd)
@@ -295,6 +298,8 @@ def jails_astart(layout, argv):
 
 def astart(layout, cbsd):
     """Start what has astart=1: all jails side by side, and all machines."""
+    import subprocess
+
     from sim.inventory import Inventory
 
     inventory = Inventory(layout, Kernel(layout))
@@ -320,6 +325,8 @@ def autostarted(inventory, jname, emulator):
 
 def bhyverun(layout, argv):
     """share/bhyverun.sh -c CONF: the guest has powered itself off, bhyve has ended."""
+    import subprocess
+
     jname = os.path.basename(os.path.dirname(argv[argv.index("-c") + 1]))
     kernel = Kernel(layout)
     kernel.destroy_vm(jname)

@@ -8,13 +8,11 @@ number of simulated commands run at the same time.
 
 import contextlib
 import fcntl
-import json
 import os
-import subprocess
 import sys
 import time
 
-from sim import procs
+from sim import procs, quick_json
 from sim.layout import write_atomic
 
 SLEEP = "/bin/sleep"
@@ -37,9 +35,9 @@ class Kernel:
         """The state, as it was at one instant."""
         try:
             with open(self.file, encoding="utf-8") as source:
-                return {**EMPTY, **json.load(source)}
+                return {**EMPTY, **quick_json.loads(source.read())}
         except FileNotFoundError:
-            return json.loads(json.dumps(EMPTY))
+            return quick_json.loads(quick_json.dumps(EMPTY))
 
     @contextlib.contextmanager
     def changing(self):
@@ -48,7 +46,7 @@ class Kernel:
             fcntl.flock(lock, fcntl.LOCK_EX)
             state = self.read()
             yield state
-            write_atomic(self.file, json.dumps(state))
+            write_atomic(self.file, quick_json.dumps(state))
 
     def boot(self, jid_start):
         """A new boot: nothing runs, jids start again. Injected faults stay, they are the test's."""
@@ -232,7 +230,7 @@ class Kernel:
         record = os.path.join(self.runs, str(os.getpid()))
         os.makedirs(self.runs, exist_ok=True)
         with open(record, "w", encoding="utf-8") as out:
-            json.dump(procs.identity(os.getpid()), out)
+            out.write(quick_json.dumps(procs.identity(os.getpid())))
         try:
             yield
         finally:
@@ -245,7 +243,7 @@ class Kernel:
         for name in os.listdir(self.runs) if os.path.isdir(self.runs) else ():
             with contextlib.suppress(FileNotFoundError, ValueError):
                 with open(os.path.join(self.runs, name), encoding="utf-8") as source:
-                    found.append(json.load(source))
+                    found.append(quick_json.loads(source.read()))
         return found
 
     def power_off(self):
@@ -262,6 +260,8 @@ class Kernel:
 
 def spawn(argv, executable, environment, fds=()):
     """Start a daemon of the simulated host in a session of its own; its identity."""
+    import subprocess
+
     process = subprocess.Popen(
         argv,
         executable=executable,

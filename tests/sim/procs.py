@@ -1,8 +1,9 @@
 """Processes by identity: a pid alone may by now belong to somebody else."""
 
 import os
-import signal
 import time
+
+SIGKILL = 9  # the module `signal` is not cheap to import
 
 
 def stat(pid):
@@ -65,7 +66,7 @@ def family(idents, marker=None):
     return [[pid, processes[pid][3]] for pid in pids if processes[pid][0] not in "ZX"]
 
 
-def kill(idents, number=signal.SIGKILL):
+def kill(idents, number=SIGKILL):
     """Send a signal to the processes that still are the ones that were meant."""
     for ident in idents:
         if alive(ident):
