@@ -289,9 +289,12 @@ def _records(lines):
     pending = []
     for line in filter(None, lines):
         fields = line.split("|")
-        if pending and fields[0] == fields[-1] and len(fields) == len(_COLUMNS) + 1:
-            yield "\n".join(pending).split("|")
+        if fields[0] == fields[-1] and len(fields) == len(_COLUMNS) + 1:
+            if pending:
+                yield "\n".join(pending).split("|")
+            yield fields
             pending = []
+            continue
         pending.append(line)
         fields = "\n".join(pending).split("|")
         if len(fields) > 1 and fields[0] == fields[-1]:

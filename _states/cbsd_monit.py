@@ -44,7 +44,7 @@ TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
 FRESH = 150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
-TOGETHER = 64  # envs whose files are synced together
+TOGETHER = 64  # envs whose files are synced together; each holds three descriptors meanwhile
 
 
 def __virtual__():
@@ -94,18 +94,27 @@ def _read(name, dir_fd=None):
 
 
 def _stage(folder, name, text, mode=0o600):
-    """Write what is going to be ``name`` in the directory ``folder`` (a descriptor); it still has to be synced and renamed."""
-    temp = f".{name}.salt"
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temp, dir_fd=folder)
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=folder)
+    """
+    Write what is going to be ``name`` in the directory ``folder`` (a descriptor).
+
+    Returns its descriptor, for `_sync_staged`; then it has to be renamed.
+    """
+    temp, flags = f".{name}.salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
-        with os.fdopen(handle, "wb") as stream:
-            os.fchmod(handle, mode)
-            stream.write(text.encode("utf-8", "surrogateescape"))
+        handle = os.open(temp, flags, mode, dir_fd=folder)
+    except FileExistsError:  # of a run that was killed
+        os.unlink(temp, dir_fd=folder)
+        handle = os.open(temp, flags, mode, dir_fd=folder)
+    try:
+        os.fchmod(handle, mode)
+        rest = memoryview(text.encode("utf-8", "surrogateescape"))
+        while rest:
+            rest = rest[os.write(handle, rest) :]
     except BaseException:
+        os.close(handle)
         _unstage(folder, name)
         raise
+    return handle
 
 
 def _unstage(folder, name):
@@ -113,8 +122,7 @@ def _unstage(folder, name):
         os.unlink(f".{name}.salt", dir_fd=folder)
 
 
-def _sync_staged(folder, name):
-    handle = os.open(f".{name}.salt", os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder)
+def _sync_staged(handle):
     try:
         os.fsync(handle)
     finally:
@@ -130,9 +138,9 @@ def _write(path, text):
     folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
     name = os.path.basename(path)
     try:
-        _stage(folder, name, text)
+        handle = _stage(folder, name, text)
         try:
-            _sync_staged(folder, name)
+            _sync_staged(handle)
             _take(folder, name)
         except BaseException:
             _unstage(folder, name)
@@ -171,6 +179,18 @@ def _digest(data):
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
+def _file_digest(name, folder):
+    """The digest of the file ``name`` in the directory ``folder`` (a descriptor), as ``_digest`` has it of its text; raises OSError."""
+    handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
+    try:
+        digest = hashlib.sha256()
+        while chunk := os.read(handle, 1 << 16):
+            digest.update(chunk)
+        return digest.hexdigest()
+    finally:
+        os.close(handle)
+
+
 def _load(text):
     try:
         found = json.loads(text or "")
@@ -189,18 +209,21 @@ def _env_dirs(workdir):
     return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
 
 
-@contextlib.contextmanager
-def _monit_dir(sysdir):
-    """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing is followed."""
-    handle = None
-    top = os.open(sysdir, os.O_RDONLY | os.O_DIRECTORY)
+def _open_monit_dir(sysdir):
+    """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing below it is followed."""
     try:
-        with contextlib.suppress(FileNotFoundError):
-            handle = os.open("monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
+        return os.open(f"{sysdir}/monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        os.stat(sysdir)  # or it is the env that is gone
+        return None
     except OSError:
         raise OSError(f"{sysdir}/monit is not a directory (a symlink is not followed)") from None
-    finally:
-        os.close(top)
+
+
+@contextlib.contextmanager
+def _monit_dir(sysdir):
+    """A descriptor of ``sysdir/monit``, or None if there is none, closed at the end."""
+    handle = _open_monit_dir(sysdir)
     try:
         yield handle
     finally:
@@ -217,7 +240,7 @@ class _EnvPlan:
     def __init__(self, env, sysdir, node, wanted, copies=False):
         self.env, self.sysdir = env, sysdir
         self.wanted = wanted is not None
-        self.changes, self.error, self.folder = {}, None, None
+        self.changes, self.error, self.folder, self.open = {}, None, None, {}
         with _monit_dir(sysdir) as folder:
             names = (TPL, POLICY, TPL + LOCAL, POLICY + LOCAL)
             have = {n: None if folder is None else _read(n, folder) for n in names}
@@ -270,13 +293,12 @@ class _EnvPlan:
         with contextlib.suppress(FileExistsError):
             if self.wanted:
                 os.mkdir(os.path.join(self.sysdir, "monit"), 0o700)
-        with _monit_dir(self.sysdir) as folder:
-            self.folder = os.dup(folder)
+        self.folder = _open_monit_dir(self.sysdir)
         if self.wanted:
             os.fchmod(self.folder, 0o700)
             os.fchown(self.folder, os.geteuid(), -1)
             for file in self.staged:
-                _stage(self.folder, file, self.after[file])
+                self.open[file] = _stage(self.folder, file, self.after[file])
 
     @property
     def staged(self):
@@ -284,7 +306,7 @@ class _EnvPlan:
 
     def sync(self):
         for file in self.staged:
-            _sync_staged(self.folder, file)
+            _sync_staged(self.open.pop(file))
 
     def take(self):
         """Give the new files their names; the policy first: it says whose the template is."""
@@ -299,8 +321,11 @@ class _EnvPlan:
         os.fsync(self.folder)
 
     def leave(self):
+        for handle in self.open.values():
+            os.close(handle)
+        self.open = {}
         if self.folder is not None:
-            for file in self.staged:
+            for file in self.staged if self.error else ():
                 _unstage(self.folder, file)
             os.close(self.folder)
             self.folder = None
@@ -670,11 +695,14 @@ def _remembered(memory, inputs, config, trust, trusted, dirs):
             return None
     try:
         for env, digests in trusted.items():
-            with _monit_dir(dirs[env]) as folder:
-                if folder is None or _EnvPlan._attributes(folder):
+            folder = os.open(f"{dirs[env]}/monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                if _EnvPlan._attributes(folder):
                     return None
-                if any(_digest(_read(file, folder) or "") != digest for file, digest in digests.items()):
+                if any(_file_digest(file, folder) != digest for file, digest in digests.items()):
                     return None
+            finally:
+                os.close(folder)
     except (KeyError, OSError):
         return None
     return memory

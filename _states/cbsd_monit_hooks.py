@@ -12,7 +12,6 @@ import logging
 import os
 import re
 import shutil
-import stat
 
 log = logging.getLogger(__name__)
 
@@ -67,36 +66,38 @@ def _env_dirs(workdir):
     return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
 
 
-def _kind(name, sysdir):
-    """``jail``, ``bhyve`` or None for a directory with hooks, by the names CBSD gives skeletons and files."""
-    if sysdir is None:
-        for kind in HOOKS_OF:
-            if re.search(rf"(^|-){kind}-", name):
-                return kind
-        return None
-    if os.path.isdir(os.path.join(sysdir, "master_reboot.d")) or os.path.exists(os.path.join(sysdir, "bhyve.conf")):
+def _kind(name):
+    """``jail``, ``bhyve`` or None for a skeleton, by the names CBSD gives them."""
+    for kind in HOOKS_OF:
+        if re.search(rf"(^|-){kind}-", name):
+            return kind
+    return None
+
+
+def _kind_of(entries):
+    """The same for an env, by what lies in its directory."""
+    if "master_reboot.d" in entries or "bhyve.conf" in entries:
         return "bhyve"
-    return "jail" if os.path.isdir(os.path.join(sysdir, "clone.d")) else None
+    return "jail" if "clone.d" in entries else None
 
 
-def _hook_owners(workdir, skeletons):
-    """{directory: kind} of all that holds hook directories: skeletons and envs; and the skeletons that do not exist."""
+def _skeletons(workdir, skeletons):
+    """{directory: kind} of the skeletons, and those that do not exist."""
     share = os.path.join(workdir, "share")
     names = sorted(os.listdir(share)) if os.path.isdir(share) else []
     found, missing = {}, []
     for name in names:
         path = os.path.join(share, name)
-        kind = _kind(name, None)
+        kind = _kind(name)
         # A default skeleton that is not there is left to initenv, which fills it only where it does not exist.
         if kind and name.endswith(("-system-default", "-system-skel")) and os.path.isdir(path):
             found[path] = kind
     for skeleton in skeletons:
         path = os.path.join(share, skeleton)
         if os.path.isdir(path):
-            found.setdefault(path, _kind(os.path.basename(path), None))
+            found.setdefault(path, _kind(os.path.basename(path)))
         else:
             missing.append(path)
-    found.update((path, _kind(env, path)) for env, path in _env_dirs(workdir).items())
     return found, missing
 
 
@@ -108,13 +109,6 @@ def _upstream(path):
         return False
     with open(path, encoding="utf-8", errors="replace") as stream:
         return bool(UPSTREAM_TEXT.search(stream.read(65536)))
-
-
-def _lstat(name, dir_fd):
-    try:
-        return os.lstat(name, dir_fd=dir_fd)
-    except OSError:
-        return None
 
 
 def _given(**values):
@@ -153,32 +147,36 @@ def _hooks_present(name, paths):
     ret = _ret(name, "All hooks are in place.")
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
-    owners, missing = _hook_owners(workdir, paths.get("skeletons") or [])
+    owners, missing = _skeletons(workdir, paths.get("skeletons") or [])
+    owners.update(dict.fromkeys(_env_dirs(workdir).values()))
     made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
-    for owner, kind in owners.items():
-        top = os.open(
-            owner, os.O_RDONLY | os.O_DIRECTORY
-        )  # seven hooks of a thousand envs: short paths are looked up faster
+    for owner, kind in owners.items():  # seven hooks of a thousand envs: one listing each, and short paths from there
+        top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            for hook in HOOKS_OF.get(kind, HOOKS):
-                folder, link = f"{owner}/{hook}", f"{owner}/{hook}/{HOOK}"
-                info = _lstat(hook, top)
-                if info is None or not stat.S_ISDIR(info.st_mode):
-                    if info and stat.S_ISLNK(info.st_mode):
-                        wrong.append(f"{folder} is a symlink, in which CBSD finds no hook")
+            with os.scandir(top) as found:
+                entries = {entry.name: entry for entry in found}
+            for hook in HOOKS_OF.get(kind or _kind_of(entries), HOOKS):
+                entry = entries.get(hook)
+                if entry is None or not entry.is_dir(follow_symlinks=False):
+                    if entry and entry.is_symlink():
+                        wrong.append(f"{owner}/{hook} is a symlink, in which CBSD finds no hook")
                         continue
-                    made.append(folder)
+                    made.append(f"{owner}/{hook}")
                 try:
                     now = os.readlink(f"{hook}/{HOOK}", dir_fd=top)
                 except OSError:
                     now = None
-                    if os.path.isfile(link):
-                        aside.append(link)
+                    if os.path.isfile(f"{owner}/{hook}/{HOOK}"):
+                        aside.append(f"{owner}/{hook}/{HOOK}")
                 if now != target:
-                    linked.append(link)
+                    linked.append(f"{owner}/{hook}/{HOOK}")
                 for other in UPSTREAM_NAMES:
-                    if _lstat(f"{hook}/{other}", top) and _upstream(f"{folder}/{other}"):
-                        aside.append(f"{folder}/{other}")
+                    try:
+                        os.lstat(f"{hook}/{other}", dir_fd=top)
+                    except OSError:
+                        continue
+                    if _upstream(f"{owner}/{hook}/{other}"):
+                        aside.append(f"{owner}/{hook}/{other}")
         finally:
             os.close(top)
     for key, found in (("directories", made), ("links", linked), ("set aside", aside)):
@@ -257,7 +255,8 @@ def _hooks_absent(name, paths):
     ret = _ret(name, "There is no hook of ours.")
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
-    owners, _ = _hook_owners(workdir, paths.get("skeletons") or [])
+    owners, _ = _skeletons(workdir, paths.get("skeletons") or [])
+    owners = [*owners, *_env_dirs(workdir).values()]
     links = [os.path.join(owner, hook, HOOK) for owner in owners for hook in ALL_HOOKS]
     links = [link for link in links if os.path.islink(link) and os.readlink(link) == target]
     record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})

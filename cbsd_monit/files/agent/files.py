@@ -230,7 +230,7 @@ def _read_at(dir_fd, name):
             return None, None
         data, more = b"", True
         while more and len(data) < LIMIT:
-            more = os.read(fd, LIMIT - len(data))
+            more = os.read(fd, min(LIMIT - len(data), info.st_size + 1))  # one call mostly, and no megabyte for it
             data += more
         return data.decode("utf-8", "surrogateescape"), info
     finally:
@@ -273,14 +273,10 @@ class EnvDir:
 
     def __init__(self, sysdir):
         self.sysdir = sysdir
-        self.path = os.path.join(sysdir, "monit")
+        self.path = f"{sysdir}/monit"
 
     def _opened(self):
-        top = os.open(self.sysdir, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            return os.open("monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=top)
-        finally:
-            os.close(top)
+        return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
 
     @contextlib.contextmanager
     def _fd(self):
@@ -292,14 +288,17 @@ class EnvDir:
 
     def read(self, name):
         """The text of the regular file ``name``, or None."""
-        data = _waiting(os.path.join(self.path, name))
+        data = _waiting(f"{self.path}/{name}")
         if data is not None:
             return data.decode("utf-8", "surrogateescape")
         try:
-            with self._fd() as dir_fd:
-                return _read_at(dir_fd, name)[0]
+            dir_fd = self._opened()
         except OSError:
             return None
+        try:
+            return _read_at(dir_fd, name)[0]
+        finally:
+            os.close(dir_fd)
 
     def load(self, names):
         """
@@ -343,11 +342,11 @@ class EnvDir:
         data = text.encode("utf-8", "surrogateescape")
         if self.read(name) == text:
             return False
-        _replace(os.path.join(self.path, name), self._opened, data, 0o600, failed, durable, late)
+        _replace(f"{self.path}/{name}", self._opened, data, 0o600, failed, durable, late)
         return True
 
     def remove(self, name):
-        if _waiting(os.path.join(self.path, name)) is not None:
-            del _local.batch.waiting[os.path.join(self.path, name)]
+        if _waiting(f"{self.path}/{name}") is not None:
+            del _local.batch.waiting[f"{self.path}/{name}"]
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)
