@@ -505,7 +505,8 @@ def list_(name="*", emulator=None):
     return {
         env: row
         for env, row in sorted(_inventory(paths()).items())
-        if fnmatch.fnmatchcase(env, name) and emulator in (None, row["emulator"])
+        if name in ("*", env) or fnmatch.fnmatchcase(env, name)
+        if emulator in (None, row["emulator"])
     }
 
 

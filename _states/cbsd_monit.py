@@ -203,10 +203,11 @@ def _env_dirs(workdir):
     """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
     top = os.path.join(workdir, "jails-system")
     try:
-        names = sorted(os.listdir(top))
+        with os.scandir(top) as found:
+            names = sorted(entry.name for entry in found if ENV_NAME.match(entry.name) and entry.is_dir())
     except FileNotFoundError:
         return {}
-    return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
+    return {name: os.path.join(top, name) for name in names}
 
 
 def _open_monit_dir(sysdir):
@@ -627,7 +628,8 @@ def _checks_present(name, spec, node, lookup, template, templates):
             _write(path, text)
         _apply(plans, state, dirs)
         if not memory and not any(p.error for p in plans):
-            said = {"inputs": inputs, "config": _digest(_dump(configuration)), "warnings": warnings}
+            said = {"inputs": inputs, "config": _digest(_dump(configuration)), "trust": _digest(_dump(trust))}
+            said["warnings"] = warnings
             said = _dump({**said, "program": program, "version": version})
             if _read(files["rendered"]) != said:
                 _write(files["rendered"], said)
@@ -690,7 +692,7 @@ def _remembered(memory, inputs, config, trust, trusted, dirs):
     """
     if memory.get("inputs") != inputs or not trusted:
         return None
-    for file, digest in ((config, memory["config"]), (trust, _digest(_dump(trusted)))):
+    for file, digest in ((config, memory["config"]), (trust, memory.get("trust"))):
         if _digest(_read(file) or "") != digest or stat.S_IMODE(os.stat(file).st_mode) != 0o600:
             return None
     try:

@@ -60,10 +60,11 @@ def _env_dirs(workdir):
     """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
     top = os.path.join(workdir, "jails-system")
     try:
-        names = sorted(os.listdir(top))
+        with os.scandir(top) as found:
+            names = sorted(entry.name for entry in found if ENV_NAME.match(entry.name) and entry.is_dir())
     except FileNotFoundError:
         return {}
-    return {n: os.path.join(top, n) for n in names if ENV_NAME.match(n) and os.path.isdir(os.path.join(top, n))}
+    return {name: os.path.join(top, name) for name in names}
 
 
 def _kind(name):
