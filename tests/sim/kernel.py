@@ -59,8 +59,12 @@ class Kernel:
 
     def jails(self):
         """name -> record of the jails that exist."""
-        found = self.read()["jails"]
-        return {name: jail for name, jail in found.items() if procs.alive(jail["holder"])}
+        found, alive = self.read()["jails"], {}
+        for jail in found.values():
+            holder = tuple(jail["holder"] or ())
+            if holder not in alive:  # a benchmark has one for a thousand jails
+                alive[holder] = procs.alive(holder)
+        return {name: jail for name, jail in found.items() if alive[tuple(jail["holder"] or ())]}
 
     def jid(self, name):
         """The jid of a jail, 0 when there is none."""
