@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """
-All tests, as pytest runs side by side: most of the functional ones wait for real daemons.
+All tests, as pytest runs side by side: most of the functional ones wait for real daemons, as many as there are cores.
 
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
 
+import concurrent.futures
 import os
 import pathlib
 import subprocess
@@ -15,80 +16,47 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
-# The share of a core that a run keeps busy, and what it runs. The longest first; what is not named is one run of its own.
+# The longest first, and beside those that compute one that waits; what is not named here is one run of its own.
 RUNS = [
-    (0.6, ["tests/integration/test_events.py"]),
-    (0.6, [FUNCTIONAL("kills")]),
-    (0.6, [FUNCTIONAL("timeline"), FUNCTIONAL("storm")]),
-    (0.8, [FUNCTIONAL("loop")]),
-    (0.8, [FUNCTIONAL("lifecycle")]),
-    (1.0, [FUNCTIONAL("sls")]),
-    (1.0, [FUNCTIONAL("publish_faults")]),
-    (1.0, [FUNCTIONAL("scale")]),
-    (1.0, ["tests/unit"]),
-    (1.0, ["tests/conformance"]),
-    (0.8, ["tests/integration/test_bus.py"]),
+    ["tests/integration/test_events.py"],
+    [FUNCTIONAL("kills")],
+    [FUNCTIONAL("timeline"), FUNCTIONAL("storm")],
+    [FUNCTIONAL("lifecycle")],
+    [FUNCTIONAL("publish_faults")],
+    [FUNCTIONAL("loop")],
+    [FUNCTIONAL("sls")],
+    [FUNCTIONAL("scale")],
+    ["tests/unit"],
+    ["tests/conformance"],
+    ["tests/integration/test_bus.py"],
 ]
 
 
-class Runs:
-    """Pytest runs side by side, as many as the cores bear."""
-
-    def __init__(self, folder):
-        self.folder, self.began = folder, time.monotonic()
-        rest = ["tests", *(f"--ignore={path}" for _, run in RUNS for path in run)]
-        self.waiting = [*RUNS, (1.0, rest)]
-        self.busy, self.running, self.codes = 0.0, [], []
-        self.changed = threading.Condition()
-
-    def all(self):
-        """Run them; the worst of their exit codes."""
-        with self.changed:
-            while self.waiting or self.running:
-                free = (os.cpu_count() or 1) - self.busy
-                fits = next((run for run in self.waiting if not self.running or run[0] <= free + 0.01), None)
-                if fits is None:
-                    self.changed.wait()
-                    continue
-                self.waiting.remove(fits)
-                self.running.append(fits)
-                self.busy += fits[0]
-                threading.Thread(target=self.one, args=(fits,)).start()
-        print(f"all tests: {time.monotonic() - self.began:.0f} s")
-        return max(self.codes)
-
-    def one(self, run):
-        """Run one."""
-        _, words = run
-        code, text = 1, "it could not be run\n"
-        try:
-            # A folder of its own for each: pytest removes the older ones of its common one.
-            folder = tempfile.mkdtemp(dir=self.folder)
-            argv = [sys.executable, "-m", "pytest", *words, "-q", f"--basetemp={folder}/run", "-p", "no:cacheprovider"]
-            done = subprocess.run(argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
-            code, text = abs(done.returncode), done.stdout.decode("utf-8", "replace")
-        finally:
-            self.ended(run, code, text)
-
-    def ended(self, run, code, text):
-        """Make room for others, and tell what it said: all of it when it failed."""
-        share, words = run
-        with self.changed:
-            self.running.remove(run)
-            self.busy -= share
-            self.codes.append(code)
-            left = " ".join(others[0] for _, others in [*self.running, *self.waiting])
-            said = text if code else text.strip().splitlines()[-1] + "\n"
-            sys.stdout.write(f"==> {words[0]}: {said}{time.monotonic() - self.began:.0f} s, still to come: {left}\n")
-            sys.stdout.flush()
-            self.changed.notify()
-
-
 def main():
+    pytest = [sys.executable, "-m", "pytest"]
     if sys.argv[1:]:
-        return subprocess.call([sys.executable, "-m", "pytest", *sys.argv[1:]], cwd=REPO)
+        return subprocess.call([*pytest, *sys.argv[1:]], cwd=REPO)
+    runs = [*RUNS, ["tests", *(f"--ignore={path}" for run in RUNS for path in run)]]
+    began, turn, left = time.monotonic(), threading.Lock(), [run[0] for run in runs]
+
+    def one(number, run, folder):
+        # A folder of its own for each: pytest removes the older ones of its common one.
+        argv = [*pytest, *run, "-q", f"--basetemp={folder}/{number}", "-p", "no:cacheprovider"]
+        done = subprocess.run(argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        with turn:
+            left.remove(run[0])
+            text = done.stdout.decode("utf-8", "replace")
+            said = text if done.returncode else text.strip().splitlines()[-1] + "\n"
+            sys.stdout.write(f"==> {run[0]}: {said}{time.monotonic() - began:.0f} s, still to come: {' '.join(left)}\n")
+            sys.stdout.flush()
+        return done.returncode
+
     with tempfile.TemporaryDirectory() as folder:
-        return Runs(folder).all()
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            jobs = [pool.submit(one, number, run, folder) for number, run in enumerate(runs)]
+            codes = [job.result() for job in jobs]
+    print(f"all tests: {time.monotonic() - began:.0f} s")
+    return max(codes)
 
 
 if __name__ == "__main__":

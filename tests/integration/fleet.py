@@ -368,12 +368,22 @@ def arrived(fleet):
     return found
 
 
-def missing(fleet, since):
-    """What was told and has not arrived, or not in its order: {(minion, env): ([told], [arrived])}."""
-    truth, came = told(fleet, since), arrived(fleet)
-    known = {key: set(ids) for key, ids in truth.items()}
-    here = {key: [i for i in came.get(key, []) if i in known[key]] for key in truth}
-    return {key: (ids, here[key]) for key, ids in truth.items() if ids != here[key]}
+def accounted(fleet, since, envs, seconds):
+    """
+    (what was told, what of it is missing) once ``envs`` ({minion: [env]}) are healthy again and nothing is missing, or after ``seconds``.
+
+    Missing is what has not arrived or not in its order: {(minion, env): ([told], [arrived])}.
+    """
+    each(fleet, lambda _, node: [node.wait_state(env, "healthy", 20) for env in envs.get(node.minion, ())])
+    until = time.monotonic() + seconds
+    while True:
+        truth, came = told(fleet, since), arrived(fleet)
+        known = {key: set(ids) for key, ids in truth.items()}
+        here = {key: [i for i in came.get(key, []) if i in known[key]] for key in truth}
+        lost = {key: (ids, here[key]) for key, ids in truth.items() if ids != here[key]}
+        if not lost or time.monotonic() > until:
+            return truth, lost
+        time.sleep(0.5)
 
 
 def turn(fleet, envs, enough, seconds, pause=0.0):
@@ -409,9 +419,7 @@ def outage(fleet, envs, seconds=60, transitions=200):
     turn(fleet, envs, enough, 3 * seconds + 60)
     for timer in timers:
         timer.join()
-    each(fleet, lambda _, node: [node.wait_state(env, "healthy", 20) for env in envs.get(node.minion, ())])
-    fleet.listener.wait(lambda s: not missing(fleet, since), 90)
-    truth, lost = told(fleet, since), missing(fleet, since)
+    truth, lost = accounted(fleet, since, envs, 90)
     count = sum(map(len, truth.values()))
     records = [r for _, r in fleet.listener.records() if r["time"] >= since]
     return {

@@ -229,8 +229,8 @@ def test_an_engine_whose_minion_was_killed_ends_and_the_next_goes_on(fleet):
     plain = {"hv2": ["b2-9"]}
     fleets.turn(fleet, plain, lambda: sum(map(len, fleets.told(fleet, since).values())) >= 6, 20)
     minion.start()
-    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 60)
-    assert fleets.missing(fleet, since) == {}
+    _, lost = fleets.accounted(fleet, since, plain, 60)
+    assert lost == {}
 
 
 def test_a_highstate_a_sync_and_a_refresh_in_a_burst_lose_nothing(fleet):
@@ -247,8 +247,8 @@ def test_a_highstate_a_sync_and_a_refresh_in_a_burst_lose_nothing(fleet):
     finally:
         over.set()
         burst.join()
-    fleet.listener.wait(lambda s: not fleets.missing(fleet, since), 30)
-    assert fleets.missing(fleet, since) == {} and sum(map(len, fleets.told(fleet, since).values())) > 30
+    truth, lost = fleets.accounted(fleet, since, plain, 60)
+    assert lost == {} and sum(map(len, truth.values())) > 30
     assert set(restarts(fleet).values()) == {1}
 
 
