@@ -356,9 +356,10 @@ def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, h
         killed.check(stops, 1)
         return killed.pid
 
-    done = everywhere(worlds, points, scenario)
-    missed = [p.where for p, pid in done if not pid]
-    assert len(missed) < len(points) / 20, missed
+    missed = points
+    for _ in range(3):  # which points a heal passes depends on who is faster: those that it did not come to once more
+        missed = [point for point, pid in everywhere(worlds, missed, scenario) if not pid]
+    assert len(missed) < len(points) / 20, [point.where for point in missed]
 
 
 def test_operators_stop_after_the_kill_is_respected(worlds):
