@@ -7,9 +7,11 @@ This node as the states of ``cbsd_monit`` find it: where its things are, and wha
 import contextlib
 import json
 import os
+import re
 
 SCHEMA = 1
 __virtualname__ = "cbsd_monit_node"
+_ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 _ABSOLUTE = ("config", "libexec", "monit", "monitrc", "monitrc_sample", "run", "state", "workdir")
 
 
@@ -43,6 +45,28 @@ def paths(spec=None, need=(), **given):
             f"cbsd_monit:lookup says nothing about {', '.join(missing)}, nor is there a default for this system"
         )
     return found
+
+
+def env_dirs(workdir):
+    """
+    Return ``jails-system/ENV`` by env, of everything that CBSD keeps a directory for; of a VM on ZFS it is a symlink.
+
+    workdir
+        CBSD's working directory. An empty dict where it has no ``jails-system``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt '*' cbsd_monit_node.env_dirs /usr/jails
+    """
+    top = os.path.join(workdir, "jails-system")
+    try:
+        with os.scandir(top) as found:
+            names = sorted(entry.name for entry in found if _ENV_NAME.match(entry.name) and entry.is_dir())
+    except FileNotFoundError:
+        return {}
+    return {name: os.path.join(top, name) for name in names}
 
 
 def undo(state):

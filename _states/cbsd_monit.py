@@ -199,17 +199,6 @@ def _load(text):
     return found if isinstance(found, dict) else {}
 
 
-def _env_dirs(workdir):
-    """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
-    top = os.path.join(workdir, "jails-system")
-    try:
-        with os.scandir(top) as found:
-            names = sorted(entry.name for entry in found if ENV_NAME.match(entry.name) and entry.is_dir())
-    except FileNotFoundError:
-        return {}
-    return {name: os.path.join(top, name) for name in names}
-
-
 def _open_monit_dir(sysdir):
     """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing below it is followed."""
     try:
@@ -591,7 +580,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if row["emulator"] in ("jail", "bhyve") and ENV_NAME.match(env)
     ]
     more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
-    dirs = _env_dirs(workdir)
+    dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
     files = {key: os.path.join(state, f"{key}.json") for key in ("trust", "rendered")}
     memory = _load(_read(files["rendered"]))
     program = _program(paths.get("monit"))
@@ -732,7 +721,7 @@ def _checks_absent(name, spec, node, lookup):
     ret = _ret(name, "")
     paths = __salt__["cbsd_monit_node.paths"](spec, need=NEED, **lookup)
     workdir, state = paths["workdir"], paths["state"]
-    dirs = _env_dirs(workdir)
+    dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
     plans = [_plan(env, sysdir, node, None, copies=True) for env, sysdir in dirs.items()]
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
     left = {p.env: [] for p in plans if p.ours or p.env in known}

@@ -18,7 +18,6 @@ log = logging.getLogger(__name__)
 __virtualname__ = "cbsd_monit"
 
 NEED = ("workdir", "libexec", "state")
-ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 HOOK = "cbsd_monit"
 HOOKS = (
     "master_prestart.d",
@@ -56,17 +55,6 @@ def _pending(ret, comment):
     return {**ret, "result": None, "comment": comment}
 
 
-def _env_dirs(workdir):
-    """{env: jails-system/ENV} of everything that CBSD keeps a directory for; VMs on ZFS are symlinks."""
-    top = os.path.join(workdir, "jails-system")
-    try:
-        with os.scandir(top) as found:
-            names = sorted(entry.name for entry in found if ENV_NAME.match(entry.name) and entry.is_dir())
-    except FileNotFoundError:
-        return {}
-    return {name: os.path.join(top, name) for name in names}
-
-
 def _kind(name):
     """``jail``, ``bhyve`` or None for a skeleton, by the names CBSD gives them."""
     for kind in HOOKS_OF:
@@ -77,9 +65,10 @@ def _kind(name):
 
 def _kind_of(entries):
     """The same for an env, by what lies in its directory."""
-    if "master_reboot.d" in entries or "bhyve.conf" in entries:
+    folders = {name for name in ("master_reboot.d", "clone.d") if name in entries and entries[name].is_dir()}
+    if "master_reboot.d" in folders or "bhyve.conf" in entries:
         return "bhyve"
-    return "jail" if "clone.d" in entries else None
+    return "jail" if folders else None
 
 
 def _skeletons(workdir, skeletons):
@@ -148,15 +137,16 @@ def _hooks_present(name, paths):
     ret = _ret(name, "All hooks are in place.")
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
-    owners, missing = _skeletons(workdir, paths.get("skeletons") or [])
-    owners.update(dict.fromkeys(_env_dirs(workdir).values()))
+    skeletons, missing = _skeletons(workdir, paths.get("skeletons") or [])
     made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
-    for owner, kind in owners.items():  # seven hooks of a thousand envs: one listing each, and short paths from there
+    envs = __salt__["cbsd_monit_node.env_dirs"](workdir)
+    for owner in [*skeletons, *envs.values()]:  # a thousand: one listing each, and short paths from there
         top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(top) as found:
                 entries = {entry.name: entry for entry in found}
-            for hook in HOOKS_OF.get(kind or _kind_of(entries), HOOKS):
+            kind = skeletons[owner] if owner in skeletons else _kind_of(entries)
+            for hook in HOOKS_OF.get(kind, HOOKS):
                 entry = entries.get(hook)
                 if entry is None or not entry.is_dir(follow_symlinks=False):
                     if entry and entry.is_symlink():
@@ -256,8 +246,8 @@ def _hooks_absent(name, paths):
     ret = _ret(name, "There is no hook of ours.")
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
-    owners, _ = _skeletons(workdir, paths.get("skeletons") or [])
-    owners = [*owners, *_env_dirs(workdir).values()]
+    skeletons, _ = _skeletons(workdir, paths.get("skeletons") or [])
+    owners = [*skeletons, *__salt__["cbsd_monit_node.env_dirs"](workdir).values()]
     links = [os.path.join(owner, hook, HOOK) for owner in owners for hook in ALL_HOOKS]
     links = [link for link in links if os.path.islink(link) and os.readlink(link) == target]
     record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})

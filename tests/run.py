@@ -16,7 +16,8 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
-# The longest first, and beside those that compute one that waits; what is not named here is one run of its own.
+REST = ["tests"]  # what no other run names
+# The longest first, and beside those that compute one that waits.
 RUNS = [
     ["tests/integration/test_events.py"],
     [FUNCTIONAL("kills")],
@@ -25,6 +26,7 @@ RUNS = [
     [FUNCTIONAL("publish_faults")],
     [FUNCTIONAL("loop")],
     [FUNCTIONAL("sls")],
+    REST,
     [FUNCTIONAL("scale")],
     ["tests/unit"],
     ["tests/conformance"],
@@ -36,8 +38,8 @@ def main():
     pytest = [sys.executable, "-m", "pytest"]
     if sys.argv[1:]:
         return subprocess.call([*pytest, *sys.argv[1:]], cwd=REPO)
-    rest = ["tests", *(f"--ignore={path}" for run in RUNS for path in run)]
-    runs = [*RUNS[:-4], rest, *RUNS[-4:]]
+    named = [f"--ignore={path}" for run in RUNS if run != REST for path in run]
+    runs = [run + named if run == REST else run for run in RUNS]
     began, turn, left = time.monotonic(), threading.Lock(), [run[0] for run in runs]
 
     def one(number, run, folder):

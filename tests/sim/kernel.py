@@ -59,12 +59,12 @@ class Kernel:
 
     def jails(self):
         """name -> record of the jails that exist."""
-        found, alive = self.read()["jails"], {}
-        for jail in found.values():
-            holder = tuple(jail["holder"] or ())
-            if holder not in alive:  # a benchmark has one for a thousand jails
-                alive[holder] = procs.alive(holder)
-        return {name: jail for name, jail in found.items() if alive[tuple(jail["holder"] or ())]}
+        found = self.read()["jails"]
+        holders = {name: tuple(jail["holder"] or ()) for name, jail in found.items()}
+        alive = {
+            holder for holder in set(holders.values()) if procs.alive(holder)
+        }  # a benchmark has one for all its jails
+        return {name: jail for name, jail in found.items() if holders[name] in alive}
 
     def jid(self, name):
         """The jid of a jail, 0 when there is none."""
@@ -254,10 +254,8 @@ class Kernel:
         """Every process of the node dies at once; no hook runs."""
         procs.exterminate(self.running_commands())
         state = self.read()
-        for name, jail in state["jails"].items():
-            # A benchmark has ten thousand jails that are one process: what is left of those is not worth a look each.
-            if jail["pids"] or os.path.islink(jail["path"]) or procs.alive(jail["holder"]):
-                self.destroy_jail(name)
+        for name in list(state["jails"]):
+            self.destroy_jail(name)
         for name in list(state["vms"]):
             self.destroy_vm(name)
         for name in state["off"]:

@@ -24,12 +24,6 @@ REBOOT = 5  # seconds in which a guest that reboots may be gone from the kernel,
 VERIFY = 15  # seconds after a reload in which monit has to read what is published and to check something
 
 
-def monit_reads(services):
-    """How many seconds more monit may need for so many: it compares each with all (5.33: 4,000 in 1 s, 40,000 in 55 s)."""
-    thousands = services / 1000
-    return thousands + 0.06 * thousands**2
-
-
 class Pass:
     """The node as one pass saw it."""
 
@@ -354,7 +348,7 @@ class Pass:
             )
         self.changed = sorted(name or "node" for name in names)
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
-        self.monit.more = monit_reads(len(self.services))
+        self.monit.more = len(self.services) / 1000
         self.foreign = {t.env: t.foreign for t in good if t.foreign}
         self.warnings = publisher.limits(good)
         if dry:
@@ -441,6 +435,10 @@ class Pass:
             self.errors.setdefault("(monit)", f"monit has not checked anything for {VERIFY} s since its reload")
         files.write_json(mark, {"digest": now, "verify_wait": self.verify_wait, **node.stamp()})
 
+    def _reading(self):
+        """The seconds in which monit has to read what is published: it compares each service with all (5.33: 4,000 in 1 s, 40,000 in 55 s)."""
+        return VERIFY + self.monit.more + 0.06 * self.monit.more**2
+
     def _verified(self, before, began):
         """
         (Status, True) as soon as monit has read all of ``services`` and checked something since, (None, False) if it ended.
@@ -449,7 +447,7 @@ class Pass:
         reads when that is over.
         """
         names = {name.lower() for name in self.services}
-        until = time.monotonic() + VERIFY + self.monit.more
+        until = time.monotonic() + self._reading()
         while True:
             status = self.monit.status(timeout=2)
             if status is None and self.monit.pid() is None:
@@ -499,7 +497,7 @@ class Pass:
             else:
                 self.monit.start()
             asked = time.monotonic()
-            self.status = self.monit.wait(set(self.services), VERIFY + self.monit.more) or self.monit.status()
+            self.status = self.monit.wait(set(self.services), self._reading()) or self.monit.status()
             self.verify_wait = round(time.monotonic() - asked, 3)
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")

@@ -95,7 +95,9 @@ def test_writers_killed_at_any_moment_leave_whole_lines_and_no_lock(node):
         rest = child.stdout.read().split()
         child.wait()
         said = int(rest[-1]) if rest and rest[-1].isdigit() else said
+        began = time.monotonic()
         put(node, ["after"])
+        assert time.monotonic() - began < 1
         mine = [r["id"] for r in records(node) if r["transition"] == "failing"]
         last = mine[: mine.index("iafter")]
         assert last == [f"i{n}" for n in range(len(last))] and len(last) > said, "what was said to be kept is there"

@@ -983,7 +983,7 @@ def test_a_verb_waits_for_the_lock_and_then_names_who_holds_it(node, verb):
             CommandExecutionError, match=f"cbsd.{verb}: web1 is locked by process 4711 heal; gave up after 0.3 s"
         ):
             uses.get(verb, lambda: getattr(cbsd, verb)("web1", lock_timeout=0.3))()
-        assert time.monotonic() - began >= 0.3
+        assert 0.3 <= time.monotonic() - began < 2
     assert not node.full_calls
 
 

@@ -61,7 +61,7 @@ class Host:
         salt = {"cbsd.list": lambda: self.envs, "cbsd_monit.render": self._render, "cmd.run_all": self._run}
         salt["cp.get_file_str"] = lambda url: "the template"
         node = _load("_modules", "cbsd_monit_node")
-        salt.update({f"cbsd_monit_node.{f}": getattr(node, f) for f in ("paths", "undo", "remember")})
+        salt.update({f"cbsd_monit_node.{f}": getattr(node, f) for f in ("paths", "env_dirs", "undo", "remember")})
         self.salt = node.__salt__ = salt
         self.states = {}
         for name in ("cbsd_monit", "cbsd_monit_monitrc", "cbsd_monit_hooks"):
