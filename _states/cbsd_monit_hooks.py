@@ -155,7 +155,9 @@ def _hooks_present(name, paths):
                     made.append(f"{owner}/{hook}")
                 try:
                     now = os.readlink(f"{hook}/{HOOK}", dir_fd=top)
-                except OSError:
+                except FileNotFoundError:
+                    now = None
+                except OSError:  # no symlink
                     now = None
                     if os.path.isfile(f"{owner}/{hook}/{HOOK}"):
                         aside.append(f"{owner}/{hook}/{HOOK}")

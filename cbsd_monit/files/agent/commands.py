@@ -18,7 +18,6 @@ import heal
 import passes
 import policy
 import probes
-import publish
 import spool
 import state
 from monit import UNASKED
@@ -201,7 +200,7 @@ def _answer(node, seen, error=""):
     if seen is not None:
         answer.update(
             changed=seen.changed,
-            published=publish.Publisher(node, seen.monit).generation(),
+            published=seen.publisher.generation(),
             reloaded=seen.reloaded,
             started=seen.started,
             quarantined={e: q["reason"] for e, q in seen.quarantined.items()},

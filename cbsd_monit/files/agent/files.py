@@ -333,17 +333,14 @@ class EnvDir:
 
     def write(self, name, text, failed=None, durable=True, late=False):
         """
-        Replace ``name`` if its content differs; True if it did.
+        Replace ``name``.
 
         In a batch an OSError may come later: then ``failed`` is called with it, and without one it is this env's trouble alone.
         """
         if failed is None and getattr(_local, "batch", None):
             failed = _ignore
         data = text.encode("utf-8", "surrogateescape")
-        if self.read(name) == text:
-            return False
         _replace(f"{self.path}/{name}", self._opened, data, 0o600, failed, durable, late)
-        return True
 
     def remove(self, name):
         if _waiting(f"{self.path}/{name}") is not None:

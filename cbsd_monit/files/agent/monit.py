@@ -252,8 +252,17 @@ class Monit:
         )
         return "" if found.returncode == 0 else (found.stderr.strip() or "monit -t failed")
 
-    def reload(self):
-        """Make monit read what is published; raises AgentError with its words."""
+    def reload(self, tested=False):
+        """
+        Make monit read what is published; raises AgentError with its words.
+
+        monit's own `reload` reads all of it before it sends the signal, because a daemon that cannot read it ends. With
+        ``tested`` somebody just did, and the signal is ours: a node of 40,000 services is spared a minute.
+        """
+        pid = self.pid() if tested else None
+        if pid:
+            os.kill(pid, signal.SIGHUP)
+            return
         found = subprocess.run(
             [self.node.conf["monit"], "-c", self.node.conf["monitrc"], "reload"],
             capture_output=True,

@@ -30,8 +30,9 @@ class Pass:
     def __init__(self, node, overlay=None):
         self.node = node
         self.monit = Monit(node)
+        self.publisher = publish.Publisher(node, self.monit)
         self.overlay = overlay or {}
-        self.envs = {}
+        self.envs, self.found = {}, {}  # found: what lies in the envs' directories
         self.rows = {}
         self.kernel = None
         self.status = None
@@ -67,7 +68,7 @@ class Pass:
         names = names | known | {r.env for _, r in inbox if self._managed(r.env)}
         for name in sorted(names):
             if NAME.match(name):
-                self.envs[name] = state.Env(node, name)
+                self.envs[name] = state.Env(node, name, self.found.get(name))
         for name in broken & set(self.envs):
             self.errors[name] = "its row in CBSD's inventory cannot be read: a value holds a | or a line break"
             self.envs.pop(name)  # neither judged nor forgotten; what was published for it stays
@@ -138,7 +139,8 @@ class Pass:
         """An env is ours when a template lies in its directory, whoever put it there."""
         if name in self.overlay:
             return self.overlay[name] is not None
-        return files.EnvDir(self.node.sysdir(name)).read("monitrc.tpl") is not None
+        self.found[name] = state.texts(self.node, name)
+        return self.found[name][0]["monitrc.tpl"] is not None
 
     def _up(self, env):
         """Whether the kernel runs it, or None."""
@@ -319,7 +321,7 @@ class Pass:
             state.say(f"publish: {err}", loud=True)
 
     def _publish(self, dry, path):
-        publisher = publish.Publisher(self.node, self.monit)
+        publisher = self.publisher
         texts = self.texts()
         old_bad = files.read_json(self.node.in_state("quarantine.json"), {})
         digests = {t.env: publish.digest(t.text) for t in texts}
@@ -331,10 +333,10 @@ class Pass:
             if not dry:
                 files.remove(self.node.in_state("held.json"))
         if self.held:
-            good = self._earlier(publisher, self.held["generation"])
+            good = self._earlier(self.held["generation"])
             names, differs = publisher.changed(good)
         else:
-            kept = self._kept(publisher)
+            kept = self._kept()
             good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
             names, differs = publisher.changed(good)
             if differs:  # then those in quarantine are tried again too: what they collided with may be gone
@@ -369,12 +371,11 @@ class Pass:
         if differs:
             publisher.swap(good)
         files.flush(late=False)
-        self._load(publisher, wanted)
+        self._load(wanted)
 
-    def _earlier(self, publisher, number):
+    def _earlier(self, number):
         """What generation ``number`` said of the envs that there still are; ``publisher`` gets its head."""
-        head, parts = publisher.read(number)
-        publisher.head = head
+        self.publisher.head, parts = self.publisher.read(number)
         return [publish.Kept(n, part) for n, part in sorted(parts.items()) if n in self.envs and n in self.rows]
 
     def _env_file(self, name, text):
@@ -389,25 +390,25 @@ class Pass:
         try:
             if text is None:
                 env.dir.remove("monitrc")
-            else:
+            elif env.dir.read("monitrc") != text:
                 env.dir.write("monitrc", text, failed, durable=False)  # each pass compares it
         except OSError as err:
             failed(err)
 
-    def _kept(self, publisher):
+    def _kept(self):
         """An env whose facts are missing for now keeps what was published for it before."""
-        parts = publish.parts_of(publisher.current())
+        parts = publish.parts_of(self.publisher.current())
         ranks = {n: self._rank(self.envs[n], self.rows[n]) for n in self.errors if n in self.envs and n in self.rows}
         return [publish.Kept(n, parts[n], ranks.get(n, (True, False, True))) for n in self.errors if n in parts]
 
-    def _load(self, publisher, wanted):
+    def _load(self, wanted):
         """
         See to it that monit runs what is published, and that it checks again; a reload that ends it is taken back.
 
         ``wanted`` is the digest of what the inputs ask for: as long as they ask for the same, it is not tried again.
         """
         node, mark = self.node, self.node.in_state("loaded")
-        now = publish.digest(publisher.current())
+        now = publish.digest(self.publisher.current())
         loaded = files.read_json(mark, {})
         self.status = self.monit.status()
         if self.status is None:
@@ -416,15 +417,14 @@ class Pass:
         if loaded.get("digest") == now and not (self.missing and node.age(loaded) > 60):
             return
         before, began = self.status, time.time()
-        self.monit.reload()
-        self.reloaded, asked = True, time.monotonic()
+        self.reloaded, asked = True, self._reload()
         self.status, cycles = self._verified(before, began)
         self.verify_wait = round(time.monotonic() - asked, 3)
         if self.status is None and self.monit.pid() is not None:
             raise AgentError("monit runs and does not answer since its reload")
         if self.status is None:
-            number = publisher.generation()
-            self._hold(publisher, publisher.older(), wanted, f"monit ended when it read generation {number}")
+            number = self.publisher.generation()
+            self._hold(self.publisher.older(), wanted, f"monit ended when it read generation {number}")
             self.monit.start()
             self.status = self.monit.wait(set(), 10)
             raise AgentError(
@@ -434,6 +434,15 @@ class Pass:
         if not cycles:
             self.errors.setdefault("(monit)", f"monit has not checked anything for {VERIFY} s since its reload")
         files.write_json(mark, {"digest": now, "verify_wait": self.verify_wait, **node.stamp()})
+
+    def _reload(self):
+        """Make monit read what is published; returns when it was asked. While it reads, so do we."""
+        self.monit.reload(self.publisher.tested())
+        asked = time.monotonic()
+        for env in self._settled():
+            with contextlib.suppress(Exception):  # whoever judges it will say so
+                self.told[env.name] = policy.of(self.node, env)
+        return asked
 
     def _reading(self):
         """The seconds in which monit has to read what is published: it compares each service with all (5.33: 4,000 in 1 s, 40,000 in 55 s)."""
@@ -462,12 +471,12 @@ class Pass:
                 return status or self.monit.status(), False
             time.sleep(0.05)
 
-    def _hold(self, publisher, number, wanted, why):
+    def _hold(self, number, wanted, why):
         """Publish generation ``number`` instead of what the inputs ask for, until they ask for something else."""
         self.held = {"digest": wanted, "generation": number, "why": why, **self.node.stamp()}
         files.write_json(self.node.in_state("held.json"), self.held)
-        good = self._earlier(publisher, number)
-        publisher.swap(good)
+        good = self._earlier(number)
+        self.publisher.swap(good)
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
         for text in good:
             self._env_file(text.env, text.text)
@@ -493,18 +502,21 @@ class Pass:
         self.status = self.monit.status()
         if self.status is None:
             if self.monit.pid():
-                self.monit.reload()  # it runs from before our socket was in its control file
+                asked = self._reload()  # it runs from before our socket was in its control file
             else:
                 self.monit.start()
-            asked = time.monotonic()
+                asked = time.monotonic()
             self.status = self.monit.wait(set(self.services), self._reading()) or self.monit.status()
             self.verify_wait = round(time.monotonic() - asked, 3)
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
             self.started = True
             state.say("monit did not answer; it was started or made to read its control file", loud=True)
-            current = publish.Publisher(self.node, self.monit).current()
-            loaded = {"digest": publish.digest(current), "verify_wait": self.verify_wait, **self.node.stamp()}
+            loaded = {
+                "digest": publish.digest(self.publisher.current()),
+                "verify_wait": self.verify_wait,
+                **self.node.stamp(),
+            }
             files.write_json(self.node.in_state("loaded"), loaded)
 
     # Judging
@@ -522,7 +534,7 @@ class Pass:
                     **self.node.stamp(),
                     "config": publish.digest(json.dumps(self.node.conf, sort_keys=True)),
                     "trust": publish.digest(json.dumps(self.trust, sort_keys=True)),
-                    "published": publish.digest(publish.Publisher(self.node, self.monit).current()),
+                    "published": publish.digest(self.publisher.current()),
                     "answer": {
                         "quarantined": {env: why["reason"] for env, why in self.quarantined.items()},
                         "foreign": self.foreign,
@@ -657,7 +669,7 @@ def rollback(node, number=None):
     with node.pass_lock():
         seen = Pass(node)
         seen.look(dry=True)
-        publisher = publish.Publisher(node, seen.monit)
+        publisher = seen.publisher
         seen.before, seen.had = {}, set()
         wanted = publish.digest(publisher.compose(seen.texts()))
         target = publisher.older() if number is None else number

@@ -166,7 +166,7 @@ def judge(seen, env, services):
     as (env, check, reason).
     """
     node, row = seen.node, seen.rows[env.name]
-    policy = seen.told[env.name] = of(node, env)
+    policy = seen.told[env.name] = seen.told.get(env.name) or of(node, env)
     restart = policy["restart"]
     status = int(row["status"]) if row["status"].isdigit() else 0
     up = None if seen.kernel is None else env.name in seen.kernel.get(row["emulator"], ())

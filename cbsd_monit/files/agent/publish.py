@@ -268,6 +268,7 @@ class Publisher:
         self.folder = node.in_state("generations")
         self.head = node.conf.get("head", "")
         self.parses = 0
+        self.sound = None  # (the operator's control file, the text it would include) that monit took last
         # With `include: glob` monit reads `head` and the envs' own files, as the chapter has it; the generations are
         # made all the same, to be compared and tested.
         self.glob = node.conf.get("include") == "glob"
@@ -287,11 +288,18 @@ class Publisher:
 
     # What monit would say
 
-    def _trial(self, stage):
-        """A control file that includes ``stage`` where the operator's own includes what is published."""
-        control = ""
+    def _control(self):
+        """The operator's control file; '' if there is none."""
         with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
-            control = handle.read()
+            return handle.read()
+        return ""
+
+    def tested(self):
+        """True if monit took the very text that is published, with the control file as it is now, on trial in this pass."""
+        return not self.glob and self.sound == (self._control(), self.current())
+
+    def _trial(self, stage, control):
+        """A control file that includes ``stage`` where the operator's own, ``control``, includes what is published."""
         kept = [
             line
             for line in control.splitlines()
@@ -305,13 +313,16 @@ class Publisher:
         """What monit says of these texts together with the operator's own monitrc; '' if they are good."""
         stage, trial = os.path.join(self.folder, ".stage"), os.path.join(self.folder, ".monitrc")
         self.parses += 1
+        control, text = self._control(), self.compose(texts)
         try:
-            for path, text in ((stage, self.compose(texts)), (trial, self._trial(stage))):
-                files.scratch(path, text)
+            files.scratch(stage, text)
+            files.scratch(trial, self._trial(stage, control))
             words = self.monit.test(trial)
         finally:
             files.remove(trial)
             files.remove(stage)
+        if not words:
+            self.sound = control, text
         return words.replace(stage, "published").replace(trial, self.node.conf["monitrc"])
 
     def _blamed(self, words, texts):

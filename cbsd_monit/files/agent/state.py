@@ -26,17 +26,23 @@ _NOT_FACTS = {"inter", "quiet", "header", "display", "mode", "node"}
 UNSAVED = {}
 
 
-class Env:
-    """The record of one env: a dict kept in ``envs/ENV.json``."""
+def texts(node, env):
+    """({"monitrc.tpl": text or None, "policy.json": text or None}, True if only root can have written them), as of one moment."""
+    return files.EnvDir(node.sysdir(env)).load(("monitrc.tpl", "policy.json"))
 
-    def __init__(self, node, name):
+
+class Env:
+    """The record of one env: a dict kept in ``envs/ENV.json``; ``found`` are its ``texts`` where they have been read."""
+
+    def __init__(self, node, name, found=None):
+        self._files = found
         self.node, self.name = node, name
         self.path = node.in_state("envs", name + ".json")
-        found = UNSAVED.get(self.path) or files.read_json(self.path)
-        self.new = self.fresh = found is None
-        if found and found.get("schema", 0) > SCHEMA:
-            raise AgentError(f"{self.path} has schema {found['schema']}, this agent knows {SCHEMA}")
-        self.data = found or {
+        known = UNSAVED.get(self.path) or files.read_json(self.path)
+        self.new = self.fresh = known is None
+        if known and known.get("schema", 0) > SCHEMA:
+            raise AgentError(f"{self.path} has schema {known['schema']}, this agent knows {SCHEMA}")
+        self.data = known or {
             "schema": SCHEMA,
             "env": name,
             "emulator": "jail",
@@ -46,8 +52,7 @@ class Env:
             "attempts": [],
             "boot": node.boot,
         }
-        self._saved = None if self.path in UNSAVED else json.dumps(self.data, sort_keys=True)
-        self._files = None
+        self._saved = None if self.new or self.path in UNSAVED else json.dumps(self.data, sort_keys=True)
         self.dir = files.EnvDir(node.sysdir(name))
 
     def __getitem__(self, key):
@@ -58,7 +63,7 @@ class Env:
 
     def save(self):
         text = json.dumps(self.data, sort_keys=True)
-        if text == self._saved and not self.new:
+        if text == self._saved:
             return
 
         def failed(err):
@@ -76,9 +81,9 @@ class Env:
         return {"durable": not self.fresh, "late": self.fresh}
 
     def files(self):
-        """({"monitrc.tpl": text, "policy.json": text}, True if only root can have written them), read once and together."""
+        """Its ``texts``, read once."""
         if self._files is None:
-            self._files = self.dir.load(("monitrc.tpl", "policy.json"))
+            self._files = texts(self.node, self.name)
         return self._files
 
     def history(self):

@@ -2,7 +2,10 @@
 
 import contextlib
 import pathlib
+import shutil
+import signal
 import socket
+import subprocess
 import threading
 
 import cbsd
@@ -455,3 +458,46 @@ def test_many_services_are_asked_for_in_few_requests(node, tmp_path, refused):
 def test_monit_is_asked_for_nothing_else(node):
     with pytest.raises(AssertionError):
         monit.Monit(node).act(["a"], "quit")
+
+
+def test_only_what_monit_took_as_it_is_now_counts_as_tested(node, conf):
+    node.conf["include"] = "publish"
+    publisher = publish.Publisher(node, monit.Monit(node))
+    good, _ = publisher.accept([one(node, "a", GOOD)])
+    assert not publisher.tested(), "it is not published yet"
+    publisher.swap(good)
+    assert publisher.tested()
+    with open(conf["monitrc"], "a") as handle:
+        handle.write("# an operator's change\n")
+    assert not publisher.tested()
+    publisher.accept([one(node, "a", GOOD), one(node, "b", CULPRITS["syntax"])])
+    assert publisher.tested(), "the culprit's trials do not count, that without it does"
+    publisher.accept([one(node, "b", GOOD)])
+    assert not publisher.tested()
+    publisher.swap([one(node, "b", GOOD)])
+    assert publisher.tested()
+    publisher.glob = True  # then monit reads other files than those on trial
+    assert not publisher.tested()
+
+
+@pytest.mark.parametrize(("name", "tested"), [("monit", True), ("monit", False), ("sleep", True)])
+def test_signal_goes_to_monit_alone_and_only_when_its_text_was_tested(node, conf, tmp_path, name, tested):
+    program = shutil.copy(shutil.which("sleep"), tmp_path / name)
+    calls = tmp_path / "calls"
+    node.conf["monit"] = str(tmp_path / "cli")
+    (tmp_path / "cli").write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    (tmp_path / "cli").chmod(0o755)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            with open(conf["monitrc"], "a") as handle:
+                handle.write(f"set pidfile {tmp_path}/pid\n")
+            (tmp_path / "pid").write_text(f"{process.pid}\n")
+            monit.Monit(node).reload(tested)
+            if name == "monit" and tested:
+                assert process.wait(timeout=10) == -signal.SIGHUP
+                assert not calls.exists()
+            else:
+                assert calls.read_text() == f"-c {conf['monitrc']} reload\n"
+                assert process.poll() is None
+        finally:
+            process.kill()
