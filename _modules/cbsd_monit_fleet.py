@@ -20,6 +20,8 @@ log = logging.getLogger(__name__)
 __virtualname__ = "cbsd_monit_fleet"
 
 TROUBLE = ("failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
+LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "run": "/var/run/cbsd_monit"}
+PATIENCE = 600  # seconds that an adoption waits for a state run to end
 WINDOW = 7  # seconds that one adoption looks on: more than what the reactor leaves out meanwhile
 ROUNDS = 5
 
@@ -124,7 +126,8 @@ def adopt():
     Apply this node's checks if pillar names an env here that has none yet; returns the names of such envs.
 
     Cheap and harmless however often it is called: without such an env nothing is applied, and calls that come while one is at work
-    end at once, because it looks again before it ends.
+    end at once, because it looks again before it ends. A state run that is at work is waited for, and a node without our agent (after
+    ``cbsd_monit.clean``) is left as it is.
 
     CLI Example:
 
@@ -132,8 +135,9 @@ def adopt():
 
         salt 'hv1*' cbsd_monit_fleet.adopt
     """
-    lookup = _settings().get("lookup") or {}
-    run = lookup.get("run") or "/var/run/cbsd_monit"
+    run = _lookup("run")
+    if not _installed():
+        return []
     os.makedirs(run, 0o700, exist_ok=True)
     handle = os.open(os.path.join(run, "adopt"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
@@ -143,6 +147,7 @@ def adopt():
             return []
         adopted, began = set(), time.monotonic()
         for _ in range(ROUNDS):
+            _alone()
             names = _unwatched()
             if names:
                 adopted |= set(names)
@@ -156,8 +161,26 @@ def adopt():
         os.close(handle)
 
 
+def _lookup(key):
+    return (_settings().get("lookup") or {}).get(key) or LOOKUP[key]
+
+
+def _installed():
+    """False on a node that was cleaned, or never set up: an event is not who decides that."""
+    return os.path.exists(os.path.join(_lookup("libexec"), "wake"))
+
+
+def _alone():
+    """Wait for the state run that is at work: it may adopt them itself, or be the one that takes all of this back."""
+    until = time.monotonic() + PATIENCE
+    while __salt__["state.running"]() and time.monotonic() < until:
+        time.sleep(0.5)
+
+
 def _unwatched():
     """Envs of this node that pillar names and that have no checks yet."""
+    if not _installed():
+        return []
     envs = [
         {"name": name, "emulator": row["emulator"]}
         for name, row in __salt__["cbsd.list"]().items()
