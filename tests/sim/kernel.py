@@ -61,9 +61,7 @@ class Kernel:
         """name -> record of the jails that exist."""
         found = self.read()["jails"]
         holders = {name: tuple(jail["holder"] or ()) for name, jail in found.items()}
-        alive = {
-            holder for holder in set(holders.values()) if procs.alive(holder)
-        }  # a benchmark has one for all its jails
+        alive = {holder for holder in set(holders.values()) if procs.alive(holder)}  # a benchmark has one for all
         return {name: jail for name, jail in found.items() if holders[name] in alive}
 
     def jid(self, name):

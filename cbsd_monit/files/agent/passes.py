@@ -63,9 +63,9 @@ class Pass:
         node = self.node
         inbox, broken = self._one_moment(dry, until)
         self.trust = files.read_json(node.in_state("trust.json"), {})
-        names = self.managed = {n for n in self.rows if self._managed(n)}
-        known = {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
-        names = names | known | {r.env for _, r in inbox if self._managed(r.env)}
+        self.managed = {n for n in self.rows if self._managed(n)}
+        names = self.managed | {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
+        names |= {n for n in {r.env for _, r in inbox} - names if self._managed(n)}
         for name in sorted(names):
             if NAME.match(name):
                 self.envs[name] = state.Env(node, name, self.found.get(name))
