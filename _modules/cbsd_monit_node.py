@@ -113,8 +113,8 @@ def remember(state, part, data):
         os.unlink(path)
         return True
     os.makedirs(state, 0o700, exist_ok=True)
-    temp = f"{path}.{os.getpid()}"
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    temp = os.path.join(state, ".undo.json.salt")  # what a run that was killed has left is replaced, not kept
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump({"schema": SCHEMA, **new}, stream, indent=1, sort_keys=True)

@@ -28,6 +28,7 @@ import json
 import logging
 import os
 import re
+import resource
 import stat
 import tempfile
 import time
@@ -44,7 +45,7 @@ TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
 FRESH = 150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
-TOGETHER = 64  # envs whose files are synced together; each holds three descriptors meanwhile
+TOGETHER = 256  # envs whose files are synced together at most; each holds three descriptors meanwhile
 
 
 def __virtual__():
@@ -199,6 +200,21 @@ def _load(text):
     return found if isinstance(found, dict) else {}
 
 
+def _attributes(folder):
+    """[mode, uid, gid] of a directory."""
+    info = os.fstat(folder)
+    return [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
+
+
+def _private():
+    """Mode and uid of a directory that pillar's files lie in."""
+    return [0o700, os.geteuid()]
+
+
+def _attribute_change(old, new):
+    return {when: "{:04o} {}:{}".format(*said) for when, said in (("old", old), ("new", new))}
+
+
 def _open_monit_dir(sysdir):
     """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing below it is followed."""
     try:
@@ -225,9 +241,13 @@ def _monit_dir(sysdir):
 
 
 class _EnvPlan:
-    """What has to happen in one env's ``monit`` directory, so that test mode and the run cannot differ."""
+    """
+    What has to happen in one env's ``monit`` directory, so that test mode and the run cannot differ.
 
-    def __init__(self, env, sysdir, node, wanted, copies=False):
+    ``undo`` is what undo.json says of that directory: what is owed to it when pillar no longer names the env.
+    """
+
+    def __init__(self, env, sysdir, node, wanted, copies=False, undo=None):
         self.env, self.sysdir = env, sysdir
         self.wanted = wanted is not None
         self.changes, self.error, self.folder, self.open = {}, None, None, {}
@@ -235,8 +255,10 @@ class _EnvPlan:
             names = (TPL, POLICY, TPL + LOCAL, POLICY + LOCAL)
             have = {n: None if folder is None else _read(n, folder) for n in names}
             self.record = None  # for undo.json
-            if self.wanted:
-                self.record = {"made": True} if folder is None else self._attributes(folder)
+            now = None if folder is None else _attributes(folder)
+            empty = folder is not None and not os.listdir(folder)
+        if self.wanted:
+            self.record = {"made": True} if now is None else {"was": now} if now[:2] != _private() else None
         policy = _load(have[POLICY])
         pillars = policy.get("origin") == "pillar"
         self.ours = pillars and policy.get("node") == node and (copies or policy.get("env") == env)
@@ -255,15 +277,14 @@ class _EnvPlan:
         for file in (TPL, POLICY):
             if have[file] != self.after[file]:
                 self.changes[file] = {"diff": _diff(have[file], self.after[file], file)}
+        self.settled = not self.wanted and now is None  # nothing is owed to what there is not
         if self.record and "was" in self.record:
-            mode, uid, gid = self.record["was"]
-            self.changes["directory"] = {"old": f"{mode:04o} {uid}:{gid}", "new": f"0700 {os.geteuid()}:{gid}"}
-
-    @staticmethod
-    def _attributes(folder):
-        info = os.fstat(folder)
-        found = [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
-        return None if found[:2] == [0o700, os.geteuid()] else {"was": found}
+            self.changes["directory"] = _attribute_change(now, [*_private(), now[2]])
+        elif not self.wanted and now and undo:
+            if undo.get("was", now) != now:
+                self.changes["directory"] = _attribute_change(now, undo["was"])
+            elif undo.get("made") and empty:
+                self.changes["directory"] = "removed"
 
     @property
     def overlay(self):
@@ -496,28 +517,31 @@ class _Broken(_EnvPlan):
     def __init__(self, env, reason):
         self.env, self.error = env, reason
         self.changes, self.moves, self.wanted, self.record = {}, [], False, None
-        self.ours = self.adopted = False
+        self.ours = self.adopted = self.settled = False
 
 
-def _plan(env, sysdir, node, wanted, copies=False):
+def _plan(env, sysdir, *args, **more):
     try:
         if sysdir is None:
             return _Broken(env, f"CBSD lists it, but jails-system/{env} is no directory")
-        return _EnvPlan(env, sysdir, node, wanted, copies)
+        return _EnvPlan(env, sysdir, *args, **more)
     except OSError as err:
         return _Broken(env, str(err))
 
 
 def _apply(plans, state, dirs):
+    settled = {p.env for p in plans if p.settled}
     plans = [p for p in plans if p.changes]
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
-    records = {env: record for env, record in records.items() if env in dirs}
+    records = {env: record for env, record in records.items() if env in dirs and env not in settled}
     for plan in plans:
         if plan.record:
             records.setdefault(plan.env, plan.record)
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
-    for first in range(0, len(plans), TOGETHER):
-        some = plans[first : first + TOGETHER]
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1: none
+    together = min(TOGETHER, limit // 4 or 1) if limit > 0 else TOGETHER
+    for first in range(0, len(plans), together):
+        some = plans[first : first + together]
         for plan in some:
             plan.step("stage")
         _each(lambda plan: plan.step("sync"), some)
@@ -588,17 +612,21 @@ def _checks_present(name, spec, node, lookup, template, templates):
     inputs = _inputs(spec["pillar"], node, envs, version, paths, more)
     before = _load(_read(files["trust"]))
     memory = _remembered(memory, inputs, config, files["trust"], before, dirs)
-    own = []
+    own, undo = [], __salt__["cbsd_monit_node.undo"](state).get("envs", {})
+
+    def plan(env, wanted=None):
+        return _plan(env["name"], dirs.get(env["name"]), node, wanted, undo=undo.get(env["name"]))
+
     if memory:
         configuration, warnings, trust = None, memory["warnings"], before
-        plans = [_plan(e["name"], dirs.get(e["name"]), node, None) for e in envs if e["name"] not in trust]
+        plans = [plan(e) for e in envs if e["name"] not in trust]
     else:
         rendered = __salt__["cbsd_monit.render"](
             spec["pillar"], node, envs, monit_version=version, lookup=paths, **more
         )
         warnings, texts = rendered.get("warnings", []), _Texts()
         wanted = {env: texts.of(made) for env, made in rendered["envs"].items()}
-        plans = [_plan(e["name"], dirs.get(e["name"]), node, wanted.get(e["name"])) for e in envs]
+        plans = [plan(e, wanted.get(e["name"])) for e in envs]
         trust = {p.env: {f: _digest(p.after[f]) for f in (TPL, POLICY)} for p in plans if p.wanted}
         trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
         configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
@@ -688,7 +716,7 @@ def _remembered(memory, inputs, config, trust, trusted, dirs):
         for env, digests in trusted.items():
             folder = os.open(f"{dirs[env]}/monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
-                if _EnvPlan._attributes(folder):
+                if _attributes(folder)[:2] != _private():
                     return None
                 if any(_file_digest(file, folder) != digest for file, digest in digests.items()):
                     return None
@@ -722,9 +750,10 @@ def _checks_absent(name, spec, node, lookup):
     paths = __salt__["cbsd_monit_node.paths"](spec, need=NEED, **lookup)
     workdir, state = paths["workdir"], paths["state"]
     dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
-    plans = [_plan(env, sysdir, node, None, copies=True) for env, sysdir in dirs.items()]
+    undo = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
+    plans = [_plan(env, sysdir, node, None, copies=True, undo=undo.get(env)) for env, sysdir in dirs.items()]
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
-    left = {p.env: [] for p in plans if p.ours or p.env in known}
+    left = {p.env: [] for p in plans if p.ours or p.env in known or p.env in undo}
     for env in left:
         left[env] = [f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))]
     trust = os.path.join(state, "trust.json")

@@ -7,11 +7,13 @@ What these states leave alone: every hook that is neither ours nor of CBSD's own
 """
 
 import contextlib
+import filecmp
 import hashlib
 import logging
 import os
 import re
 import shutil
+import stat
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +142,8 @@ def _hooks_present(name, paths):
     skeletons, missing = _skeletons(workdir, paths.get("skeletons") or [])
     made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
     envs = __salt__["cbsd_monit_node.env_dirs"](workdir)
+    record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
+    begun = set(record.get("made", ()))
     for owner in [*skeletons, *envs.values()]:  # a thousand: one listing each, and short paths from there
         top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -152,6 +156,8 @@ def _hooks_present(name, paths):
                     if entry and entry.is_symlink():
                         wrong.append(f"{owner}/{hook} is a symlink, in which CBSD finds no hook")
                         continue
+                    made.append(f"{owner}/{hook}")
+                elif f"{owner}/{hook}" in begun and stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode) != 0o775:
                     made.append(f"{owner}/{hook}")
                 try:
                     now = os.readlink(f"{hook}/{HOOK}", dir_fd=top)
@@ -180,7 +186,6 @@ def _hooks_present(name, paths):
             ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside."
         )
     elif ret["changes"]:
-        record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
         entries = {e["path"]: e for e in record.get("aside", ())}
         entries.update((path, _copy_aside(path, state)) for path in aside)
         made_so_far = {*filter(os.path.isdir, record.get("made", ())), *made}
@@ -190,9 +195,8 @@ def _hooks_present(name, paths):
         for path in aside:
             os.unlink(path)
         for folder in made:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # the env was removed meanwhile
-                os.mkdir(folder)
-                os.chmod(folder, 0o775)
+            with contextlib.suppress(FileNotFoundError):  # the env was removed meanwhile
+                _make(folder)
         for link in linked:
             with contextlib.suppress(FileNotFoundError):
                 _link(link, target)
@@ -201,6 +205,16 @@ def _hooks_present(name, paths):
         ret["result"] = False
         ret["comment"] += " " + "; ".join(wrong) + "."
     return ret
+
+
+def _make(folder):
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(folder)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        os.fchmod(handle, 0o775)
+    finally:
+        os.close(handle)
 
 
 def _link(link, target):
@@ -260,6 +274,8 @@ def _hooks_absent(name, paths):
         if found:
             ret["changes"][key] = found
     if not ret["changes"]:
+        if not __opts__["test"]:  # of a run that was killed as it ended
+            _forget(state)
         return ret
     if __opts__["test"]:
         return _pending(ret, f"{len(links)} hooks would be removed, {len(back)} would be put back.")
@@ -270,17 +286,24 @@ def _hooks_absent(name, paths):
     for folder in made:
         with contextlib.suppress(OSError):  # somebody's own hook lies there now
             os.rmdir(folder)
-    __salt__["cbsd_monit_node.remember"](state, "hooks", {})
-    with contextlib.suppress(OSError):
-        os.rmdir(os.path.join(state, "aside"))
+    _forget(state)
     ret["comment"] = f"{len(links)} hooks were removed, {len(back)} were put back."
     return ret
 
 
+def _forget(state):
+    __salt__["cbsd_monit_node.remember"](state, "hooks", {})
+    with contextlib.suppress(OSError):
+        os.rmdir(os.path.join(state, "aside"))
+
+
 def _put_back(entry):
     path = entry["path"]
-    if os.path.lexists(path):
-        return  # somebody was faster
+    if os.path.lexists(path):  # a run that was killed, or somebody, was faster
+        with contextlib.suppress(OSError, KeyError):
+            if filecmp.cmp(entry["file"], path, shallow=False):
+                os.unlink(entry["file"])
+        return
     if "link" in entry:
         os.symlink(entry["link"], path)
         return

@@ -272,13 +272,14 @@ def _include_absent(name, spec, lookup):
     old = _read(path)
     records = __salt__["cbsd_monit_node.undo"](paths["state"]).get("include", {})
     record = records.get(path, {})
-    if old is None:
+    made = old is not None and record.get("created") == _sha(old)
+    new = None if made or old is None else _Include(paths, False).take_away(old, record)
+    if new != old:
+        ret["changes"]["diff"] = _diff(old, new, name)
+    elif path in records:
+        ret["changes"]["undone"] = "what an interrupted run had left to do"
+    else:
         return ret
-    made = record.get("created") == _sha(old)
-    new = None if made else _Include(paths, False).take_away(old, record)
-    if new == old:
-        return ret
-    ret["changes"]["diff"] = _diff(old, new, name)
     if made:
         ret["changes"]["removed"] = name
     if __opts__["test"]:
@@ -293,7 +294,7 @@ def _include_absent(name, spec, lookup):
                     break
                 time.sleep(0.1)
         os.unlink(path)
-    else:
+    elif old is not None:
         mode, uid, gid = record.get("was") or (0o600, os.geteuid(), os.stat(path).st_gid)
         with _staged(path, new, os.path.dirname(path)) as staged:
             words = _refused(paths, path, staged)

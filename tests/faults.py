@@ -33,6 +33,8 @@ MODES = ("trace", "kill", "stop", "enospc", "full")
 SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "close", "log")
 # What another process cannot see after this one died.
 TRACELESS = ("flock", "fsync", "fchmod", "connect")
+# What a kill interrupts in its middle.
+HALVES = ("write", "pwrite", "sendall")
 _WRAPPER = """\
 #!/bin/sh
 # The node's Python.  Its next agent whose command is that of a plan runs under tests/faults.py, once.
@@ -93,22 +95,20 @@ class Faults:
             found.append(Point(where, count[where]))
         return found
 
-    def points(self):
+    def every(self):
         """
-        The points worth a kill: of each way to each call the first time and the last; what lies between is repetition.
+        All points, but for those directly behind a call that leaves nothing behind: to die there is to die before it.
 
-        Nor is it worth one to die behind a call that leaves nothing behind: that is to die before it.
+        A write is always one: it dies half done.
         """
         trace = self.trace()
-        last = {p.where: p for p in trace}
         before = dict(zip(trace[1:], trace))
-        met, chosen = set(), []
-        for point in trace:
-            if point.number == 1 or point == last[point.where]:
-                if not (before.get(point) in met and before[point].call in TRACELESS):
-                    chosen.append(point)
-                met.add(point)
-        return chosen
+        return [p for p in trace if p not in before or before[p].call not in TRACELESS or p.call in HALVES]
+
+    def points(self):
+        """Of ``every`` the first and the last of each way to each call; what lies between is repetition."""
+        last = {p.where: p for p in self.trace()}
+        return [p for p in self.every() if p.number == 1 or p == last[p.where]]
 
     def started(self, command="run"):
         """The pids of all agents that were started with ``command``, oldest first."""
@@ -128,12 +128,14 @@ class Faults:
 # What runs in the agent's process.
 
 
-class _Plan:
-    def __init__(self, path, agent):
+class Plan:
+    """What is to happen in this process; the calls of Python files in ``folders`` count."""
+
+    def __init__(self, path, *folders):
         with open(path, encoding="utf-8") as handle:
             said = json.load(handle)
         self.mode, self.where, self.number = said["mode"], said["where"], said["number"]
-        self.agent = os.path.join(agent, "")
+        self.folders = tuple(os.path.join(folder, "") for folder in folders)
         folder = os.path.dirname(path)
         self.trace = os.open(
             os.path.join(folder, "trace"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
@@ -146,7 +148,7 @@ class _Plan:
         frame, lines = sys._getframe(1), []
         while frame is not None:
             code = frame.f_code
-            if code.co_filename.startswith(self.agent):
+            if code.co_filename.startswith(self.folders):
                 lines.append(f"{os.path.basename(code.co_filename)}:{code.co_name}:{frame.f_lineno}")
             frame = frame.f_back
         return " ".join([call, *lines])
@@ -181,10 +183,10 @@ class _Plan:
 
 
 class _Written:
-    """A file opened for writing by name; its content goes out when it is closed."""
+    """A file opened for writing by name or descriptor; its content goes out when it is flushed or closed."""
 
     def __init__(self, plan, handle):
-        self._plan, self._handle = plan, handle
+        self._plan, self._handle, self._waiting = plan, handle, []
 
     def __getattr__(self, name):
         return getattr(self._handle, name)
@@ -192,11 +194,26 @@ class _Written:
     def __enter__(self):
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, *_):
         try:
-            self._plan.point("close")
+            if kind is None:
+                self.flush()
         finally:
             self._handle.close()
+
+    def write(self, data):
+        self._waiting.append(data)
+
+    def flush(self):
+        if self._waiting:
+            data = self._waiting[0][:0].join(self._waiting)
+            self._waiting = []
+            self._plan.point("write", lambda: self._out(data[: len(data) // 2]))
+            self._out(data)
+
+    def _out(self, data):
+        self._handle.write(data)
+        self._handle.flush()
 
 
 class _Log:
@@ -247,8 +264,20 @@ def install(plan):
     before(fcntl, "flock")
     before(syslog, "syslog")
     before(socket.socket, "connect")
-    for holder, name in ((os, "write"), (os, "pwrite"), (socket.socket, "sendall")):
-        sending(holder, name)
+    for name in HALVES:
+        sending(socket.socket if name == "sendall" else os, name)
+
+    def writing(holder, name):
+        real = getattr(holder, name)
+
+        def opening(path, mode="r", *args, **more):
+            if not set(mode) & set("wax+") or isinstance(path, int) and holder is builtins:
+                return real(path, mode, *args, **more)
+            if holder is builtins:
+                plan.point("open", space=not exists(path))
+            return _Written(plan, real(path, mode, *args, **more))
+
+        setattr(holder, name, opening)
 
     def exists(path, *_, dir_fd=None, **__):
         try:
@@ -265,20 +294,13 @@ def install(plan):
         plan.point("spawned")
 
     subprocess.Popen._execute_child = spawned
-    opened = builtins.open
-
-    def opening(path, mode="r", *args, **more):
-        if not set(mode) & set("wax+") or isinstance(path, int):
-            return opened(path, mode, *args, **more)
-        plan.point("open", space=not exists(path))
-        return _Written(plan, opened(path, mode, *args, **more))
-
-    builtins.open = opening
+    for holder, name in ((builtins, "open"), (os, "fdopen")):
+        writing(holder, name)
     sys.stderr = _Log(plan, sys.stderr)
 
 
 def main(plan, agent, *args):
-    install(_Plan(plan, agent))
+    install(Plan(plan, agent))
     sys.argv = [agent, *args]
     runpy.run_path(agent, run_name="__main__")
 

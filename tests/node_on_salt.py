@@ -6,9 +6,11 @@ import os
 import pathlib
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from xml.etree import ElementTree
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPO / "tests"))
@@ -166,6 +168,19 @@ class SaltNode:
         argv = [shutil.which("monit"), "-B", "-c", str(self.monitrc), *args]
         done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
         return done.stdout + done.stderr
+
+    def services(self, timeout=10):
+        """monit's services as the elements of its XML status, asked as MONITRC_SAMPLE's `admin`; raises OSError when no monit answers."""
+        with socket.socket(socket.AF_UNIX) as monit:
+            monit.settimeout(timeout)
+            monit.connect(str(self.state_dir / "monit.sock"))
+            monit.sendall(b"GET /_status?format=xml HTTP/1.0\r\nAuthorization: Basic YWRtaW46bW9uaXQ=\r\n\r\n")
+            answer = b"".join(iter(lambda: monit.recv(65536), b""))
+        head, _, text = answer.partition(b"\r\n\r\n")
+        try:
+            return ElementTree.fromstring(text).findall("service")
+        except ElementTree.ParseError as err:
+            raise OSError(f"{head.decode()} {len(text)} bytes: {err}") from None
 
     def commands(self, nested=True):
         """The argument lists of all CBSD commands that began so far, oldest first."""

@@ -486,19 +486,11 @@ def detected(node, service, since, seconds=20):
     """When monit found ``service`` failing, by its own clock; asked over its socket until it says so."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
-        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as monit:
-            monit.settimeout(5)
-            monit.connect(str(node.state_dir / "monit.sock"))
-            monit.sendall(b"GET /_status?format=xml HTTP/1.0\r\nHost: localhost\r\n\r\n")
-            text = b""
-            while chunk := monit.recv(65536):
-                text += chunk
-            body = text.partition(b"\r\n\r\n")[2].decode()
-            for part in body.split("<service ")[1:]:
-                name = part.partition("<name>")[2].partition("<")[0] or part.partition('name="')[2].partition('"')[0]
-                number = lambda key, part=part: float(part.partition(f"<{key}>")[2].partition("<")[0] or 0)  # noqa: E731
+        with contextlib.suppress(OSError):
+            for said in node.services(timeout=5):
+                number = lambda key, said=said: float(said.findtext(key) or 0)  # noqa: E731
                 moment = number("collected_sec") + number("collected_usec") / 1e6
-                if name == service and number("status") and moment > since:
+                if said.findtext("name") == service and number("status") and moment > since:
                     return moment
         time.sleep(0.03)
     return None

@@ -172,7 +172,7 @@ class Monit:
 
     def status(self, timeout=5.0):
         """The present Status, or None when no monit answers."""
-        for _ in range(2):  # 6.0 drops a connection now and then while it reloads
+        for again in (True, False):  # 6.0 drops a connection now and then while it reloads
             try:
                 code, body = self._request("GET /_status?format=xml", timeout=timeout + self.more)
                 if code == 200:
@@ -180,7 +180,8 @@ class Monit:
                 why = ": it wants a password that is not in its control file" if code == 401 else ""
                 raise AgentError(f"monit's socket {self.socket} answers {code}{why}")
             except (OSError, SyntaxError):  # ParseError is one
-                time.sleep(0.05)
+                if again:
+                    time.sleep(0.05)
         return None
 
     def act(self, services, action):
