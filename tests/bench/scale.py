@@ -122,8 +122,6 @@ class Side:
         return 0.0
 
     def drop(self):
-        with self.node.sim.kernel.changing() as state:
-            state["jails"] = {}  # one process stands for all of them, and ends with the node's others
         self.bench.drop(self.node)
 
 
