@@ -106,15 +106,17 @@ def remember(state, part, data):
     """
     old = undo(state)
     new = {k: v for k, v in {**old, part: data}.items() if v}
+    path = os.path.join(state, "undo.json")
+    temp = os.path.join(state, ".undo.json.salt")
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        os.unlink(temp)  # of a run that was killed
     if new == old:
         return False
-    path = os.path.join(state, "undo.json")
     if not new:
         os.unlink(path)
         return True
     os.makedirs(state, 0o700, exist_ok=True)
-    temp = os.path.join(state, ".undo.json.salt")  # what a run that was killed has left is replaced, not kept
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as stream:
             json.dump({"schema": SCHEMA, **new}, stream, indent=1, sort_keys=True)
@@ -122,6 +124,11 @@ def remember(state, part, data):
             stream.flush()
             os.fsync(handle)
         os.replace(temp, path)
+        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(temp)

@@ -119,6 +119,7 @@ def _stage(folder, name, text, mode=0o600):
 
 
 def _unstage(folder, name):
+    """Remove what ``_stage`` has made, in this run or in one that was killed."""
     with contextlib.suppress(OSError):
         os.unlink(f".{name}.salt", dir_fd=folder)
 
@@ -256,7 +257,9 @@ class _EnvPlan:
             have = {n: None if folder is None else _read(n, folder) for n in names}
             self.record = None  # for undo.json
             now = None if folder is None else _attributes(folder)
-            empty = folder is not None and not os.listdir(folder)
+            entries = set() if folder is None else set(os.listdir(folder))
+        self.left = [file for file in (POLICY, TPL) if f".{file}.salt" in entries]  # of a run that was killed
+        empty = len(entries) == len(self.left)
         if self.wanted:
             self.record = {"made": True} if now is None else {"was": now} if now[:2] != _private() else None
         policy = _load(have[POLICY])
@@ -277,11 +280,14 @@ class _EnvPlan:
         for file in (TPL, POLICY):
             if have[file] != self.after[file]:
                 self.changes[file] = {"diff": _diff(have[file], self.after[file], file)}
-        self.settled = not self.wanted and now is None  # nothing is owed to what there is not
+        if self.left:
+            self.changes["left by a killed run"] = "removed"
+        self.settled = not self.wanted  # nothing is owed to what there is not, or was given back, or is another's
         if self.record and "was" in self.record:
             self.changes["directory"] = _attribute_change(now, [*_private(), now[2]])
-        elif not self.wanted and now and undo:
-            if undo.get("was", now) != now:
+        elif not self.wanted and now and undo and now[:2] == _private():
+            self.settled = undo.get("was") == now
+            if not self.settled and "was" in undo:
                 self.changes["directory"] = _attribute_change(now, undo["was"])
             elif undo.get("made") and empty:
                 self.changes["directory"] = "removed"
@@ -295,6 +301,8 @@ class _EnvPlan:
 
     @property
     def comment(self):
+        if not {TPL, POLICY} & set(self.changes):
+            return "its directory is root's alone" if self.wanted else "its directory is as it was"
         if not self.wanted:
             return "the operator's own template is put back" if self.moves else "pillar's checks are removed"
         return "the operator's own template is kept as monitrc.tpl.local" if self.moves else "checks are written"
@@ -327,6 +335,8 @@ class _EnvPlan:
         self._move(self.folder)
         for file in self.staged:
             _take(self.folder, file)
+        for file in self.left:
+            _unstage(self.folder, file)
 
     def settle(self):
         os.fsync(self.folder)
@@ -520,11 +530,11 @@ class _Broken(_EnvPlan):
         self.ours = self.adopted = self.settled = False
 
 
-def _plan(env, sysdir, *args, **more):
+def _plan(env, sysdir, node, wanted, copies=False, undo=None):
     try:
         if sysdir is None:
             return _Broken(env, f"CBSD lists it, but jails-system/{env} is no directory")
-        return _EnvPlan(env, sysdir, *args, **more)
+        return _EnvPlan(env, sysdir, node, wanted, copies, undo)
     except OSError as err:
         return _Broken(env, str(err))
 
@@ -535,11 +545,11 @@ def _apply(plans, state, dirs):
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     records = {env: record for env, record in records.items() if env in dirs and env not in settled}
     for plan in plans:
-        if plan.record:
-            records.setdefault(plan.env, plan.record)
+        if plan.record and "was" not in records.get(plan.env, {}):  # what there is now, whatever there was once
+            records[plan.env] = plan.record
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1: none
-    together = min(TOGETHER, limit // 4 or 1) if limit > 0 else TOGETHER
+    together = min(TOGETHER, limit // 4) if limit > 0 else TOGETHER
     for first in range(0, len(plans), together):
         some = plans[first : first + together]
         for plan in some:
@@ -556,8 +566,11 @@ def _apply(plans, state, dirs):
 def _give_back(plans, state, purge):
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     for plan in plans:
-        if plan.give_back(records.get(plan.env, {}), purge):
-            records.pop(plan.env, None)
+        try:
+            if plan.give_back(records.get(plan.env, {}), purge):
+                records.pop(plan.env, None)
+        except OSError as err:
+            plan.error = str(err)
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
 
 
@@ -639,6 +652,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
     if "config" in ret["changes"]:
         overlay[""] = {"config": configuration}
 
+    remembered = None
     if not __opts__["test"]:
         for path, text, _ in own:
             os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -647,11 +661,11 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if not memory and not any(p.error for p in plans):
             said = {"inputs": inputs, "config": _digest(_dump(configuration)), "trust": _digest(_dump(trust))}
             said["warnings"] = warnings
-            said = _dump({**said, "program": program, "version": version})
-            if _read(files["rendered"]) != said:
-                _write(files["rendered"], said)
-    quiet = not overlay and not own
+            remembered = _dump({**said, "program": program, "version": version})
+    quiet = memory and not overlay and not own
     reasons, foreign, notes = _sync(ret, paths, overlay, trust if quiet else None)
+    if remembered and _read(files["rendered"]) != remembered:  # not before all of it was published
+        _write(files["rendered"], remembered)
     adopted = [p.env for p in plans if p.adopted]
 
     def said(number):
@@ -753,7 +767,7 @@ def _checks_absent(name, spec, node, lookup):
     undo = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     plans = [_plan(env, sysdir, node, None, copies=True, undo=undo.get(env)) for env, sysdir in dirs.items()]
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
-    left = {p.env: [] for p in plans if p.ours or p.env in known or p.env in undo}
+    left = {p.env: [] for p in plans if (p.ours or p.env in known) and not p.error}
     for env in left:
         left[env] = [f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))]
     trust = os.path.join(state, "trust.json")
@@ -764,6 +778,8 @@ def _checks_absent(name, spec, node, lookup):
     if not __opts__["test"]:
         _unlink(trust)
         _unlink(os.path.join(state, "rendered.json"))
+        for path in (trust, paths["config"], os.path.join(state, "rendered.json")):  # of a run that was killed
+            _unlink(os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.salt"))
         _apply(plans, state, dirs)
     overlay = {p.env: p.overlay for p in plans if p.changes}
     unpublished = ""
@@ -772,6 +788,7 @@ def _checks_absent(name, spec, node, lookup):
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
         _give_back([p for p in plans if p.env in left and not p.error], state, purge=True)
+        _give_back([p for p in plans if p.env in undo and p.env not in left and not p.error], state, purge=False)
 
     def said(number):
         verb = "would be" if __opts__["test"] else "were"

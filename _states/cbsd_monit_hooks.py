@@ -7,7 +7,6 @@ What these states leave alone: every hook that is neither ours nor of CBSD's own
 """
 
 import contextlib
-import filecmp
 import hashlib
 import logging
 import os
@@ -32,6 +31,8 @@ HOOKS = (
 # A jail's clone.d runs before the copy is made; master_reboot.d when the guest of a VM reboots itself.
 HOOKS_OF = {"jail": HOOKS + ("clone.d",), "bhyve": HOOKS + ("master_reboot.d",)}
 ALL_HOOKS = HOOKS + ("clone.d", "master_reboot.d")
+# What is going to be a hook, beside the hook directories: CBSD runs what lies in them, whatever its name.
+LEFT = ".cbsd_monit.new"
 # The hooks of CBSD's own module monit: links to it, or the scripts it ships.
 UPSTREAM_NAMES = ("monit", "monit.sh")
 UPSTREAM_LINK = re.compile(r"(^|/)modules/monit\.d/")
@@ -140,24 +141,23 @@ def _hooks_present(name, paths):
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
     skeletons, missing = _skeletons(workdir, paths.get("skeletons") or [])
-    made, linked, aside, wrong = [], [], [], [f"{path} does not exist" for path in missing]
+    made, linked, aside, left, wrong = [], [], [], [], [f"{path} does not exist" for path in missing]
     envs = __salt__["cbsd_monit_node.env_dirs"](workdir)
-    record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
-    begun = set(record.get("made", ()))
     for owner in [*skeletons, *envs.values()]:  # a thousand: one listing each, and short paths from there
         top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(top) as found:
                 entries = {entry.name: entry for entry in found}
+            if LEFT in entries and not entries[LEFT].is_dir(follow_symlinks=False):
+                left.append(f"{owner}/{LEFT}")
             kind = skeletons[owner] if owner in skeletons else _kind_of(entries)
             for hook in HOOKS_OF.get(kind, HOOKS):
                 entry = entries.get(hook)
                 if entry is None or not entry.is_dir(follow_symlinks=False):
-                    if entry and entry.is_symlink():
-                        wrong.append(f"{owner}/{hook} is a symlink, in which CBSD finds no hook")
+                    if entry:
+                        what = "a symlink" if entry.is_symlink() else "no directory"
+                        wrong.append(f"{owner}/{hook} is {what}, in which CBSD finds no hook")
                         continue
-                    made.append(f"{owner}/{hook}")
-                elif f"{owner}/{hook}" in begun and stat.S_IMODE(entry.stat(follow_symlinks=False).st_mode) != 0o775:
                     made.append(f"{owner}/{hook}")
                 try:
                     now = os.readlink(f"{hook}/{HOOK}", dir_fd=top)
@@ -178,7 +178,7 @@ def _hooks_present(name, paths):
                         aside.append(f"{owner}/{hook}/{other}")
         finally:
             os.close(top)
-    for key, found in (("directories", made), ("links", linked), ("set aside", aside)):
+    for key, found in (("directories", made), ("links", linked), ("set aside", aside), ("left by a killed run", left)):
         if found:
             ret["changes"][key] = found
     if ret["changes"] and __opts__["test"]:
@@ -186,20 +186,26 @@ def _hooks_present(name, paths):
             ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside."
         )
     elif ret["changes"]:
+        record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
         entries = {e["path"]: e for e in record.get("aside", ())}
         entries.update((path, _copy_aside(path, state)) for path in aside)
         made_so_far = {*filter(os.path.isdir, record.get("made", ())), *made}
         __salt__["cbsd_monit_node.remember"](
             state, "hooks", {"aside": [entries[path] for path in sorted(entries)], "made": sorted(made_so_far)}
         )
-        for path in aside:
-            os.unlink(path)
+        for path in (*aside, *left):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
         for folder in made:
-            with contextlib.suppress(FileNotFoundError):  # the env was removed meanwhile
+            with contextlib.suppress(FileExistsError, FileNotFoundError):  # the env was removed meanwhile
                 _make(folder)
         for link in linked:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 _link(link, target)
+            except FileNotFoundError:
+                pass
+            except OSError as err:  # user cbsd owns the directories: one env's trouble alone
+                wrong.append(f"{link} cannot be linked: {err.strerror}")
         ret["comment"] = f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
     if wrong:
         ret["result"] = False
@@ -208,22 +214,27 @@ def _hooks_present(name, paths):
 
 
 def _make(folder):
-    with contextlib.suppress(FileExistsError):
-        os.mkdir(folder)
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    """A hook directory as CBSD makes it; right from its first moment, so that a kill leaves nothing to be mended."""
+    before = os.umask(0o002)
     try:
-        os.fchmod(handle, 0o775)
+        os.mkdir(folder, 0o775)
     finally:
-        os.close(handle)
+        os.umask(before)
+
+
+def _temporary(path):
+    """Where what is going to be the hook ``path`` is made, with nothing there."""
+    temp = os.path.join(os.path.dirname(os.path.dirname(path)), LEFT)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temp)
+    return temp
 
 
 def _link(link, target):
     with contextlib.suppress(FileExistsError):
         os.symlink(target, link)
         return
-    temp = os.path.join(os.path.dirname(link), f".{HOOK}.new")
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(temp)
+    temp = _temporary(link)
     os.symlink(target, temp)
     os.replace(temp, link)
 
@@ -266,49 +277,68 @@ def _hooks_absent(name, paths):
     owners = [*skeletons, *__salt__["cbsd_monit_node.env_dirs"](workdir).values()]
     links = [os.path.join(owner, hook, HOOK) for owner in owners for hook in ALL_HOOKS]
     links = [link for link in links if os.path.islink(link) and os.readlink(link) == target]
+    left = [os.path.join(owner, LEFT) for owner in owners]
+    left = [path for path in left if os.path.lexists(path) and not os.path.isdir(path)]
     record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
     entries = record.get("aside", [])
     back = [e for e in entries if os.path.isdir(os.path.dirname(e["path"]))]
     made = [folder for folder in record.get("made", ()) if os.path.isdir(folder)]
-    for key, found in (("links", links), ("put back", [e["path"] for e in back]), ("directories", made)):
+    paths_back = [e["path"] for e in back]
+    for key, found in zip(
+        ("links", "put back", "directories", "left by a killed run"), (links, paths_back, made, left)
+    ):
         if found:
             ret["changes"][key] = found
-    if not ret["changes"]:
-        if not __opts__["test"]:  # of a run that was killed as it ended
-            _forget(state)
-        return ret
-    if __opts__["test"]:
+    if ret["changes"] and __opts__["test"]:
         return _pending(ret, f"{len(links)} hooks would be removed, {len(back)} would be put back.")
-    for link in links:
-        os.unlink(link)
+    if __opts__["test"]:
+        return ret
+    for path in (*links, *left):
+        os.unlink(path)
+    wrong = {}
     for entry in back:
-        _put_back(entry)
+        try:
+            _put_back(entry)
+        except OSError as err:
+            wrong[entry["path"]] = f"{entry['path']} cannot be put back: {err.strerror}"
     for folder in made:
         with contextlib.suppress(OSError):  # somebody's own hook lies there now
             os.rmdir(folder)
-    _forget(state)
-    ret["comment"] = f"{len(links)} hooks were removed, {len(back)} were put back."
+    _forget(state, [e for e in entries if e not in back or e["path"] in wrong])  # what is not there now may come back
+    if ret["changes"]:
+        ret["comment"] = f"{len(links)} hooks were removed, {len(back) - len(wrong)} were put back."
+    if wrong:
+        ret["result"] = False
+        ret["comment"] += " " + "; ".join(wrong.values()) + "."
     return ret
 
 
-def _forget(state):
-    __salt__["cbsd_monit_node.remember"](state, "hooks", {})
+def _forget(state, entries):
+    """All that was set aside is settled but for ``entries``."""
+    __salt__["cbsd_monit_node.remember"](state, "hooks", {"aside": entries, "made": []} if entries else {})
+    folder, kept = os.path.join(state, "aside"), {os.path.basename(e.get("file", "")) for e in entries}
     with contextlib.suppress(OSError):
-        os.rmdir(os.path.join(state, "aside"))
+        for name in os.listdir(folder):
+            if name not in kept:
+                os.unlink(os.path.join(folder, name))
+        os.rmdir(folder)
 
 
 def _put_back(entry):
-    path = entry["path"]
-    if os.path.lexists(path):  # a run that was killed, or somebody, was faster
-        with contextlib.suppress(OSError, KeyError):
-            if filecmp.cmp(entry["file"], path, shallow=False):
-                os.unlink(entry["file"])
-        return
-    if "link" in entry:
+    path, source = entry["path"], entry.get("file")
+    if os.path.lexists(path) or source and not os.path.exists(source):
+        return  # a run that was killed, or somebody, was faster
+    temp = _temporary(path)
+    if source is None:
         os.symlink(entry["link"], path)
         return
-    temp = f"{path}.new"
-    shutil.copy2(entry["file"], temp)
-    os.chown(temp, *entry["owner"])
+    info = os.stat(source)
+    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "wb") as stream, open(source, "rb") as old:
+        shutil.copyfileobj(old, stream)
+        stream.flush()
+        os.fchown(handle, *entry["owner"])
+        os.fchmod(handle, stat.S_IMODE(info.st_mode))
+        os.utime(handle, ns=(info.st_atime_ns, info.st_mtime_ns))
+        os.fsync(handle)
     os.replace(temp, path)
-    os.unlink(entry["file"])

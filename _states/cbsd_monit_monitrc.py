@@ -134,10 +134,27 @@ def _read(path):
         return None
 
 
+def _stage_of(path, folder):
+    return os.path.join(folder, f".{os.path.basename(path)}.staged")
+
+
+def _tidy(path):
+    """Remove what a run that was killed has left beside the control file ``path``."""
+    if not __opts__["test"]:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(_stage_of(path, os.path.dirname(path)))
+
+
+def _attributes(path):
+    """[mode, uid, gid] of a file."""
+    info = os.stat(path)
+    return [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
+
+
 @contextlib.contextmanager
 def _staged(path, text, folder):
     """A file with ``text``, 0600, beside which nothing else happens: renamed to ``path``, or gone at the end."""
-    staged = os.path.join(folder, f".{os.path.basename(path)}.staged")
+    staged = _stage_of(path, folder)
     handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
         with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -201,6 +218,7 @@ def _include_present(name, spec, mode, lookup):
         raise ValueError(f"monit:include: expected publish or glob, got {mode!r}")
     include = _Include(paths, mode == "glob")
     path = os.path.realpath(name)
+    _tidy(path)
     old = _read(path)
     records = __salt__["cbsd_monit_node.undo"](paths["state"]).get("include", {})
     record = dict(records.get(path, {}))
@@ -215,8 +233,7 @@ def _include_present(name, spec, mode, lookup):
         new, edit = include.add(include.take_away(old, record))
         record = {"created": _sha(new)} if untouched else {**record, **edit}
     if old is not None:
-        info = os.stat(path)
-        attributes = [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
+        attributes = _attributes(path)
         if attributes[:2] != [0o600, os.geteuid()]:
             record.setdefault("was", attributes)
             ret["changes"]["mode"] = {
@@ -269,6 +286,7 @@ def _include_absent(name, spec, lookup):
     ret = _ret(name, f"{name} includes nothing of ours.")
     paths = __salt__["cbsd_monit_node.paths"](spec, need=("workdir", "state", "run"), **lookup)
     path = os.path.realpath(name)
+    _tidy(path)
     old = _read(path)
     records = __salt__["cbsd_monit_node.undo"](paths["state"]).get("include", {})
     record = records.get(path, {})
@@ -276,15 +294,20 @@ def _include_absent(name, spec, lookup):
     new = None if made or old is None else _Include(paths, False).take_away(old, record)
     if new != old:
         ret["changes"]["diff"] = _diff(old, new, name)
-    elif path in records:
-        ret["changes"]["undone"] = "what an interrupted run had left to do"
-    else:
-        return ret
     if made:
         ret["changes"]["removed"] = name
+    now = was = None
+    if new is not None:
+        now = _attributes(path)
+        was = record.get("was", now) if now[:2] == [0o600, os.geteuid()] else now  # what somebody chose since stays
+        if was != now:
+            said = ["{:04o} {}".format(*found[:2]) for found in (now, was)]
+            ret["changes"]["mode"] = dict(zip(("old", "new"), said))
+    running = (new != old or path in records) and old is not None and _status(paths) is not None
+    if running and new == old:  # a run that was killed did not tell it
+        ret["changes"]["monit"] = "reads its control file again"
     if __opts__["test"]:
-        return _pending(ret, f"{name} would be as it was.")
-    running = _status(paths) is not None
+        return _pending(ret, f"{name} would be as it was.") if ret["changes"] else ret
     words = ""
     if made:
         if running:
@@ -294,18 +317,19 @@ def _include_absent(name, spec, lookup):
                     break
                 time.sleep(0.1)
         os.unlink(path)
-    elif old is not None:
-        mode, uid, gid = record.get("was") or (0o600, os.geteuid(), os.stat(path).st_gid)
+    elif new != old or was != now:
         with _staged(path, new, os.path.dirname(path)) as staged:
             words = _refused(paths, path, staged)
-            os.chown(staged, uid, gid)
-            os.chmod(staged, mode)
+            os.chown(staged, *was[1:])
+            os.chmod(staged, was[0])
             os.replace(staged, path)
-        if running and not words:
-            _monit(paths, "-c", path, "reload")
-    records.pop(path, None)
-    __salt__["cbsd_monit_node.remember"](paths["state"], "include", records)
-    ret["comment"] = f"{name} is as it was."
+    if running and not made and not words:
+        _monit(paths, "-c", path, "reload")
+    if path in records:
+        del records[path]
+        __salt__["cbsd_monit_node.remember"](paths["state"], "include", records)
+    if ret["changes"]:
+        ret["comment"] = f"{name} is as it was."
     if words:
         ret["comment"] += f" monit does not accept that text and was not told to read it: {words}"
     return ret

@@ -32,7 +32,7 @@ MODES = ("trace", "kill", "stop", "enospc", "full")
 # What needs room on a disk; the others cannot fail with ENOSPC.
 SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "close", "log")
 # What another process cannot see after this one died.
-TRACELESS = ("flock", "fsync", "fchmod", "connect")
+TRACELESS = ("flock", "fsync", "connect")
 # What a kill interrupts in its middle.
 HALVES = ("write", "pwrite", "sendall")
 _WRAPPER = """\
@@ -254,8 +254,7 @@ def install(plan):
 
     for name in (
         *"fsync replace rename unlink remove mkdir rmdir symlink link truncate ftruncate".split(),
-        "chmod",
-        "fchmod",
+        *("chmod", "fchmod", "chown", "fchown"),
     ):
         before(os, name)
     before(os, "kill")

@@ -66,8 +66,13 @@ class Killed(Host):
         return plan
 
 
-@pytest.mark.parametrize("turn", ["present", "absent"])
-def test_every_call_that_writes_killed_or_without_room(tmp_path, turn):
+def put(host, before):
+    shutil.rmtree(host.root)
+    subprocess.run(["cp", "-a", str(before), str(host.root)], check=True)
+
+
+@pytest.mark.parametrize("turn, then", [(a, b) for a in ("present", "absent") for b in ("present", "absent")])
+def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
     host = Killed(tmp_path / "node")
     if turn == "absent":
         assert all(ret["result"] for ret in host.all("present"))
@@ -76,21 +81,78 @@ def test_every_call_that_writes_killed_or_without_room(tmp_path, turn):
     points = host.disturbed(turn, tmp_path / "faults").every()
     after = host.content()
     assert before != after and {"write", "replace", "unlink"} <= {p.call for p in points}
+    host.all(then)
+    wanted = host.content()
     met = 0
-    for mode, some in (("kill", points), ("enospc", [p for p in points if p.call in faults.SPACE])):
+    room = [p for p in points if p.call in faults.SPACE] if turn == then else ()
+    for mode, some in (("kill", points), ("enospc", room)):
         for point in some:
-            shutil.rmtree(host.root)
-            subprocess.run(["cp", "-a", str(tmp_path / "before"), str(host.root)], check=True)
+            put(host, tmp_path / "before")
             met += host.disturbed(turn, tmp_path / "faults", mode, point).hit() is not None
             for path, (_, _, said) in host.content().items():
                 if path != "state/undo.json" and (path in before or path in after):  # that grows state by state
                     assert said in [found[path][2] for found in (before, after) if path in found], (mode, point, path)
             if host.monitrc.exists():
-                done = subprocess.run(
-                    [MONIT, "-t", "-c", str(host.monitrc)], capture_output=True, text=True, check=False
-                )
+                argv = [MONIT, "-t", "-c", str(host.monitrc)]
+                done = subprocess.run(argv, capture_output=True, text=True, check=False)
                 assert done.returncode == 0, (mode, point, done.stderr)
-            again = host.all(turn)
+            again = host.all(then)
             assert all(ret["result"] for ret in again), (mode, point, again)
-            assert host.content() == after, (mode, point)
+            assert host.content() == wanted, (mode, point)
+            assert not any(ret["changes"] for ret in host.all(then)), (mode, point)
     assert met > 70, met
+
+
+def test_what_an_operator_did_after_the_kill_is_theirs(tmp_path):
+    """A run that was killed after it wrote down what it was going to change, and before it changed it."""
+    host = Killed(tmp_path / "node")
+    paths = host.lookup
+    made, chosen = host.workdir / "jails-system/gone/monit", host.workdir / "jails-system/own/monit"
+    host.all("present")
+    host.all("absent")
+    undo = host.salt["cbsd_monit_node.remember"]
+    undo(paths["state"], "include", {str(host.monitrc): {"was": [0o644, 0, 0], "replaced": [], "appended": ""}})
+    undo(paths["state"], "envs", {"gone": {"made": True}, "own": {"was": [0o755, 0, 0]}})
+    host.monitrc.chmod(0o640)
+    made.mkdir(mode=0o755, exist_ok=True)
+    (chosen / "monitrc").write_text("check host mine\n")
+    (chosen / "history.jsonl").write_text("mine\n")
+    chosen.chmod(0o750)
+    before = {k: v for k, v in host.content().items() if not k.startswith("state/")}
+    host.all("absent")
+    assert {k: v for k, v in host.content().items() if not k.startswith("state/")} == before
+    assert not (host.state / "undo.json").exists()
+
+
+def test_a_hook_is_put_back_without_following_what_lies_in_the_way(tmp_path):
+    host = Killed(tmp_path / "node")
+    assert all(ret["result"] for ret in host.all("present"))
+    env, victim = host.workdir / "jails-system/own", tmp_path / "victim"
+    victim.write_text("root's\n")
+    for name in ("master_poststart.d/monit.sh.new", ".cbsd_monit.new"):
+        (env / name).symlink_to(victim)
+    assert all(ret["result"] for ret in host.all("absent"))
+    hook = env / "master_poststart.d/monit.sh"
+    assert victim.read_text() == "root's\n" and not hook.is_symlink() and "cbsd monit start" in hook.read_text()
+    assert not (env / ".cbsd_monit.new").is_symlink()
+
+
+def test_a_hook_that_was_put_back_and_then_deleted_does_not_end_every_later_clean(tmp_path):
+    host = Killed(tmp_path / "node")
+    assert all(ret["result"] for ret in host.all("present"))
+    kept = host.salt["cbsd_monit_node.undo"](host.lookup["state"])["hooks"]["aside"]
+    next(iter((host.state / "aside").iterdir())).unlink()  # a kill between the two, by an earlier version
+    assert len(kept) == 2 and all(ret["result"] for ret in host.all("absent"))
+    assert not (host.state / "undo.json").exists()
+
+
+def test_one_env_in_the_way_stops_no_other(tmp_path):
+    host = Killed(tmp_path / "node")
+    (host.workdir / "jails-system/new/.cbsd_monit.new").mkdir()
+    (host.workdir / "jails-system/new/remove.d/cbsd_monit").symlink_to("elsewhere")
+    shutil.rmtree(host.workdir / "jails-system/changed/remove.d")
+    (host.workdir / "jails-system/changed/remove.d").write_text("")
+    done = host.apply("hooks_present")
+    assert done["result"] is False and "changed/remove.d is no directory" in done["comment"]
+    assert "new/remove.d/cbsd_monit cannot be linked" in done["comment"]
+    assert (host.workdir / "jails-system/own/remove.d/cbsd_monit").is_symlink()
