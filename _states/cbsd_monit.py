@@ -442,10 +442,12 @@ def _file_change(path, text, label):
     return {label: {"diff": _diff(old, text, os.path.basename(path))}}
 
 
-def _sync(ret, paths, overlay, trust=None):
+def _sync(ret, paths, overlay, named=(), trust=None):
     """
     Let the agent publish (or, in test mode, say what it would) and put its answer into ``ret``.
 
+    named
+        The envs that have to be among those it knows.
     trust
         What trust.json holds if nothing was changed at all: then the answer of the agent's last pass stands, if that was
         moments ago and over just this.
@@ -468,6 +470,10 @@ def _sync(ret, paths, overlay, trust=None):
     elif answer.get("reloaded"):
         ret["changes"]["monit"] = "reloaded"
     reasons = {env: f"quarantined, monit says: {said}" for env, said in (answer.get("quarantined") or {}).items()}
+    if "envs" in answer:
+        reasons.update(
+            (env, "the agent does not see it in CBSD's inventory") for env in named if env not in answer["envs"]
+        )
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):
         reasons["the agent"] = answer["error"]
@@ -663,7 +669,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
             said["warnings"] = warnings
             remembered = _dump({**said, "program": program, "version": version})
     quiet = memory and not overlay and not own
-    reasons, foreign, notes = _sync(ret, paths, overlay, trust if quiet else None)
+    reasons, foreign, notes = _sync(ret, paths, overlay, trust, trust if quiet else None)
     if remembered and _read(files["rendered"]) != remembered:  # not before all of it was published
         _write(files["rendered"], remembered)
     adopted = [p.env for p in plans if p.adopted]

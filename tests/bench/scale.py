@@ -394,6 +394,9 @@ def huge(bench):
     second = side.apply()
     known = {said.findtext("name") for said in side.node.services(timeout=60)}
     known = {name for name in known if name.startswith("e0")}
+    live = {name.partition(".")[0] for name in known}
+    if live != set(names(size)):
+        raise RuntimeError(f"monit watches {len(live)} of {size} envs")
     side.drop()
     return {
         "ours_first_s_10000": round(first[0] - ping, 2),
@@ -401,7 +404,7 @@ def huge(bench):
         "second_reloads_10000": side.reloads,
         "verify_wait_s_10000": round(first[2], 2),
         "peak_rss_mb_10000": round(max(first[1], second[1]), 1),
-        "live_envs_10000": len({name.partition(".")[0] for name in known}),
+        "live_envs_10000": len(live),
         "live_services_10000": len(known),
     }
 

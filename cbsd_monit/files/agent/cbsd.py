@@ -25,11 +25,15 @@ SLAVE, MAINTENANCE = 2, 3
 EMULATORS = {"jail": "j", "bhyve": "b"}
 
 
-class Result:
-    """What a command answered: its exit code (None after a time-out) and its words."""
+WORDS = 1 << 20  # bytes of a command's output that are read, where it is only to be quoted
+DATA = 1 << 26  # … where all of it counts: ten thousand envs have rows of 1.7 MB
 
-    def __init__(self, code, text):
-        self.code, self.text = code, text
+
+class Result:
+    """What a command answered: its exit code (None after a time-out) and its words; ``cut`` if there were more of them."""
+
+    def __init__(self, code, text, cut=False):
+        self.code, self.text, self.cut = code, text, cut
 
     @property
     def last_words(self):
@@ -42,9 +46,9 @@ class Result:
 _HOLDER = 'echo "$$ $0" >&0; "$@" </dev/null; exit $?'
 
 
-def run(argv, timeout, env=None, lock=None):
+def run(argv, timeout, env=None, lock=None, limit=WORDS):
     """
-    Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds.
+    Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds; ``limit`` bytes of output are read.
 
     ``lock`` is the open lock of an env: it is held until the command has ended, whatever becomes of us.
     """
@@ -73,15 +77,25 @@ def run(argv, timeout, env=None, lock=None):
             proc.wait()
             code, late = None, f"\nno answer within {timeout:.0f} s, killed"
         out.seek(0)
-        return Result(code, out.read(1 << 20).decode("utf-8", "replace") + late)
+        data = out.read(limit + 1)
+        return Result(code, data[:limit].decode("utf-8", "replace") + late, len(data) > limit)
 
 
-def cbsd(node, *args, timeout=60, cause=None, lock=None):
+def _answer(what, result):
+    """The text of an answer of which every line counts; raises AgentError where it is not whole: what is missing is not gone."""
+    if result.code != 0:
+        raise AgentError(f"{what}: {result.last_words}")
+    if result.cut:
+        raise AgentError(f"{what}: its answer has more than {DATA} bytes")
+    return result.text
+
+
+def cbsd(node, *args, timeout=60, cause=None, lock=None, limit=WORDS):
     """Run one CBSD command; ``cause`` tells our own hooks on whose behalf a stop happens, ``lock`` is as for `run`."""
     env = {"workdir": node.workdir, "NOCOLOR": "1", "NOINTER": "1", "NO_CBSD_HISTORY": "yes"}
     if cause:
         env["CBSD_MONIT_CAUSE"] = cause
-    return run([node.conf["cbsd"], *args], timeout, env, lock)
+    return run([node.conf["cbsd"], *args], timeout, env, lock, limit)
 
 
 def end_orphan(node, env):
@@ -105,11 +119,9 @@ def inventory(node):
         if not os.access(os.path.join(node.workdir, path), os.R_OK):
             raise AgentError(f"CBSD's inventory {os.path.join(node.workdir, path)} cannot be read")
     query = f"cbsdsqlro local SELECT {','.join(COLUMNS)} FROM jails"
-    answer = cbsd(node, "-c", query, timeout=30)
-    if answer.code != 0:
-        raise AgentError(f"CBSD's inventory: {answer.last_words}")
-    rows, broken = {}, set()
-    for line in answer.text.splitlines():
+    answer = cbsd(node, "-c", query, timeout=30, limit=DATA)
+    text, rows, broken = _answer("CBSD's inventory", answer), {}, set()
+    for line in text.splitlines():
         cells = line.split("|")
         if not NAME.match(cells[0]):
             continue  # a name that we would give to no command
@@ -117,7 +129,7 @@ def inventory(node):
             broken.add(cells[0])  # a value holds a `|` or a line break
         else:
             rows[cells[0]] = dict(zip(COLUMNS, cells))
-    if answer.text.strip() and not rows:
+    if text.strip() and not rows:
         raise AgentError(f"CBSD's inventory: {answer.last_words}")
     return rows, broken - set(rows)
 
@@ -128,16 +140,14 @@ def kernel(node):
 
     Raises AgentError when the kernel cannot be asked.  The database is only a cache of this and wrong after a crash.
     """
-    answer = run([node.conf["jls"], "name"], 15)
-    if answer.code != 0:
-        raise AgentError(f"jls: {answer.last_words}")
+    running = _answer("jls", run([node.conf["jls"], "name"], 15, limit=DATA))
     try:
         machines = set(os.listdir(node.conf["vmm"]))
     except FileNotFoundError:
         machines = set()  # there is no such directory while no VM runs
     except OSError as err:
         raise AgentError(f"{node.conf['vmm']}: {err.strerror}") from None
-    return {"jail": set(answer.text.split()), "bhyve": machines}
+    return {"jail": set(running.split()), "bhyve": machines}
 
 
 def stop_timeout(row):

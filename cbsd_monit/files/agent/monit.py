@@ -17,6 +17,7 @@ import time
 from node import AgentError
 
 ACTIONS = ("monitor", "unmonitor")
+READING = 400  # seconds that monit may need to read a control file: 40,000 services take it one minute
 TOGETHER = 200  # services in one request
 _PLAIN = re.compile(r"[A-Za-z0-9_.=-]+\Z")
 PROBES = ("exec", "service", "process", "file", "resource")  # types of checks that are a `check program`
@@ -248,7 +249,7 @@ class Monit:
             text=True,
             errors="replace",
             check=False,
-            timeout=120,
+            timeout=READING,
             stdin=subprocess.DEVNULL,
         )
         return "" if found.returncode == 0 else (found.stderr.strip() or "monit -t failed")
@@ -270,7 +271,7 @@ class Monit:
             text=True,
             errors="replace",
             check=False,
-            timeout=120,
+            timeout=READING,
             stdin=subprocess.DEVNULL,
         )
         if found.returncode:

@@ -46,6 +46,26 @@ def test_inventory_survives_odd_rows(node, world, tmp_path):
     assert (set(rows), broken) == ({"good"}, {"odd"})
 
 
+def test_inventory_of_ten_thousand_envs_is_read_whole(node, tmp_path):
+    names = [f"e{n:05d}" for n in range(10000)]
+    row = "|".join(["1"] * 2 + ["jail"] + ["x" * 14] * (len(cbsd.COLUMNS) - 4))
+    (tmp_path / "rows").write_text("".join(f"{name}|{row}\n" for name in names))
+    assert (tmp_path / "rows").stat().st_size > 1 << 20
+    rows, broken = cbsd.inventory(node)
+    assert list(rows) == names and not broken
+
+
+def test_answer_that_is_cut_off_is_an_error_and_no_envs_that_are_gone(node, world, monkeypatch):
+    for name in ("one", "two"):
+        world.env(name)
+    for ask, longest in ((cbsd.inventory, 60), (cbsd.kernel, 6)):
+        monkeypatch.setattr(cbsd, "DATA", longest)
+        with pytest.raises(AgentError, match=f"more than {longest} bytes"):
+            ask(node)
+        monkeypatch.setattr(cbsd, "DATA", 1000)
+        assert ask(node)
+
+
 def test_devices_of_vms_that_cannot_be_listed_are_no_dead_vms(node, tmp_path):
     (tmp_path / "vmm").rmdir()
     assert cbsd.kernel(node)["bhyve"] == set()

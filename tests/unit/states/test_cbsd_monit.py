@@ -372,6 +372,16 @@ def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
 
 
+def test_an_env_that_the_agent_does_not_see_is_not_live(host):
+    for env in ("web1", "web2"):
+        host.add(env)
+        host.rendered[env] = "  a"
+    host.answer["envs"] = {"web2": "healthy"}
+    done = host.apply("checks_present")
+    assert done["result"] is False and "web1: the agent does not see it in CBSD's inventory" in done["comment"]
+    assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
+
+
 def test_commands_of_the_operators_own_are_reported(host):
     host.answer["foreign"] = {"web1": ["/usr/local/bin/page-me"]}
     done = host.apply("checks_present")

@@ -84,7 +84,9 @@ def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
     host.all(then)
     wanted = host.content()
     met = 0
-    room = [p for p in points if p.call in faults.SPACE] if turn == then else ()
+    room = [p for p in points if p.call in faults.SPACE]
+    if turn != then:  # what the one has begun and the other ends: a sample
+        points, room = points[::4], room[::8]
     for mode, some in (("kill", points), ("enospc", room)):
         for point in some:
             put(host, tmp_path / "before")
@@ -100,7 +102,7 @@ def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
             assert all(ret["result"] for ret in again), (mode, point, again)
             assert host.content() == wanted, (mode, point)
             assert not any(ret["changes"] for ret in host.all(then)), (mode, point)
-    assert met > 70, met
+    assert met > (70 if turn == then else 15), met
 
 
 def test_what_an_operator_did_after_the_kill_is_theirs(tmp_path):
