@@ -445,8 +445,8 @@ class Pass:
         return asked
 
     def _reading(self):
-        """The seconds in which monit has to read what is published: it compares each service with all (5.33: 4,000 in 1 s, 40,000 in 55 s)."""
-        return VERIFY + self.monit.more + 0.06 * self.monit.more**2
+        """The seconds in which monit has to read what is published: it compares each service with all (5.33: 4,000 in 1 s, 40,000 in 55 to 98 s)."""
+        return VERIFY + self.monit.more + 0.12 * self.monit.more**2
 
     def _verified(self, before, began):
         """
