@@ -94,13 +94,17 @@ def _read(name, dir_fd=None):
         return stream.read().decode("utf-8", "surrogateescape")
 
 
+def _temporary(name):
+    return f".{name}.salt"
+
+
 def _stage(folder, name, text, mode=0o600):
     """
     Write what is going to be ``name`` in the directory ``folder`` (a descriptor).
 
     Returns its descriptor, for `_sync_staged`; then it has to be renamed.
     """
-    temp, flags = f".{name}.salt", os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+    temp, flags = _temporary(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
     try:
         handle = os.open(temp, flags, mode, dir_fd=folder)
     except FileExistsError:  # of a run that was killed
@@ -121,7 +125,7 @@ def _stage(folder, name, text, mode=0o600):
 def _unstage(folder, name):
     """Remove what ``_stage`` has made, in this run or in one that was killed."""
     with contextlib.suppress(OSError):
-        os.unlink(f".{name}.salt", dir_fd=folder)
+        os.unlink(_temporary(name), dir_fd=folder)
 
 
 def _sync_staged(handle):
@@ -132,7 +136,7 @@ def _sync_staged(handle):
 
 
 def _take(folder, name):
-    os.replace(f".{name}.salt", name, src_dir_fd=folder, dst_dir_fd=folder)
+    os.replace(_temporary(name), name, src_dir_fd=folder, dst_dir_fd=folder)
 
 
 def _write(path, text):
@@ -258,7 +262,7 @@ class _EnvPlan:
             self.record = None  # for undo.json
             now = None if folder is None else _attributes(folder)
             entries = set() if folder is None else set(os.listdir(folder))
-        self.left = [file for file in (POLICY, TPL) if f".{file}.salt" in entries]  # of a run that was killed
+        self.left = [file for file in (POLICY, TPL) if _temporary(file) in entries]  # of a run that was killed
         empty = len(entries) == len(self.left)
         if self.wanted:
             self.record = {"made": True} if now is None else {"was": now} if now[:2] != _private() else None
@@ -566,14 +570,15 @@ def _apply(plans, state, dirs):
         _each(lambda plan: plan.step("settle"), some)
         for plan in some:
             plan.leave()
-    _give_back([p for p in plans if not p.wanted and not p.error], state, purge=False)
+    _give_back([p for p in plans if not p.wanted and not p.error], state)
 
 
-def _give_back(plans, state, purge):
+def _give_back(plans, state, purge=()):
+    """Settle what is owed to the envs' directories; of the envs in ``purge`` what the agent made goes as well."""
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     for plan in plans:
         try:
-            if plan.give_back(records.get(plan.env, {}), purge):
+            if plan.give_back(records.get(plan.env, {}), plan.env in purge):
                 records.pop(plan.env, None)
         except OSError as err:
             plan.error = str(err)
@@ -782,10 +787,11 @@ def _checks_absent(name, spec, node, lookup):
     if any(left.values()):
         ret["changes"]["made by the agent"] = {e: files for e, files in left.items() if files}
     if not __opts__["test"]:
-        _unlink(trust)
-        _unlink(os.path.join(state, "rendered.json"))
-        for path in (trust, paths["config"], os.path.join(state, "rendered.json")):  # of a run that was killed
-            _unlink(os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.salt"))
+        rendered = os.path.join(state, "rendered.json")
+        for path in (trust, rendered):
+            _unlink(path)
+        for path in (trust, rendered, paths["config"]):  # of a run that was killed
+            _unlink(os.path.join(os.path.dirname(path), _temporary(os.path.basename(path))))
         _apply(plans, state, dirs)
     overlay = {p.env: p.overlay for p in plans if p.changes}
     unpublished = ""
@@ -793,8 +799,7 @@ def _checks_absent(name, spec, node, lookup):
         reasons, _, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
-        _give_back([p for p in plans if p.env in left and not p.error], state, purge=True)
-        _give_back([p for p in plans if p.env in undo and p.env not in left and not p.error], state, purge=False)
+        _give_back([p for p in plans if (p.env in left or p.env in undo) and not p.error], state, purge=left)
 
     def said(number):
         verb = "would be" if __opts__["test"] else "were"

@@ -289,10 +289,9 @@ def _hooks_absent(name, paths):
     ):
         if found:
             ret["changes"][key] = found
-    if ret["changes"] and __opts__["test"]:
-        return _pending(ret, f"{len(links)} hooks would be removed, {len(back)} would be put back.")
     if __opts__["test"]:
-        return ret
+        words = f"{len(links)} hooks would be removed, {len(back)} would be put back."
+        return _pending(ret, words) if ret["changes"] else ret
     for path in (*links, *left):
         os.unlink(path)
     wrong = {}

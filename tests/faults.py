@@ -31,7 +31,7 @@ from typing import NamedTuple
 
 MODES = ("trace", "kill", "stop", "enospc", "full")
 # What needs room on a disk; the others cannot fail with ENOSPC.
-SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "close", "log")
+SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "log")
 # What another process cannot see after this one died.
 TRACELESS = ("flock", "fsync", "connect")
 # What a kill interrupts in its middle.
