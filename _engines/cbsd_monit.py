@@ -46,7 +46,9 @@ __virtualname__ = "cbsd_monit"
 SCHEMA = 1
 ALONE = ("gave_up", "quarantined", "storm")
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z", re.ASCII)
-RISK = 15  # seconds: what was answered so shortly before the last answer may have died with the master
+RISK = (
+    15  # seconds: what was answered so shortly before the last answer may have died with the master
+)
 BATCH_BYTES = 256 << 10
 RETRY = (0.5, 1, 2, 5)  # seconds before the next try, the last again and again
 
@@ -105,7 +107,9 @@ class Master:
         self.opts, self.timeout = opts, timeout
         self.channel = None
         masters = opts.get("master")
-        self.names = [m for m in (masters if isinstance(masters, list) else [masters]) if isinstance(m, str)]
+        self.names = [
+            m for m in (masters if isinstance(masters, list) else [masters]) if isinstance(m, str)
+        ]
         self.turn = 0
 
     @property
@@ -131,7 +135,9 @@ class Master:
             self.close()
             self.turn += 1
             raise Unanswered(f"{type(err).__name__}: {err}") from None
-        if answer is not None:  # a worker that has done it says nothing; one that failed or refused says something
+        if (
+            answer is not None
+        ):  # a worker that has done it says nothing; one that failed or refused says something
             self.close()
             raise Unanswered(f"the master answers {answer!r}")
 
@@ -139,7 +145,11 @@ class Master:
         opts = dict(self.opts)
         # One try at a time: ours are endless, and between them the parent is looked after.
         opts.update(
-            auth_tries=1, auth_timeout=self.timeout, auth_safemode=False, auth_retries=1, acceptance_wait_time=1
+            auth_tries=1,
+            auth_timeout=self.timeout,
+            auth_safemode=False,
+            auth_retries=1,
+            acceptance_wait_time=1,
         )
         opts.update(request_channel_tries=1, request_channel_timeout=self.timeout, retry_dns=0)
         if isinstance(opts.get("master"), list):
@@ -194,7 +204,9 @@ class Courier:
 
     def _begin(self):
         """Be the only reader for this master; False while a killed minion's engine still is."""
-        handle = os.open(self._path(f"reader-{self.master.key}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        handle = os.open(
+            self._path(f"reader-{self.master.key}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
+        )
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -228,7 +240,9 @@ class Courier:
             return None
         before = self.position
         if records:
-            self.master.send(f"cbsd_monit/{self.master.opts['id']}/batch", {"schema": SCHEMA, "records": records})
+            self.master.send(
+                f"cbsd_monit/{self.master.opts['id']}/batch", {"schema": SCHEMA, "records": records}
+            )
         for record in records:
             env, transition = record.get("env"), record.get("transition")
             if transition in ALONE and isinstance(env, str) and ENV.match(env):
@@ -254,7 +268,9 @@ class Courier:
         """False if the master is another process than before: then what is at risk goes to it too."""
         if self.session == self.master.session:
             return True
-        log.info("cbsd_monit: the master was restarted; what it may not have passed on is sent again")
+        log.info(
+            "cbsd_monit: the master was restarted; what it may not have passed on is sent again"
+        )
         self._interrupted()
         return False
 
@@ -305,7 +321,12 @@ class Courier:
         except ValueError:
             pass
         digest = hashlib.sha256(f"{name} {offset}".encode() + line).hexdigest()[:16]
-        record = {"id": digest, "time": round(time.time(), 3), "node": self.master.opts["id"], "transition": "dropped"}
+        record = {
+            "id": digest,
+            "time": round(time.time(), 3),
+            "node": self.master.opts["id"],
+            "transition": "dropped",
+        }
         return {**record, "env": None, "count": 1, "reason": "a line of the spool cannot be read"}
 
     def _read_position(self):
@@ -321,12 +342,26 @@ class Courier:
         path = self._path(f"position-{self.master.key}")
         (segment, offset), mark = self.position, time.time()
         with open(path + ".new", "w", encoding="ascii") as handle:
-            json.dump({"segment": segment, "offset": offset, "safe": list(self.safe), "time": round(mark, 3)}, handle)
+            json.dump(
+                {
+                    "segment": segment,
+                    "offset": offset,
+                    "safe": list(self.safe),
+                    "time": round(mark, 3),
+                },
+                handle,
+            )
         os.replace(path + ".new", path)
         done = [self.safe[0]]
         for name in os.listdir(self.folder):
-            if name.startswith("position-") and not name.endswith(".new") and self._path(name) != path:
-                with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, IndexError):
+            if (
+                name.startswith("position-")
+                and not name.endswith(".new")
+                and self._path(name) != path
+            ):
+                with contextlib.suppress(
+                    OSError, ValueError, TypeError, AttributeError, IndexError
+                ):
                     with open(self._path(name), encoding="ascii") as handle:
                         done.append(str((json.load(handle).get("safe") or [""])[0]))
         for name in self._segments()[:-1]:

@@ -59,7 +59,19 @@ _VALUE = re.compile(r"(?! )(?!.*  )(?!__slot__:)[ !#&()+,./0-9:;<=>@A-Z\]^_a-z{}
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]+\Z")
 _DIRECTORY = re.compile(r"/[A-Za-z0-9._/-]*\Z")
 # They choose the env, the node or the form of the answer, which is for this module to do.
-_RESERVED = {"emulator", "inter", "jid", "jname", "mode", "new", "node", "old", "quiet", "status", "workdir"}
+_RESERVED = {
+    "emulator",
+    "inter",
+    "jid",
+    "jname",
+    "mode",
+    "new",
+    "node",
+    "old",
+    "quiet",
+    "status",
+    "workdir",
+}
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NOISE = re.compile(r"(Execute master script: | :: /|\w+ done in \d+ seconds)")
@@ -133,7 +145,9 @@ def _check_names(verb, **names):
 def _check_seconds(verb, **durations):
     for where, seconds in durations.items():
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        _expect(number and 0 < seconds < 1e6, f"{verb}: {where}", "a number of seconds above 0", seconds)
+        _expect(
+            number and 0 < seconds < 1e6, f"{verb}: {where}", "a number of seconds above 0", seconds
+        )
 
 
 def _check_values(verb, values):
@@ -162,7 +176,9 @@ def _rc_conf_workdir(path):
         with open(path, encoding="utf-8", errors="replace") as rc_conf:
             lines = rc_conf.readlines()
     except OSError as err:
-        raise CommandExecutionError(f"cbsd: {path} cannot be read: {err.strerror}; it names CBSD's workdir") from err
+        raise CommandExecutionError(
+            f"cbsd: {path} cannot be read: {err.strerror}; it names CBSD's workdir"
+        ) from err
     workdir = None
     for line in lines:
         with contextlib.suppress(ValueError):
@@ -170,7 +186,9 @@ def _rc_conf_workdir(path):
                 if word.startswith("cbsd_workdir="):
                     workdir = word.partition("=")[2].partition(";")[0]
     if not workdir or not _DIRECTORY.match(workdir):
-        raise CommandExecutionError(f"cbsd: {path} sets no usable cbsd_workdir ({workdir!r}); is CBSD initialised?")
+        raise CommandExecutionError(
+            f"cbsd: {path} sets no usable cbsd_workdir ({workdir!r}); is CBSD initialised?"
+        )
     return workdir
 
 
@@ -188,7 +206,9 @@ def paths():
         salt '*' cbsd.paths
     """
     lookup = __salt__["config.get"]("cbsd_monit:lookup", {})
-    _expect(isinstance(lookup, Mapping), "paths: cbsd_monit:lookup", "a mapping", type(lookup).__name__)
+    _expect(
+        isinstance(lookup, Mapping), "paths: cbsd_monit:lookup", "a mapping", type(lookup).__name__
+    )
     found = {}
     for key, default in _PATHS.items():
         path = lookup.get(key) or default or _rc_conf_workdir(found["rc_conf"])
@@ -224,9 +244,17 @@ def _run(where, argv, timeout, cause=None):
         ignore_retcode=True,
         timeout=timeout + 30,  # only for a process that not even SIGKILL ends
     )
-    killed = ran["stderr"].endswith("\0killed") or ran["stdout"].endswith(f"Timed out after {timeout + 30} seconds")
+    killed = ran["stderr"].endswith("\0killed") or ran["stdout"].endswith(
+        f"Timed out after {timeout + 30} seconds"
+    )
     stderr = re.sub("\0killed$", "", ran["stderr"]).rstrip()
-    return {"argv": argv, "retcode": ran["retcode"], "stdout": ran["stdout"], "stderr": stderr, "killed": killed}
+    return {
+        "argv": argv,
+        "retcode": ran["retcode"],
+        "stdout": ran["stdout"],
+        "stderr": stderr,
+        "killed": killed,
+    }
 
 
 def _words(ran):
@@ -238,7 +266,9 @@ def _words(ran):
     lines = _ANSI.sub("", f"{ran['stdout']}\n{ran['stderr']}").splitlines()
     said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     shown = ran["argv"][:3] if ran["argv"][0].endswith("jexec") else ran["argv"]
-    command = " ".join(re.sub(r"^(?!jname=|old=|new=|inter=)(\w+)=.*", r"\1=…", word) for word in shown)
+    command = " ".join(
+        re.sub(r"^(?!jname=|old=|new=|inter=)(\w+)=.*", r"\1=…", word) for word in shown
+    )
     return f"`{command}` {outcome}: {'; '.join(said[-10:]) or 'it said nothing'}"
 
 
@@ -256,10 +286,15 @@ def _cbsd(where, emulator, verb, arguments, timeout, cause=None):
 
 def _inventory(where):
     """Return every env by name, from one query of the inventory and one look at the kernel, however many there are."""
-    for file in ("nc.inventory", "var/db/local.sqlite"):  # without them CBSD makes things up, and exits 0
+    for file in (
+        "nc.inventory",
+        "var/db/local.sqlite",
+    ):  # without them CBSD makes things up, and exits 0
         path = os.path.join(where["workdir"], file)
         if not os.access(path, os.R_OK):
-            raise CommandExecutionError(f"cbsd: {path} is missing or not readable; is CBSD initialised?")
+            raise CommandExecutionError(
+                f"cbsd: {path} is missing or not readable; is CBSD initialised?"
+            )
     query = f"cbsdsqlro local SELECT {','.join(_COLUMNS)},jname FROM jails"
     records = list(_records(_query(where, [where["cbsd"], "-c", query])))
     jids = {}
@@ -349,15 +384,24 @@ def _look(where, verb, name):
 
 def _usable(verb, name, row):
     if row["broken"]:
-        raise CommandExecutionError(f"cbsd.{verb}: {name} is broken in CBSD's inventory: {row['broken']}")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} is broken in CBSD's inventory: {row['broken']}"
+        )
     if row["emulator"] not in _PREFIXES:
-        raise CommandExecutionError(f"cbsd.{verb}: {name} is of emulator {row['emulator']}, not of jail or bhyve")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} is of emulator {row['emulator']}, not of jail or bhyve"
+        )
     return row
 
 
 def _settings(where, verb, name, row, keys):
     """Return the settings ``keys`` of an env, or all. For an unknown name CBSD answers with all of them."""
-    values = {"emulator": row["emulator"], "jid": str(row["jid"] or 0), "jname": name, "status": row["status"]}
+    values = {
+        "emulator": row["emulator"],
+        "jid": str(row["jid"] or 0),
+        "jname": name,
+        "status": row["status"],
+    }
     asked = [key for key in keys if key not in values]
     if asked or not keys:
         ran = _cbsd(where, row["emulator"], "get", [f"jname={name}", *asked], _QUERY_TIMEOUT)
@@ -371,7 +415,9 @@ def _settings(where, verb, name, row, keys):
         if key not in values:
             near = difflib.get_close_matches(key, _settings(where, verb, name, row, ()), 1)
             hint = f" (did you mean {near[0]}?)" if near else ""
-            raise SaltInvocationError(f"cbsd.{verb}: {name}: expected a setting of this env{hint}, got {key!r}")
+            raise SaltInvocationError(
+                f"cbsd.{verb}: {name}: expected a setting of this env{hint}, got {key!r}"
+            )
     return {key: values[key] for key in keys} if keys else values
 
 
@@ -408,12 +454,16 @@ def _locked(where, verb, wait, *names):
                 lock = _acquire(os.path.join(directory, name), deadline)
                 if isinstance(lock, str):
                     holder = f"process {lock}" if lock else "an unknown process"
-                    raise CommandExecutionError(f"cbsd.{verb}: {name} is locked by {holder}; gave up after {wait} s")
+                    raise CommandExecutionError(
+                        f"cbsd.{verb}: {name} is locked by {holder}; gave up after {wait} s"
+                    )
                 locks.callback(_release, lock)
                 os.ftruncate(lock, 0)
                 os.pwrite(lock, f"{os.getpid()} cbsd.{verb}\n".encode(), 0)
         except OSError as err:
-            raise CommandExecutionError(f"cbsd.{verb}: cannot lock in {directory}: {err.strerror}") from err
+            raise CommandExecutionError(
+                f"cbsd.{verb}: cannot lock in {directory}: {err.strerror}"
+            ) from err
         yield
 
 
@@ -424,7 +474,9 @@ def _acquire(path, deadline):
         holder = ""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(lock), os.stat(path)):  # else the next one would lock another file
+            if os.path.samestat(
+                os.fstat(lock), os.stat(path)
+            ):  # else the next one would lock another file
                 return lock
         except BlockingIOError:
             holder = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
@@ -446,7 +498,10 @@ def _report(name, before, after, **changes):
     row = after or {"emulator": before["emulator"], "status": None, "jid": None}
     if not changes:
         keys = [key for key in ("status", "jid") if before[key] != after[key]]
-        changes = {"old": {key: before[key] for key in keys}, "new": {key: after[key] for key in keys}}
+        changes = {
+            "old": {key: before[key] for key in keys},
+            "new": {key: after[key] for key in keys},
+        }
     return {
         "name": name,
         "emulator": row["emulator"],
@@ -461,11 +516,15 @@ def _started(where, verb, name, row, timeout):
     if row["running"]:
         return row
     if row["status"] != "off":
-        raise CommandExecutionError(f"cbsd.{verb}: {name} is in status {row['status']} and is not started")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} is in status {row['status']} and is not started"
+        )
     ran = _cbsd(where, row["emulator"], "start", ["inter=0", f"jname={name}"], timeout)
     after = _look(where, verb, name)
     if ran["killed"] or not after["running"]:  # CBSD exits 0 for a jail that the kernel refused
-        raise CommandExecutionError(f"cbsd.{verb}: {name} did not start, it is {after['status']} now; {_words(ran)}")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} did not start, it is {after['status']} now; {_words(ran)}"
+        )
     return after
 
 
@@ -475,7 +534,9 @@ def _stopped(where, verb, name, row, timeout, cause=None):
     ran = _cbsd(where, row["emulator"], "stop", ["inter=0", f"jname={name}"], timeout, cause)
     after = _look(where, verb, name)
     if ran["killed"] or after["running"]:
-        raise CommandExecutionError(f"cbsd.{verb}: {name} did not stop, it is {after['status']} now; {_words(ran)}")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} did not stop, it is {after['status']} now; {_words(ran)}"
+        )
     return after
 
 
@@ -528,7 +589,9 @@ def status(name):
     _check_names("status", name=name)
     row = _inventory(paths()).get(name)
     if row and row["broken"]:
-        raise CommandExecutionError(f"cbsd.status: {name} is broken in CBSD's inventory: {row['broken']}")
+        raise CommandExecutionError(
+            f"cbsd.status: {name} is broken in CBSD's inventory: {row['broken']}"
+        )
     return row and row["status"]
 
 
@@ -551,7 +614,9 @@ def get(name, *keys):
     """
     _check_names("get", name=name)
     for key in keys:
-        _expect(isinstance(key, str) and _KEY.match(key), "get: keys", "a CBSD setting (a-z 0-9 _)", key)
+        _expect(
+            isinstance(key, str) and _KEY.match(key), "get: keys", "a CBSD setting (a-z 0-9 _)", key
+        )
     where = paths()
     row = _inventory(where).get(name)
     return row and _settings(where, "get", name, _usable("get", name, row), keys)
@@ -597,7 +662,13 @@ def set_(name, timeout=60, **values):
             what = f"expected {', '.join(refused)}; " if refused else ""
             raise CommandExecutionError(f"cbsd.set: {name}: {what}{_words(ran)}")
     changed = [key for key in wanted if old[key] != new[key]]
-    return _report(name, row, row, old={key: old[key] for key in changed}, new={key: new[key] for key in changed})
+    return _report(
+        name,
+        row,
+        row,
+        old={key: old[key] for key in changed},
+        new={key: new[key] for key in changed},
+    )
 
 
 def _pairs(values):
@@ -668,7 +739,9 @@ def restart(name, timeout=300, lock_timeout=30):
     with _changing("restart", timeout, lock_timeout, name=name) as where:
         before = _look(where, "restart", name)
         if before["status"] not in ("on", "off"):
-            raise CommandExecutionError(f"cbsd.restart: {name} is in status {before['status']} and is left alone")
+            raise CommandExecutionError(
+                f"cbsd.restart: {name} is in status {before['status']} and is left alone"
+            )
         stopped = _stopped(where, "restart", name, before, timeout, "restart")
         after = _started(where, "restart", name, stopped, timeout)
         return {**_report(name, before, after), "changed": True}
@@ -693,24 +766,39 @@ def create(name, emulator="jail", timeout=3600, lock_timeout=30, **values):
 
         salt '*' cbsd.create web1 ip4_addr=10.0.0.7/24 astart=1
     """
-    _expect(isinstance(emulator, str) and emulator in _PREFIXES, "create: emulator", "jail or bhyve", emulator)
+    _expect(
+        isinstance(emulator, str) and emulator in _PREFIXES,
+        "create: emulator",
+        "jail or bhyve",
+        emulator,
+    )
     wanted = _check_values("create", values)
     with _changing("create", timeout, lock_timeout, name=name) as where:
         _look_free(where, "create", name)
-        ran = _cbsd(where, emulator, "create", ["inter=0", f"jname={name}", *_pairs(wanted)], timeout)
+        ran = _cbsd(
+            where, emulator, "create", ["inter=0", f"jname={name}", *_pairs(wanted)], timeout
+        )
         return _created(where, "create", name, ran, wanted.get("runasap", "0") != "0")
 
 
 def _look_free(where, verb, name):
     row = _inventory(where).get(name)
     if row:
-        raise CommandExecutionError(f"cbsd.{verb}: {name} exists already (emulator {row['emulator']})")
+        raise CommandExecutionError(
+            f"cbsd.{verb}: {name} exists already (emulator {row['emulator']})"
+        )
 
 
 def _created(where, verb, name, ran, running=False):
     """Report a new env. Here an exit code counts: a row that was left behind by a failure is not a success."""
     row = _inventory(where).get(name)
-    if ran["killed"] or ran["retcode"] or not row or row["broken"] or (running and not row["running"]):
+    if (
+        ran["killed"]
+        or ran["retcode"]
+        or not row
+        or row["broken"]
+        or (running and not row["running"])
+    ):
         now = f"it is {row['status']} now" if row else "it is not in the inventory"
         raise CommandExecutionError(f"cbsd.{verb}: {name}: {now}; {_words(ran)}")
     return _report(name, None, row, old=None, new={**row, "name": name})
@@ -740,7 +828,9 @@ def remove(name, timeout=600, lock_timeout=30):
         left = ["its row in the inventory"] if name in _inventory(where) else []
         left += [directory] if os.path.lexists(directory) else []
         if ran["killed"] or left:
-            raise CommandExecutionError(f"cbsd.remove: {name}: left: {' and '.join(left) or 'nothing'}; {_words(ran)}")
+            raise CommandExecutionError(
+                f"cbsd.remove: {name}: left: {' and '.join(left) or 'nothing'}; {_words(ran)}"
+            )
         return _report(name, before, None, old={**before, "name": name}, new=None)
 
 
@@ -769,7 +859,9 @@ def rename(old, new, restart=False, timeout=600, lock_timeout=30):
         _look_free(where, "rename", new)
         if before["running"] and not (restart and before["status"] == "on"):
             now = f"running (status {before['status']})"
-            raise CommandExecutionError(f"cbsd.rename: {old} is {now}: stop it first, or pass restart=True")
+            raise CommandExecutionError(
+                f"cbsd.rename: {old} is {now}: stop it first, or pass restart=True"
+            )
         _stopped(where, "rename", old, before, timeout, "rename")
         ran = _cbsd(where, before["emulator"], "rename", [f"old={old}", f"new={new}"], timeout)
         rows = _inventory(where)
@@ -778,7 +870,9 @@ def rename(old, new, restart=False, timeout=600, lock_timeout=30):
                 with contextlib.suppress(CommandExecutionError):
                     _started(where, "rename", old, rows[old], timeout)
             raise CommandExecutionError(f"cbsd.rename: {old} is not {new} now; {_words(ran)}")
-        after = _started(where, "rename", new, rows[new], timeout) if before["running"] else rows[new]
+        after = (
+            _started(where, "rename", new, rows[new], timeout) if before["running"] else rows[new]
+        )
         return _report(new, before, after, old={"name": old}, new={"name": new})
 
 
@@ -804,14 +898,22 @@ def clone(old, new, host_hostname=None, ip4_addr=None, timeout=3600, lock_timeou
         salt '*' cbsd.clone web1 web2 ip4_addr=10.0.0.8/24
     """
     given = {"host_hostname": host_hostname, "ip4_addr": ip4_addr}
-    wanted = _check_values("clone", {key: value for key, value in given.items() if value is not None})
+    wanted = _check_values(
+        "clone", {key: value for key, value in given.items() if value is not None}
+    )
     with _changing("clone", timeout, lock_timeout, old=old, new=new) as where:
         source = _look(where, "clone", old)
         _look_free(where, "clone", new)
         if "host_hostname" not in wanted:
             _, dot, domain = (source["host_hostname"] or "").partition(".")
             wanted.update(_check_values("clone", {"host_hostname": f"{new}{dot}{domain}"}))
-        ran = _cbsd(where, source["emulator"], "clone", [f"old={old}", f"new={new}", *_pairs(wanted)], timeout)
+        ran = _cbsd(
+            where,
+            source["emulator"],
+            "clone",
+            [f"old={old}", f"new={new}", *_pairs(wanted)],
+            timeout,
+        )
         return _created(where, "clone", new, ran)
 
 
@@ -844,13 +946,17 @@ def exec_(name, command, timeout=300):
             argv = shlex.split(command)
         except ValueError as err:
             raise SaltInvocationError(f"cbsd.exec: command: {err}, got {command!r}") from err
-    words = isinstance(argv, (list, tuple)) and [str(word) if type(word) in (int, float) else word for word in argv]
+    words = isinstance(argv, (list, tuple)) and [
+        str(word) if type(word) in (int, float) else word for word in argv
+    ]
     valid = words and words[0] and all(isinstance(word, str) and "\0" not in word for word in words)
     _expect(valid, "exec: command", "a program and its arguments, as a list or a text", command)
     where = paths()
     row = _look(where, "exec", name)
     if row["emulator"] != "jail":
-        raise CommandExecutionError(f"cbsd.exec: {name} is a VM, and there is no way into it from here; use ssh")
+        raise CommandExecutionError(
+            f"cbsd.exec: {name} is a VM, and there is no way into it from here; use ssh"
+        )
     if not row["running"]:
         raise CommandExecutionError(f"cbsd.exec: {name} is not running (status {row['status']})")
     # By its id: jexec takes a name that is all digits for one.

@@ -27,9 +27,15 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 WAKE_EVERY = 30  # seconds from one reminder of a lasting failure to the next; the agent's own pass comes each minute
-PROBE_SLACK = 5  # seconds that monit gives a probe beyond its own timeout: the agent ends it, and says why
+PROBE_SLACK = (
+    5  # seconds that monit gives a probe beyond its own timeout: the agent ends it, and says why
+)
 BROKEN_PROBES = ((5, 34, 1), (5, 35, 2))  # from, below: `check program` hangs or crashes monit
-LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "state": "/var/db/cbsd_monit", "rootgroup": "wheel"}
+LOOKUP = {
+    "libexec": "/usr/local/libexec/cbsd_monit",
+    "state": "/var/db/cbsd_monit",
+    "rootgroup": "wheel",
+}
 
 
 class _Monit:
@@ -101,7 +107,13 @@ NETWORK = (
     ("size", "size {}", str),
     ("timeout", "with timeout {} seconds", math.ceil),
 )
-PROBES = ("exec", "service", "process", "file", "resource")  # what `wake probe` runs, as a `check program`
+PROBES = (
+    "exec",
+    "service",
+    "process",
+    "file",
+    "resource",
+)  # what `wake probe` runs, as a `check program`
 LIMITS = {  # type: {key: (words of the test, how the limit is written)}
     "system": {
         "loadavg_1m": ("loadavg (1min) > {}", "{:g}".format),
@@ -150,7 +162,11 @@ def _tests(check):
     if kind in PROBES:
         return "program", ["status != 0"]
     if kind in LIMITS:
-        tests = [words.format(write(check[k])) for k, (words, write) in LIMITS[kind].items() if k in check]
+        tests = [
+            words.format(write(check[k]))
+            for k, (words, write) in LIMITS[kind].items()
+            if k in check
+        ]
         return kind, tests
     return "host", [_network(check)]
 
@@ -234,7 +250,10 @@ def _filter(value):
 
 def _environment():
     jinja = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        undefined=jinja2.StrictUndefined, finalize=_finalize, autoescape=False, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined,
+        finalize=_finalize,
+        autoescape=False,
+        keep_trailing_newline=True,
     )
     jinja.filters["monit"] = _filter
     return jinja
@@ -253,20 +272,33 @@ class _Templates:
                 tree = self.jinja.parse(text)
                 # Their product goes out without passing _finalize.
                 if next(tree.find_all((jinja2.nodes.FilterBlock, jinja2.nodes.CallBlock)), None):
-                    raise SaltInvocationError("blocks {% filter %} and {% call %} are not available")
+                    raise SaltInvocationError(
+                        "blocks {% filter %} and {% call %} are not available"
+                    )
                 self.compiled[text] = self.jinja.from_string(text)
             result = self.compiled[text].render(**context)
         except jinja2.TemplateSyntaxError as err:
-            raise SaltInvocationError(f"template {source}, line {err.lineno}: {err.message}") from err
+            raise SaltInvocationError(
+                f"template {source}, line {err.lineno}: {err.message}"
+            ) from err
         except SaltInvocationError as err:
             raise SaltInvocationError(f"template {source}: {err}") from err
         except jinja2.TemplateError as err:
             raise SaltInvocationError(f"template {source}: {err}") from err
-        except (TypeError, ValueError, KeyError, ArithmeticError, AttributeError, RecursionError) as err:
+        except (
+            TypeError,
+            ValueError,
+            KeyError,
+            ArithmeticError,
+            AttributeError,
+            RecursionError,
+        ) as err:
             raise SaltInvocationError(f"template {source}: {type(err).__name__}: {err}") from err
         for number, line in enumerate(result.split("\n"), 1):
             if re.search(r"[^\t -~]", line):
-                raise SaltInvocationError(f"template {source}: line {number} of its text is not printable ASCII")
+                raise SaltInvocationError(
+                    f"template {source}: line {number} of its text is not printable ASCII"
+                )
             if re.match(r"\s*(set|include)(\s|$)", line, re.I):
                 raise SaltInvocationError(
                     f"template {source}: line {number} of its text would change the whole node: {line.strip()[:40]}"
@@ -358,7 +390,11 @@ def _silences(spec, node, envs):
                 and any(fnmatch.fnmatchcase(name, glob) for glob in globs)
                 and groups[0].get("emulator", env["emulator"]) == env["emulator"]
             ):
-                entry = {"env": name, "until": silence["until"], "reason": silence.get("reason", "")}
+                entry = {
+                    "env": name,
+                    "until": silence["until"],
+                    "reason": silence.get("reason", ""),
+                }
                 found.append({**entry, "by": silence.get("by", "pillar")})
     return found
 
@@ -451,33 +487,52 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         salt-call cbsd_monit.render '{envs: {lb1: {checks: {up: {type: running}}}}}' hv1 '[{name: lb1, emulator: jail}]'
     """
     given = {key: lookup[key] for key in LOOKUP if lookup and lookup.get(key)}
-    if spec is None or (isinstance(spec, dict) and isinstance(spec.get("lookup", {}), (dict, type(None)))):
+    if spec is None or (
+        isinstance(spec, dict) and isinstance(spec.get("lookup", {}), (dict, type(None)))
+    ):
         spec = {**(spec or {}), "lookup": {**((spec or {}).get("lookup") or {}), **given}}
     settings = __salt__["cbsd_monit_policy.for_node"](spec, node, envs)
     spec, policies = settings["spec"], settings["policies"]
     paths = {**LOOKUP, **{key: value for key, value in spec["lookup"].items() if key in LOOKUP}}
     probes = _probes_work(monit_version)
     poll = settings["monit"]["poll"]
-    files, fill, warnings, rendered, rules = _Files(), _Templates().fill, settings["warnings"], {}, {}
+    files, fill, warnings, rendered, rules = (
+        _Files(),
+        _Templates().fill,
+        settings["warnings"],
+        {},
+        {},
+    )
     if not probes:
         late = [name for name, check in settings["checks"].items() if check["type"] == "exec"]
         lost = f", and neither are the node's checks {', '.join(late)}" if late else ""
-        warnings.append(f"monit {monit_version} cannot run check program: cbsd_monit-look is not rendered{lost}")
+        warnings.append(
+            f"monit {monit_version} cannot run check program: cbsd_monit-look is not rendered{lost}"
+        )
 
     for name, policy in policies.items():
         own = settings["envs"].get(name, {})
         source, text = _template_of(name, own, spec, template, templates or {}, files)
-        told = json.dumps({key: value for key, value in policy.items() if key not in ("env", "node")}, sort_keys=True)
+        told = json.dumps(
+            {key: value for key, value in policy.items() if key not in ("env", "node")},
+            sort_keys=True,
+        )
         key = (source, text, own.get("raw"), told)
-        if key not in rules:  # most envs of a large node differ in their name only, which no template sees
-            services = [_service(key, check, poll) for key, check in sorted(policy["checks"].items())]
+        if (
+            key not in rules
+        ):  # most envs of a large node differ in their name only, which no template sees
+            services = [
+                _service(key, check, poll) for key, check in sorted(policy["checks"].items())
+            ]
             late = [service["name"] for service in services if service["kind"] == "program"]
             rules[key] = (
                 late,
                 fill(
                     source,
                     text,
-                    checks=[service for service in services if probes or service["kind"] != "program"],
+                    checks=[
+                        service for service in services if probes or service["kind"] != "program"
+                    ],
                     raw=_raw(own["raw"]) if "raw" in own else None,
                     repeat=max(1, math.ceil(WAKE_EVERY / poll)),
                     policy=json.loads(told),
@@ -504,7 +559,10 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
             "schema": 1,
             "node": node,
             "origin": "pillar",
-            **{key: copy.deepcopy(defaults[key]) for key in ("heal", "on_failure", "start_period", "restart")},
+            **{
+                key: copy.deepcopy(defaults[key])
+                for key in ("heal", "on_failure", "start_period", "restart")
+            },
             "depends_on": [],
             "restart_with": [],
         },
@@ -537,14 +595,18 @@ def _lookup(key, default):
 def _wake(*args, timeout=60):
     """Run the agent; the one place where this module does."""
     argv = [f"{_lookup('libexec', LOOKUP['libexec'])}/wake", *args]
-    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=timeout, stdin="")
+    answer = __salt__["cmd.run_all"](
+        argv, python_shell=False, ignore_retcode=True, timeout=timeout, stdin=""
+    )
     return answer, " ".join(argv)
 
 
 def _answer(*args, timeout=60):
     answer, command = _wake(*args, timeout=timeout)
     if answer["retcode"]:
-        raise CommandExecutionError(f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}")
+        raise CommandExecutionError(
+            f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
+        )
     return answer["stdout"], command
 
 
@@ -578,11 +640,15 @@ def sync():
     """
     answer, command = _wake("sync", "--json", timeout=600)
     try:
-        return _json(answer["stdout"], command)  # also when some envs have errors: then the exit code is 1
+        return _json(
+            answer["stdout"], command
+        )  # also when some envs have errors: then the exit code is 1
     except CommandExecutionError:
         if not answer["retcode"]:
             raise
-    raise CommandExecutionError(f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}")
+    raise CommandExecutionError(
+        f"`{command}` exited {answer['retcode']}: {answer['stderr'] or answer['stdout']}"
+    )
 
 
 def status(env=None, text=False):
@@ -630,10 +696,16 @@ def _status_text(found, now, last):
         )
     rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    lines = ["  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows]
+    lines = [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths)).rstrip() for row in rows
+    ]
     for row in found.values() if last else ():
         for record in row.get("last") or []:
-            words = [record.get("transition") or "", record.get("check") or "", record.get("reason") or ""]
+            words = [
+                record.get("transition") or "",
+                record.get("check") or "",
+                record.get("reason") or "",
+            ]
             lines.append("  ".join([_clock(record.get("time")), *(word for word in words if word)]))
     return "\n".join(lines)
 
@@ -709,7 +781,9 @@ def silence(env, until, reason, by="salt"):
     """
     moment = re.fullmatch(r"([0-9]+)([smhd]?)", str(until))
     if not moment:
-        raise SaltInvocationError(f"until: expected seconds since 1970 or a duration such as 30m, got {until!r}")
+        raise SaltInvocationError(
+            f"until: expected seconds since 1970 or a duration such as 30m, got {until!r}"
+        )
     number, unit = int(moment.group(1)), moment.group(2)
     if unit:
         number = int(time.time()) + number * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]
@@ -773,7 +847,9 @@ def monit_version():
 
 def _version(monit):
     argv = [monit, "-V"]
-    answer = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, timeout=20, stdin="")
+    answer = __salt__["cmd.run_all"](
+        argv, python_shell=False, ignore_retcode=True, timeout=20, stdin=""
+    )
     match = re.search(r"version\s+([0-9]+(?:\.[0-9]+)+)", answer["stdout"])
     if answer["retcode"] or not match:
         raise CommandExecutionError(
@@ -803,11 +879,20 @@ def recheck(envs=(), adopt=False):
         salt 'hv1*' cbsd_monit.recheck '[lb1]'
     """
     if isinstance(envs, str) or len(envs) > 50:
-        raise SaltInvocationError(f"envs: expected a list of at most 50 names, got {ascii(envs)[:60]}")
-    done = [name for name in sorted({_named(env) for env in envs}) if not _wake("recheck", name)[0]["retcode"]]
+        raise SaltInvocationError(
+            f"envs: expected a list of at most 50 names, got {ascii(envs)[:60]}"
+        )
+    done = [
+        name
+        for name in sorted({_named(env) for env in envs})
+        if not _wake("recheck", name)[0]["retcode"]
+    ]
     if not envs:
         _wake("monit", "recheck")
-    return {"rechecked": done, "adopted": __salt__["cbsd_monit_fleet.adopt"]() if adopt is True else []}
+    return {
+        "rechecked": done,
+        "adopted": __salt__["cbsd_monit_fleet.adopt"]() if adopt is True else [],
+    }
 
 
 def rollback(generation=None, undo=False):
@@ -829,7 +914,9 @@ def rollback(generation=None, undo=False):
         salt 'hv1*' cbsd_monit.rollback
         salt 'hv1*' cbsd_monit.rollback undo=True
     """
-    if generation is not None and (not isinstance(generation, int) or isinstance(generation, bool) or generation < 1):
+    if generation is not None and (
+        not isinstance(generation, int) or isinstance(generation, bool) or generation < 1
+    ):
         raise SaltInvocationError(f"generation: expected a number, got {ascii(generation)[:60]}")
     said = ["undo"] if undo else [] if generation is None else [str(generation)]
     return _json(*_answer("rollback", *said, timeout=600))

@@ -18,11 +18,21 @@ import re
 
 from salt.exceptions import SaltInvocationError
 
-PROBES = ("exec", "service", "unix", "process", "file", "resource")  # a program that `wake probe` or the agent runs
+PROBES = (
+    "exec",
+    "service",
+    "unix",
+    "process",
+    "file",
+    "resource",
+)  # a program that `wake probe` or the agent runs
 UDP = 1.2  # seconds that monit waits for the refusal of a port
 PASS = 60  # seconds from one pass that cron begins to the next
 LINGER = 90  # the agent stays for what is due within so many seconds, and leaves the rest to cron
-STOP = {"jail": 210, "bhyve": 90}  # seconds that a stop may take: CBSD's usual time-outs and a margin
+STOP = {
+    "jail": 210,
+    "bhyve": 90,
+}  # seconds that a stop may take: CBSD's usual time-outs and a margin
 SETTLE = 60  # seconds at most that a first failure waits for the others of a storm
 RECHECK = 60  # seconds in which the fleet's answer to `event` counts
 PASSIVE = ("alert", "event")
@@ -71,10 +81,16 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
             "holds it"
         )
     rendered = __salt__["cbsd_monit.render"](
-        spec, node, [row for row in envs if row["name"] == env], monit_version=monit_version, lookup=lookup
+        spec,
+        node,
+        [row for row in envs if row["name"] == env],
+        monit_version=monit_version,
+        lookup=lookup,
     )
     facts = _facts(env, {**meant["spec"]["lookup"], **(lookup or {})})
-    text = re.sub(r"%%([A-Z0-9_]+)%%", lambda m: facts.get(m[1], m[0]), rendered["envs"][env]["monitrc.tpl"])
+    text = re.sub(
+        r"%%([A-Z0-9_]+)%%", lambda m: facts.get(m[1], m[0]), rendered["envs"][env]["monitrc.tpl"]
+    )
     told = meant["origins"]["envs"][env]
     view = _View(meant, env, emulator, rendered["config"], _services(text))
     checks = {"env": view.alive()}
@@ -128,7 +144,10 @@ def _flat(tree, above=""):
 
 
 def _values(tree):
-    return {key: leaf["value"] if set(leaf) == {"value", "from"} else _values(leaf) for key, leaf in tree.items()}
+    return {
+        key: leaf["value"] if set(leaf) == {"value", "from"} else _values(leaf)
+        for key, leaf in tree.items()
+    }
 
 
 def _serial(check):
@@ -143,11 +162,19 @@ class _View:
     """One env of a node, and what its times are computed from."""
 
     def __init__(self, meant, env, emulator, config, services):
-        self.meant, self.env, self.emulator, self.config, self.services = meant, env, emulator, config, services
+        self.meant, self.env, self.emulator, self.config, self.services = (
+            meant,
+            env,
+            emulator,
+            config,
+            services,
+        )
         self.policy = meant["policies"][env]
         self.poll = meant["monit"]["poll"]
         self.probes = config["probes"]
-        everywhere = [check for policy in meant["policies"].values() for check in policy["checks"].values()]
+        everywhere = [
+            check for policy in meant["policies"].values() for check in policy["checks"].values()
+        ]
         serial = [_serial(check) for check in [*everywhere, *meant["checks"].values()]]
         seconds = sum(serial)
         self.sweep = {
@@ -162,8 +189,13 @@ class _View:
         patience = max([self.policy["start_period"], *(row["start_period"] for row in rows)])
         self.verified = patience + 2 * interval + timeout + 3 * self.poll + 5
 
-        alive = [row for _, row in sorted(self.policy["checks"].items()) if row["type"] == "running"]
-        self.dead = {**self.policy, **(alive[0] if alive else {})}  # what holds when the env itself does not run
+        alive = [
+            row for _, row in sorted(self.policy["checks"].items()) if row["type"] == "running"
+        ]
+        self.dead = {
+            **self.policy,
+            **(alive[0] if alive else {}),
+        }  # what holds when the env itself does not run
 
     # When it is noticed
 
@@ -180,7 +212,9 @@ class _View:
             return _times((count - 1) * check["interval"], worst, worst)
 
         def last(cycle, run):
-            looked = (math.floor(run / cycle) + 1) * cycle  # its result is looked at in the first cycle after its end
+            looked = (
+                math.floor(run / cycle) + 1
+            ) * cycle  # its result is looked at in the first cycle after its end
             return (count - 1) * (every * cycle + looked - cycle) + looked
 
         fast, slow = last(poll, 0), every * poll + last(poll, check["timeout"])
@@ -196,30 +230,51 @@ class _View:
         notes = []
         if check["type"] == "running":
             detected = self.death()
-            ladder, restart = self.dead["on_failure"], {**self.policy["restart"], **self.dead["restart"]}
+            ladder, restart = (
+                self.dead["on_failure"],
+                {**self.policy["restart"], **self.dead["restart"]},
+            )
             what = f"failing: the {self.emulator} does not run (seen as `env`)"
             recovered = _times(0, self.poll, self.sweep["cycle"])
         else:
-            detected, recovered = self.runs(check, failures), self.runs(check, check["success_threshold"])
+            detected, recovered = (
+                self.runs(check, failures),
+                self.runs(check, check["success_threshold"]),
+            )
             step = _round(max(1, math.ceil(check["interval"] / self.poll)) * self.poll)
-            if step != check["interval"] and not (check["type"] in PROBES and self.probes == "agent"):
+            if step != check["interval"] and not (
+                check["type"] in PROBES and self.probes == "agent"
+            ):
                 notes.append(f"interval is rounded up to whole cycles of monit: {step} s")
-            of = f"{need['failures']} of {need['within']} runs" if isinstance(need, dict) else _many(failures, "run")
+            of = (
+                f"{need['failures']} of {need['within']} runs"
+                if isinstance(need, dict)
+                else _many(failures, "run")
+            )
             what = f"failing: {of}{' in a row' if not isinstance(need, dict) and failures > 1 else ''} failed"
         run_by = "monit"
         if check["type"] in PROBES:
-            run_by = "wake probe, as monit's check program" if self.probes == "monit" else "the agent"
+            run_by = (
+                "wake probe, as monit's check program" if self.probes == "monit" else "the agent"
+            )
         lines = self.services.get(f"{_facts(self.env, {})['ENV']}.{name}", [])
         if not lines and run_by != "the agent":
-            notes.append("the env's own template renders no service for it: monit does not look at it")
+            notes.append(
+                "the env's own template renders no service for it: monit does not look at it"
+            )
         if "command" in carried and check["type"] != "exec":
             notes.append(f"asked in the jail by: {' '.join(carried['command'])}")
         if check["type"] in PROBES and check["type"] not in ("exec", "service", "unix"):
-            notes.append("a probe that cannot find out (exit code 75) is no failure: the env is `unknown` meanwhile")
+            notes.append(
+                "a probe that cannot find out (exit code 75) is no failure: the env is `unknown` meanwhile"
+            )
         grace = 0 if check["type"] == "running" else check["start_period"]
         shown = _flat({"type": settings["type"], **settings})
         if "headers" in shown:
-            shown["headers"] = {**shown["headers"], "value": dict.fromkeys(shown["headers"]["value"], SECRET)}
+            shown["headers"] = {
+                **shown["headers"],
+                "value": dict.fromkeys(shown["headers"]["value"], SECRET),
+            }
             lines = [re.sub(r"(http headers) \[[^]]*\]", rf"\1 [{SECRET}]", line) for line in lines]
         return {
             "settings": shown,
@@ -227,7 +282,9 @@ class _View:
             "monit": lines,
             "detected": detected,
             "recovered": recovered,
-            "timeline": self.timeline(detected, what, grace, ladder, restart, dead=check["type"] == "running"),
+            "timeline": self.timeline(
+                detected, what, grace, ladder, restart, dead=check["type"] == "running"
+            ),
             "notes": notes,
         }
 
@@ -293,9 +350,15 @@ class _View:
                     f"within {_round(grace)} s of a start, until all checks have succeeded: no failure counts",
                 )
             )
-        at, usual = [detected["best"], detected["worst_sweep"]], [detected["best"], detected["worst"]]
+        at, usual = (
+            [detected["best"], detected["worst_sweep"]],
+            [detected["best"], detected["worst"]],
+        )
         told = ", ".join(
-            ["told in syslog and history", *(["and to the fleet, on Salt's bus"] if "event" in ladder else [])]
+            [
+                "told in syslog and history",
+                *(["and to the fleet, on Salt's bus"] if "event" in ladder else []),
+            ]
         )
         rows.append(_row(at, usual, f"{what}; {told}"))
         if not self.policy["heal"]:
@@ -332,7 +395,10 @@ class _View:
                 rows.append(_row(None, None, f"and so on, {restart['attempts']} attempts in all"))
                 return rows + self.end(restart, None, None)
             at = [ends[0][0] + low, max(ends[0][1] + high, at[1] + longest + grace)]
-            usual = [max(ends[1][0] + low, usual[0] + grace), max(ends[1][1] + high, usual[1] + grace)]
+            usual = [
+                max(ends[1][0] + low, usual[0] + grace),
+                max(ends[1][1] + high, usual[1] + grace),
+            ]
         return rows
 
     def end(self, restart, first, ends):
@@ -347,7 +413,13 @@ class _View:
         if restart["mode"] == "delay":
             again = "when the oldest attempt is older than that, there is another one, for ever (mode delay)"
             return [_row(at, usual, f"{used}: backoff; {again}"), clear]
-        rows = [_row(at, usual, f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)")]
+        rows = [
+            _row(
+                at,
+                usual,
+                f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)",
+            )
+        ]
         if ends and usual[1] - first[0][1] >= restart["interval"]:
             rows = [
                 _row(
@@ -373,7 +445,9 @@ class _View:
         then = f"then verified by all checks, at most {_round(self.verified)} s"
         start = f"cbsd {verbs}start (at most {_round(restart['timeout'])} s)"
         if dead or rung == "start":
-            return f"{'start' if dead else 'start, if it does not run'}: {start}, {then}", restart["timeout"]
+            return f"{'start' if dead else 'start, if it does not run'}: {start}, {then}", restart[
+                "timeout"
+            ]
         stop = STOP[self.emulator]
         if rung == "restart":
             words = f"restart: cbsd {verbs}stop (at most about {stop} s), {start}, {then}"
@@ -384,7 +458,9 @@ class _View:
         if "service_restart" in rung:
             if self.emulator != "jail":
                 return "service_restart: fails at once, no command can be run in a VM", 0
-            return f"service {rung['service_restart']} restart, in the jail {limit}", restart["timeout"]
+            return f"service {rung['service_restart']} restart, in the jail {limit}", restart[
+                "timeout"
+            ]
         return f"command on the node: {' '.join(rung['command'])} {limit}", restart["timeout"]
 
     # What keeps it from being healed
@@ -401,20 +477,30 @@ class _View:
             after = f"; after {other} was restarted by the agent it is restarted, too" * (
                 other in self.policy["restart_with"]
             )
-            here = "" if other in self.meant["policies"] else " (it is none of this node's: so it is not waited for)"
+            here = (
+                ""
+                if other in self.meant["policies"]
+                else " (it is none of this node's: so it is not waited for)"
+            )
             found.append(f"depends on {other}: not healed while {other} is not well{here}{after}")
         users = sorted(n for n, p in self.meant["policies"].items() if self.env in p["depends_on"])
         if users:
             also = [n for n in users if self.env in self.meant["policies"][n]["restart_with"]]
             restarted = f"; {', '.join(also)} restarted after it" if also else ""
             found.append(f"waited for by {', '.join(users)}{restarted}")
-        found.append(f"at most {_many(budget['max_concurrent'], 'heal')} at a time on this node: others wait")
-        found.append(f"boot: CBSD has {_round(budget['boot_grace'])} s after a boot of the node to start it")
+        found.append(
+            f"at most {_many(budget['max_concurrent'], 'heal')} at a time on this node: others wait"
+        )
+        found.append(
+            f"boot: CBSD has {_round(budget['boot_grace'])} s after a boot of the node to start it"
+        )
         watched = len(self.meant["policies"])
         many = max(budget["storm_min"], math.floor(budget["storm_threshold"] * watched) + 1)
         share = f"more than {budget['storm_threshold']:.0%} and at least {budget['storm_min']} of those that should run"
         if many > watched:
-            found.append(f"storm guard: {share}, which the {_many(watched, 'env')} here cannot reach")
+            found.append(
+                f"storm guard: {share}, which the {_many(watched, 'env')} here cannot reach"
+            )
         else:
             found.append(
                 f"storm guard: {share} (here {many} of {watched}) failing within {_round(budget['storm_window'])} s stop all "
@@ -479,7 +565,11 @@ def text(told):
     units = _units()
     sweep = told["sweep"]
     lines = [f"{told['env']}, a {told['emulator']} on {told['node']}", ""]
-    lines += ["Put over each other, the nearest last:", *(f"  {layer}" for layer in told["layers"]), ""]
+    lines += [
+        "Put over each other, the nearest last:",
+        *(f"  {layer}" for layer in told["layers"]),
+        "",
+    ]
     lines += ["Policy", *_table(told["policy"], units), ""]
     lines += ["Besides", *(f"  {limit}" for limit in told["limits"])]
     lines.append(
@@ -496,27 +586,45 @@ def text(told):
             )
         for row in check["timeline"]:
             usual = f"{row['usual'][0]} - {row['usual'][1]} s" if row["usual"] else ""
-            bounds = f" [{row['at'][0]} - {row['at'][1]} s]" if row["at"] and row["at"] != row["usual"] else ""
+            bounds = (
+                f" [{row['at'][0]} - {row['at'][1]} s]"
+                if row["at"] and row["at"] != row["usual"]
+                else ""
+            )
             lines.append(f"  {usual:>16}  {row['what']}{bounds}")
     return "\n".join(lines)
 
 
 def _case(times):
-    full = f", {times['worst_sweep']} s if all checks time out" if times["worst_sweep"] > times["worst"] else ""
+    full = (
+        f", {times['worst_sweep']} s if all checks time out"
+        if times["worst_sweep"] > times["worst"]
+        else ""
+    )
     return f"{times['best']} - {times['worst']} s{full}"
 
 
 def _table(settings, units):
     """Return key, value and origin of settings as aligned lines."""
-    rows = [(key, _shown(row["value"], key.split(":")[-1] in units), row["from"]) for key, row in settings.items()]
+    rows = [
+        (key, _shown(row["value"], key.split(":")[-1] in units), row["from"])
+        for key, row in settings.items()
+    ]
     widths = [max([len(row[n]) for row in rows], default=0) for n in (0, 1)]
-    return [f"  {key:<{widths[0]}}  {value:<{min(widths[1], 40)}}  {origin}" for key, value, origin in rows]
+    return [
+        f"  {key:<{widths[0]}}  {value:<{min(widths[1], 40)}}  {origin}"
+        for key, value, origin in rows
+    ]
 
 
 def _units():
     """Return the keys whose values are seconds."""
     tables = __salt__["cbsd_monit_schema.schema"]()
-    rows = [tables["check"], tables["sections"]["restart"], *(kind["fields"] for kind in tables["checks"].values())]
+    rows = [
+        tables["check"],
+        tables["sections"]["restart"],
+        *(kind["fields"] for kind in tables["checks"].values()),
+    ]
     return {key for table in rows for key, row in table.items() if row.get("unit") == "s"}
 
 
@@ -533,4 +641,6 @@ def _shown(value, seconds=False):
 
 
 def _time(moment):
-    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime(
+        "%Y-%m-%d %H:%M UTC"
+    )

@@ -188,7 +188,11 @@ def _unwatched():
     ]
     named = __salt__["cbsd_monit_policy.for_node"](_settings(), __grains__["id"], envs)["policies"]
     top = os.path.join(__salt__["cbsd.paths"]()["workdir"], "jails-system")
-    return [name for name in sorted(named) if not os.path.exists(os.path.join(top, name, "monit", "policy.json"))]
+    return [
+        name
+        for name in sorted(named)
+        if not os.path.exists(os.path.join(top, name, "monit", "policy.json"))
+    ]
 
 
 def _apply():

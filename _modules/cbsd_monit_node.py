@@ -38,7 +38,9 @@ def paths(spec=None, need=(), **given):
         found["workdir"] = __salt__["cbsd.paths"]()["workdir"]
     for key in _ABSOLUTE:
         if found.get(key) and not os.path.isabs(str(found[key])):
-            raise ValueError(f"cbsd_monit:lookup:{key}: expected an absolute path, got {found[key]!r}")
+            raise ValueError(
+                f"cbsd_monit:lookup:{key}: expected an absolute path, got {found[key]!r}"
+            )
     missing = [key for key in need if not found.get(key)]
     if missing:
         raise ValueError(
@@ -63,7 +65,9 @@ def env_dirs(workdir):
     top = os.path.join(workdir, "jails-system")
     try:
         with os.scandir(top) as found:
-            names = sorted(entry.name for entry in found if _ENV_NAME.match(entry.name) and entry.is_dir())
+            names = sorted(
+                entry.name for entry in found if _ENV_NAME.match(entry.name) and entry.is_dir()
+            )
     except FileNotFoundError:
         return {}
     return {name: os.path.join(top, name) for name in names}
@@ -88,7 +92,9 @@ def undo(state):
     except FileNotFoundError:
         return {}
     if found.pop("schema", None) != SCHEMA:
-        raise ValueError(f"{state}/undo.json is not of schema {SCHEMA}: another version of this formula wrote it")
+        raise ValueError(
+            f"{state}/undo.json is not of schema {SCHEMA}: another version of this formula wrote it"
+        )
     return found
 
 

@@ -73,7 +73,11 @@ def _shown(value):
 
 def _part(key):
     """Return a key as a part of a path: as it is when it is harmless to print."""
-    return key if isinstance(key, str) and re.fullmatch(r"[\w.*?\[\]!-]+", key, re.ASCII) else _shown(key)
+    return (
+        key
+        if isinstance(key, str) and re.fullmatch(r"[\w.*?\[\]!-]+", key, re.ASCII)
+        else _shown(key)
+    )
 
 
 def _part_of(value, key, kind):
@@ -196,7 +200,9 @@ REGEX = re.compile(
 
 def _read_regex(value):
     """Refuse what the C library of a node would not compile, or would read in another way than its author."""
-    plain = REGEX.sub(lambda match: "x" if len(match[0]) > 1 and match[0][0] != "{" else match[0], value)
+    plain = REGEX.sub(
+        lambda match: "x" if len(match[0]) > 1 and match[0][0] != "{" else match[0], value
+    )
     if REGEX.sub("", value) or re.search(r"[(^$][*+?{]|[(|]\||\|\)|\(\)|^\||\|$", plain):
         raise _Expected(
             "a POSIX extended regular expression ([0-9] for \\d, [[:space:]] for \\s, [{] for {; "
@@ -305,7 +311,11 @@ def _read_dependency(value, row):
     if "env" not in value or set(value) - {"env", "restart"}:
         raise _Expected
     name = _part_of(value, "env", "env")
-    return {"env": name, "restart": True} if _part_of({"restart": False, **value}, "restart", "bool") else name
+    return (
+        {"env": name, "restart": True}
+        if _part_of({"restart": False, **value}, "restart", "bool")
+        else name
+    )
 
 
 def _read_headers(value, row):
@@ -366,7 +376,10 @@ READERS = {
     "raw": _read_raw,
     "step": _read_step,
     # and every type that is a pattern:
-    **dict.fromkeys("arg env glob header host path place regex salt_url text url url_path word".split(), _read_string),
+    **dict.fromkeys(
+        "arg env glob header host path place regex salt_url text url url_path word".split(),
+        _read_string,
+    ),
 }
 SECRET = ("headers", "raw")
 
@@ -389,8 +402,13 @@ class _Reader:
         except _Expected as err:
             for part in err.at:
                 value = value[part] if isinstance(value, list) or part in value else part
-            where = [*path, *(_part(part) if isinstance(part, str) else str(part) for part in err.at)]
-            self.errors.expected(where, err.what or self.tables["types"][kind], value, kind in SECRET)
+            where = [
+                *path,
+                *(_part(part) if isinstance(part, str) else str(part) for part in err.at),
+            ]
+            self.errors.expected(
+                where, err.what or self.tables["types"][kind], value, kind in SECRET
+            )
         return None
 
     def section(self, value, table, path):
@@ -415,11 +433,21 @@ class _Reader:
 
     def _section(self, value, row, path):
         if row["of"] == "lookup" and isinstance(value, dict):
-            value = {key: given for key, given in value.items() if given != ""}  # '' in defaults.yaml: nothing
+            value = {
+                key: given for key, given in value.items() if given != ""
+            }  # '' in defaults.yaml: nothing
         read = self.section(value, self.tables["sections"][row["of"]], path)
-        if row["of"] == "silence" and isinstance(value, dict) and not {"env", "group", "node"} & set(value):
+        if (
+            row["of"] == "silence"
+            and isinstance(value, dict)
+            and not {"env", "group", "node"} & set(value)
+        ):
             self.errors.say(path, "missing: env, group or node")
-        if row["of"] == "group" and isinstance(value, dict) and not {"match", "emulator"} & set(value):
+        if (
+            row["of"] == "group"
+            and isinstance(value, dict)
+            and not {"match", "emulator"} & set(value)
+        ):
             self.errors.say(path, "missing: match or emulator")
         return read
 
@@ -444,7 +472,10 @@ class _Reader:
             self.errors.expected(path, f"a list of {row['of']}s", value)
             return []
         if row["of"] in self.tables["strings"]:
-            read = [self.value(item, {"type": row["of"]}, [*path, str(n)]) for n, item in enumerate(value)]
+            read = [
+                self.value(item, {"type": row["of"]}, [*path, str(n)])
+                for n, item in enumerate(value)
+            ]
         else:
             read = [self._section(item, row, [*path, str(n)]) for n, item in enumerate(value)]
         return [item for item in read if item is not None]
@@ -468,8 +499,14 @@ class _Reader:
         result = {}
         for name in value:
             where = [*path, _part(name)]
-            if not isinstance(name, str) or not re.fullmatch(CHECK, name, re.ASCII) or name == "env":
-                self.errors.expected(where, "a check's name (a letter or digit, then also _ and -; not env)", name)
+            if (
+                not isinstance(name, str)
+                or not re.fullmatch(CHECK, name, re.ASCII)
+                or name == "env"
+            ):
+                self.errors.expected(
+                    where, "a check's name (a letter or digit, then also _ and -; not env)", name
+                )
             elif value[name] is False:
                 result[name] = False
             else:
@@ -477,7 +514,10 @@ class _Reader:
         for lower in {name.lower() for name in result}:
             twins = sorted(name for name in result if name.lower() == lower)
             if len(twins) > 1:
-                self.errors.say([*path, twins[1]], f"differs from {twins[0]!r} only in case, which monit ignores")
+                self.errors.say(
+                    [*path, twins[1]],
+                    f"differs from {twins[0]!r} only in case, which monit ignores",
+                )
         return result
 
     def check(self, value, scope, path, name):
@@ -500,7 +540,10 @@ class _Reader:
         else:
             kinds = self.inherited(name, scope, path)
             if not kinds:
-                self.errors.say([*path, "type"], f"missing, and no profile or group gives a check {name!r} to change")
+                self.errors.say(
+                    [*path, "type"],
+                    f"missing, and no profile or group gives a check {name!r} to change",
+                )
                 return {}
         # A check without a type changes one that is given elsewhere; where those differ in type, one has to fit.
         tries = []
@@ -528,13 +571,21 @@ class _Reader:
 
         def kinds(entry):
             profiles = entry.get("profiles") if isinstance(entry, dict) else None
-            profiles = [profiles] if isinstance(profiles, str) else profiles if isinstance(profiles, list) else []
+            profiles = (
+                [profiles]
+                if isinstance(profiles, str)
+                else profiles
+                if isinstance(profiles, list)
+                else []
+            )
             owners = [entry, *(part("profiles", p) for p in profiles if isinstance(p, str))]
             for owner in owners:
                 checks = owner.get("checks") if isinstance(owner, dict) else None
                 check = checks.get(name) if isinstance(checks, dict) else None
                 kind = check.get("type") if isinstance(check, dict) else None
-                if isinstance(kind, str) and scope in self.tables["checks"].get(kind, {}).get("scope", ()):
+                if isinstance(kind, str) and scope in self.tables["checks"].get(kind, {}).get(
+                    "scope", ()
+                ):
                     yield kind
 
         entries = []
@@ -545,7 +596,10 @@ class _Reader:
         elif "envs" in path:
             env = path[path.index("envs") + 1]
             entries = [entry for entry in part("groups").values() if _matches(entry, env)]
-            entries += [part("envs", env), *(part("nodes", node, "envs", env) for node in part("nodes"))]
+            entries += [
+                part("envs", env),
+                *(part("nodes", node, "envs", env) for node in part("nodes")),
+            ]
         return sorted({kind for entry in entries for kind in kinds(entry)})
 
     def slots(self, value, path):
@@ -572,12 +626,21 @@ class _Reader:
                 if profile not in read["profiles"]:
                     near = difflib.get_close_matches(profile, read["profiles"], 1, 0.5)
                     hint = f", did you mean {near[0]!r}?" if near else ""
-                    self.errors.say(["cbsd_monit", *path, "profiles", str(number)], f"no profile {profile!r}{hint}")
+                    self.errors.say(
+                        ["cbsd_monit", *path, "profiles", str(number)],
+                        f"no profile {profile!r}{hint}",
+                    )
             if "raw" in entry and "raw" in entry.get("checks", {}):
-                self.errors.say(["cbsd_monit", *path, "checks", "raw"], "the name is taken by the env's raw text")
+                self.errors.say(
+                    ["cbsd_monit", *path, "checks", "raw"],
+                    "the name is taken by the env's raw text",
+                )
         for number, silence in enumerate(read["silences"]):
             if "group" in silence and silence["group"] not in read["groups"]:
-                self.errors.say(["cbsd_monit", "silences", str(number), "group"], f"no group {silence['group']!r}")
+                self.errors.say(
+                    ["cbsd_monit", "silences", str(number), "group"],
+                    f"no group {silence['group']!r}",
+                )
         self.loops(read["envs"], {}, [])
         for node, entry in read["nodes"].items():
             self.loops(read["envs"], entry.get("envs", {}), ["nodes", node])
@@ -585,7 +648,9 @@ class _Reader:
     def loops(self, fleet, own, node):
         """Envs must not wait for each other: not as the fleet has them, nor with what a node says of its own."""
         waits = {
-            name: _names(own.get(name, {}).get("depends_on", fleet.get(name, {}).get("depends_on", [])))
+            name: _names(
+                own.get(name, {}).get("depends_on", fleet.get(name, {}).get("depends_on", []))
+            )
             for name in {**fleet, **own}
         }
         loop = cycle(waits)
@@ -595,7 +660,8 @@ class _Reader:
             if node and all("depends_on" not in own.get(name, {}) for name in loop):
                 return  # the fleet's, said already
             self.errors.say(
-                ["cbsd_monit", *path, "depends_on"], f"{first!r} would wait for itself: {' -> '.join(loop)}"
+                ["cbsd_monit", *path, "depends_on"],
+                f"{first!r} would wait for itself: {' -> '.join(loop)}",
             )
 
 
@@ -641,7 +707,9 @@ def _matches(group, env, emulator=None):
         return False
     globs = group.get("match")
     globs = [globs] if isinstance(globs, str) else globs if isinstance(globs, list) else None
-    if globs is not None and not any(isinstance(g, str) and fnmatch.fnmatchcase(env, g) for g in globs):
+    if globs is not None and not any(
+        isinstance(g, str) and fnmatch.fnmatchcase(env, g) for g in globs
+    ):
         return False
     return emulator is None or group.get("emulator") in (None, emulator)
 
@@ -665,7 +733,9 @@ def _rules(check, scope):
     kind = check["type"]
     if check.get("method") == "HEAD" and "content" in check:
         yield ["content"], "the answer to HEAD has no content"
-    if kind != "tls" and not check.get("tls", _tables()["checks"][kind]["fields"].get("tls", {}).get("default")):
+    if kind != "tls" and not check.get(
+        "tls", _tables()["checks"][kind]["fields"].get("tls", {}).get("default")
+    ):
         for key in ("verify", "certificate_valid"):
             if key in check and check[key] is not False:
                 yield [key], "needs tls: true"
@@ -696,7 +766,9 @@ def _defaults(name, **given):
     """Return a whole section: its defaults in normal form, with what is given over them."""
     reader = _Reader({})
     table = _tables()["sections"][name]
-    whole = reader.section({k: row["default"] for k, row in table.items() if row["type"] != "section"}, table, [name])
+    whole = reader.section(
+        {k: row["default"] for k, row in table.items() if row["type"] != "section"}, table, [name]
+    )
     return {**whole, **given}
 
 
@@ -760,7 +832,9 @@ def gaps(checks, scope, path):
         if twins:
             errors.say(where, f"differs from {twins[0]!r} only in case, which monit ignores")
         if "type" not in check:
-            errors.say([*where, "type"], f"missing, and nothing here gives a check {name!r} to change")
+            errors.say(
+                [*where, "type"], f"missing, and nothing here gives a check {name!r} to change"
+            )
             continue
         fields = _fields(check["type"], scope, whole=True)
         for key in check:
@@ -770,7 +844,9 @@ def gaps(checks, scope, path):
             errors.say([*where, *part], message)
         own = [key for key in tables["checks"][check["type"]]["fields"] if key in fields]
         result[name] = {
-            "defaults": {key: fields[key]["default"] for key in own if fields[key]["default"] is not None},
+            "defaults": {
+                key: fields[key]["default"] for key in own if fields[key]["default"] is not None
+            },
             "inherits": [key for key in tables["check"] if key in fields],
         }
     errors.stop()

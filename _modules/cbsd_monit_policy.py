@@ -81,7 +81,9 @@ def _plain(value):
 def _told(mapping):
     """Return a mapping with each value as ``{"value": …, "from": path}``."""
     return {
-        key: _told(value) if isinstance(value, _Mapping) else {"value": _plain(value), "from": mapping.origins[key]}
+        key: _told(value)
+        if isinstance(value, _Mapping)
+        else {"value": _plain(value), "from": mapping.origins[key]}
         for key, value in mapping.items()
     }
 
@@ -116,17 +118,26 @@ def for_node(spec, node, envs, origins=False):
     written = spec or {}
     spec = __salt__["cbsd_monit_pillar.validate"](spec)
     present = sorted(_present(env) for env in envs)
-    globs = [name for name in sorted(spec["nodes"]) if name != node and fnmatch.fnmatchcase(node, name)]
+    globs = [
+        name for name in sorted(spec["nodes"]) if name != node and fnmatch.fnmatchcase(node, name)
+    ]
     globs += [node] if node in spec["nodes"] else []
     nodes = [_sourced(spec["nodes"][name], f"cbsd_monit:nodes:{name}") for name in globs]
-    said = {key: _sourced(spec[key], f"cbsd_monit:{key}", written.get(key) or {}) for key in SETTINGS}
-    said = {key: _merge(whole, *(entry[key] for entry in nodes if key in entry)) for key, whole in said.items()}
+    said = {
+        key: _sourced(spec[key], f"cbsd_monit:{key}", written.get(key) or {}) for key in SETTINGS
+    }
+    said = {
+        key: _merge(whole, *(entry[key] for entry in nodes if key in entry))
+        for key, whole in said.items()
+    }
     sources = [spec["envs"], *(spec["nodes"][name].get("envs", {}) for name in globs)]
     _acyclic(sources)
 
     alert = _sourced({"on_failure": ["alert"]}, "", {})
     checks = _layered(*(entry.get("checks", {}) for entry in nodes))
-    checks = _completed(checks, _merge(said["defaults"], alert), "node", ["cbsd_monit", "nodes", node, "checks"])
+    checks = _completed(
+        checks, _merge(said["defaults"], alert), "node", ["cbsd_monit", "nodes", node, "checks"]
+    )
     result = {key: _plain(value) for key, value in said.items()}
     result.update(spec=spec, checks=_plain(checks), envs={}, policies={}, warnings=[])
     told = {"monit": _told(said["monit"]), "budget": _told(said["budget"]), "envs": {}}
@@ -135,21 +146,35 @@ def for_node(spec, node, envs, origins=False):
         "layers": ["built-in defaults"] + ["cbsd_monit:defaults"] * bool(written.get("defaults")),
         "groups": _sourced(spec["groups"], "cbsd_monit:groups"),
         "profiles": _sourced(spec["profiles"], "cbsd_monit:profiles"),
-        "jails_only": {kind for kind, row in __salt__["cbsd_monit_schema.schema"]()["checks"].items() if "only" in row},
+        "jails_only": {
+            kind
+            for kind, row in __salt__["cbsd_monit_schema.schema"]()["checks"].items()
+            if "only" in row
+        },
     }
-    fleet["layers"] += [f"cbsd_monit:nodes:{name}:defaults" for name in globs if "defaults" in spec["nodes"][name]]
+    fleet["layers"] += [
+        f"cbsd_monit:nodes:{name}:defaults" for name in globs if "defaults" in spec["nodes"][name]
+    ]
     paths = ["cbsd_monit:envs", *(f"cbsd_monit:nodes:{name}:envs" for name in globs)]
     for name, emulator in present:
-        entries = [_sourced(s[name], f"{path}:{name}") for path, s in zip(paths, sources) if name in s]
+        entries = [
+            _sourced(s[name], f"{path}:{name}") for path, s in zip(paths, sources) if name in s
+        ]
         layers = [f"{path}:{name}" for path, s in zip(paths, sources) if name in s]
-        groups = [group for group in sorted(spec["groups"]) if _holds(spec["groups"][group], name, emulator)]
+        groups = [
+            group
+            for group in sorted(spec["groups"])
+            if _holds(spec["groups"][group], name, emulator)
+        ]
         if not entries and not groups:
             continue
         own = _entry(entries)
         policy, checks, inside, used = _policy(fleet, name, emulator, groups, own, layers)
         if inside:
             left = ", ".join(inside)
-            result["warnings"].append(f"{name} is a VM: checks that look into a jail are left out ({left})")
+            result["warnings"].append(
+                f"{name} is a VM: checks that look into a jail are left out ({left})"
+            )
         result["envs"][name] = _plain(own)
         result["policies"][name] = {
             "schema": 1,
@@ -189,7 +214,9 @@ def _entry(layers):
     """Merge the entries for one env: the fleet's, then the node's."""
     merged = _merge(*layers)
     if len(layers) > 1:
-        merged["checks"] = _layered(*(layer["checks"] for layer in layers if "checks" in layer), final=False)
+        merged["checks"] = _layered(
+            *(layer["checks"] for layer in layers if "checks" in layer), final=False
+        )
     return merged
 
 
@@ -230,14 +257,21 @@ def _policy(fleet, name, emulator, groups, own, layers):
         raise SaltInvocationError(f"{':'.join(path)}:raw: the name is taken by the env's raw text")
     inside = []
     if emulator == "bhyve":
-        inside = [key for key, c in whole.items() if c.get("in") == "jail" or c["type"] in fleet["jails_only"]]
+        inside = [
+            key
+            for key, c in whole.items()
+            if c.get("in") == "jail" or c["type"] in fleet["jails_only"]
+        ]
     return policy, whole.only([key for key in whole if key not in inside]), inside, used
 
 
 def _needs(dependencies):
     """Return ``depends_on`` as the agent gets it: names, and those of them after whose restart the env is restarted."""
     names = [item["env"] if isinstance(item, dict) else item for item in dependencies]
-    return {"depends_on": names, "restart_with": [item["env"] for item in dependencies if isinstance(item, dict)]}
+    return {
+        "depends_on": names,
+        "restart_with": [item["env"] for item in dependencies if isinstance(item, dict)],
+    }
 
 
 def _acyclic(sources):
@@ -245,7 +279,11 @@ def _acyclic(sources):
     waits = {}
     for source in sources:
         waits.update(
-            {name: _needs(entry["depends_on"])["depends_on"] for name, entry in source.items() if "depends_on" in entry}
+            {
+                name: _needs(entry["depends_on"])["depends_on"]
+                for name, entry in source.items()
+                if "depends_on" in entry
+            }
         )
     loop = __salt__["cbsd_monit_pillar.cycle"](waits)
     if loop:
@@ -267,7 +305,9 @@ def _present(env):
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name, re.ASCII):
         raise SaltInvocationError(f"envs: expected the name of an env, got {ascii(name)}")
     if emulator not in ("jail", "bhyve"):
-        raise SaltInvocationError(f"envs: expected jail or bhyve as emulator of {name}, got {ascii(emulator)}")
+        raise SaltInvocationError(
+            f"envs: expected jail or bhyve as emulator of {name}, got {ascii(emulator)}"
+        )
     return name, emulator
 
 
@@ -276,8 +316,18 @@ def _carried(check):
     if check["type"] == "service":
         name = check["name"]
         rest = {key: value for key, value in check.items() if key != "name"}
-        return {**rest, "service": name, "in": "jail", "command": ["/usr/sbin/service", name, "onestatus"]}
+        return {
+            **rest,
+            "service": name,
+            "in": "jail",
+            "command": ["/usr/sbin/service", name, "onestatus"],
+        }
     if check["type"] == "unix":
         rest = {key: value for key, value in check.items() if key != "path"}
-        return {**rest, "type": "exec", "in": "jail", "command": ["/usr/bin/nc", "-z", "-U", check["path"]]}
+        return {
+            **rest,
+            "type": "exec",
+            "in": "jail",
+            "command": ["/usr/bin/nc", "-z", "-U", check["path"]],
+        }
     return check

@@ -16,20 +16,41 @@ FACT = r"%%[A-Z][A-Z0-9_]*%%"
 STRINGS = {
     "env": ("the name of an env (letters, digits, _ and -)", ENV),
     "word": ("a name (letters, digits, _, . and -)", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"),
-    "glob": ("a name or glob (letters, digits, _, ., -, *, ?, [ ])", r"[A-Za-z0-9_.*?\[\]!-]{1,253}"),
-    "path": ("an absolute path (letters, digits and _.@+,:-; no ..)", r"/|(/[A-Za-z0-9_.@+,:-]+)+/?"),
+    "glob": (
+        "a name or glob (letters, digits, _, ., -, *, ?, [ ])",
+        r"[A-Za-z0-9_.*?\[\]!-]{1,253}",
+    ),
+    "path": (
+        "an absolute path (letters, digits and _.@+,:-; no ..)",
+        r"/|(/[A-Za-z0-9_.@+,:-]+)+/?",
+    ),
     "url_path": (
         "the path of a URL (/ and letters, digits, _.,:;@=&?+!*-, not yet encoded; no ..)",
         rf"/([A-Za-z0-9_.,:;@=&?+!*/-]|{FACT})*",
     ),
-    "place": ("a path, absolute or relative (no ..)", r"/?[A-Za-z0-9_.@+,:-]+(/[A-Za-z0-9_.@+,:-]+)*/?"),
+    "place": (
+        "a path, absolute or relative (no ..)",
+        r"/?[A-Za-z0-9_.@+,:-]+(/[A-Za-z0-9_.@+,:-]+)*/?",
+    ),
     "url": ("an https address", r"https://[A-Za-z0-9.-]+(:[0-9]{1,5})?(/[A-Za-z0-9_.@+-]+)*/?"),
     "host": ("a host name, with or without a port", rf"([A-Za-z0-9.-]|{FACT})+(:[0-9]{{1,5}})?"),
-    "header": ("letters, digits, blanks and .,:;/=@+*_()-", rf"([A-Za-z0-9 .,:;/=@+*_()-]|{FACT})*"),
-    "arg": ("an argument (letters, digits, blanks and _./:=,@%+-; no ..)", r"[A-Za-z0-9_./:=,@%+ -]+"),
-    "text": ("a sentence without double quotes and shell characters", r"[\w .,:;!?()#/@+%='-]{0,200}"),
+    "header": (
+        "letters, digits, blanks and .,:;/=@+*_()-",
+        rf"([A-Za-z0-9 .,:;/=@+*_()-]|{FACT})*",
+    ),
+    "arg": (
+        "an argument (letters, digits, blanks and _./:=,@%+-; no ..)",
+        r"[A-Za-z0-9_./:=,@%+ -]+",
+    ),
+    "text": (
+        "a sentence without double quotes and shell characters",
+        r"[\w .,:;!?()#/@+%='-]{0,200}",
+    ),
     "regex": ("a regular expression in printable ASCII", r"[ -~]{1,500}"),
-    "salt_url": ("a file on the Salt file server, salt://…", r"salt://[A-Za-z0-9_./-]+(\?saltenv=[A-Za-z0-9_.-]+)?"),
+    "salt_url": (
+        "a file on the Salt file server, salt://…",
+        r"salt://[A-Za-z0-9_./-]+(\?saltenv=[A-Za-z0-9_.-]+)?",
+    ),
 }
 TYPES = {
     **{name: row[0] for name, row in STRINGS.items()},
@@ -129,25 +150,37 @@ INHERITED = {
 }
 POLICY = {
     **INHERITED,
-    "heal": _done("bool", True, "false: watch and report, never act", "", "tells what it sees, does nothing"),
+    "heal": _done(
+        "bool", True, "false: watch and report, never act", "", "tells what it sees, does nothing"
+    ),
 }
 
 SECTIONS = {
     "cbsd_monit": {
-        "lookup": _row("section", None, "paths and names, only where the default is wrong", of="lookup"),
+        "lookup": _row(
+            "section", None, "paths and names, only where the default is wrong", of="lookup"
+        ),
         "monit": _row("section", None, "the node's monit", of="monit"),
-        "defaults": _row("section", None, "inherited by node, group, env and check; the nearer wins", of="policy"),
+        "defaults": _row(
+            "section", None, "inherited by node, group, env and check; the nearer wins", of="policy"
+        ),
         "budget": _row("section", None, "bounds of healing on one node", of="budget"),
         "nodes": _row("map", None, "by minion id or glob", keys="glob", of="node"),
         "profiles": _row("map", None, "reusable sets of checks", keys="word", of="profile"),
         "groups": _row("map", None, "envs by glob or emulator", keys="word", of="group"),
         "envs": _row("map", None, "jails and VMs by CBSD name", keys="env", of="env"),
-        "silences": _row("list", None, "times in which nothing is healed or announced", of="silence"),
-        "template": _row("salt_url", None, "template of the envs' rules instead of the shipped one"),
+        "silences": _row(
+            "list", None, "times in which nothing is healed or announced", of="silence"
+        ),
+        "template": _row(
+            "salt_url", None, "template of the envs' rules instead of the shipped one"
+        ),
         "events": _row("any", None, "settings of the event bus"),
     },
     "lookup": {
-        "workdir": _row("path", None, "CBSD's work directory; else what rc.conf says, else /usr/jails"),
+        "workdir": _row(
+            "path", None, "CBSD's work directory; else what rc.conf says, else /usr/jails"
+        ),
         "distdir": _row("path", "/usr/local/cbsd", "where CBSD itself is installed"),
         "rc_conf": _row("path", "/etc/rc.conf", "where CBSD's work directory is told"),
         "cbsd": _row("path", "/usr/local/bin/cbsd", "program"),
@@ -156,37 +189,66 @@ SECTIONS = {
         "ps": _row("path", "/bin/ps", "program"),
         "rctl": _row("path", "/usr/bin/rctl", "program"),
         "vmm": _row("path", "/dev/vmm", "directory with one node per running VM"),
-        "boot_id": _row("path", None, "file whose content is the boot's id; else the kernel is asked"),
+        "boot_id": _row(
+            "path", None, "file whose content is the boot's id; else the kernel is asked"
+        ),
         "libexec": _row("path", "/usr/local/libexec/cbsd_monit", "directory of wake and the agent"),
         "config": _row("path", "/usr/local/etc/cbsd_monit.json", "the agent's configuration"),
         "state": _row("path", "/var/db/cbsd_monit", "directory of the agent's data"),
-        "run": _row("path", "/var/run/cbsd_monit", "directory of locks, markers and monit's socket"),
+        "run": _row(
+            "path", "/var/run/cbsd_monit", "directory of locks, markers and monit's socket"
+        ),
         "monit": _row("path", "/usr/local/bin/monit", "program"),
         "monitrc": _row("path", "/usr/local/etc/monitrc", "monit's configuration"),
         "monit_start": _row("command", ["/usr/sbin/service", "monit", "onestart"], "starts monit"),
         "minion_restart": _row(
-            "command", ["/usr/sbin/service", "salt_minion", "restart"], "restarts the Salt minion, once, for the events"
+            "command",
+            ["/usr/sbin/service", "salt_minion", "restart"],
+            "restarts the Salt minion, once, for the events",
         ),
-        "monitrc_sample": _row("path", "/usr/local/etc/monitrc.sample", "copied where there is no monitrc"),
-        "cron": _row("path", "/usr/local/etc/cron.d/cbsd_monit", "file with the line that runs sync"),
+        "monitrc_sample": _row(
+            "path", "/usr/local/etc/monitrc.sample", "copied where there is no monitrc"
+        ),
+        "cron": _row(
+            "path", "/usr/local/etc/cron.d/cbsd_monit", "file with the line that runs sync"
+        ),
         "python": _row("path", None, "interpreter of the agent; else Salt's own"),
         "package": _row("name", "monit", "package of monit; false: it is there already"),
-        "service": _row("name", "monit", "service of monit; false: started by monit_start, watched by cron"),
+        "service": _row(
+            "name", "monit", "service of monit; false: started by monit_start, watched by cron"
+        ),
         "remove_package": _row("bool", False, "clean removes the package too"),
-        "skeletons": _row("list", [], "skeletons of your own profiles, paths or names below WORKDIR/share", of="place"),
-        "module_url": _row("url", "https://github.com/cbsd/modules-monit.git", "CBSD's monit module"),
+        "skeletons": _row(
+            "list",
+            [],
+            "skeletons of your own profiles, paths or names below WORKDIR/share",
+            of="place",
+        ),
+        "module_url": _row(
+            "url", "https://github.com/cbsd/modules-monit.git", "CBSD's monit module"
+        ),
         "rootgroup": _row("word", "wheel", "group of root"),
     },
     "monit": {
         "poll": _row("duration", "10s", "monit's cycle", unit="s", min=1, max=3600, whole=True),
-        "start_delay": _row("duration", "0s", "wait after a boot of the node", unit="s", max=86400, whole=True),
+        "start_delay": _row(
+            "duration", "0s", "wait after a boot of the node", unit="s", max=86400, whole=True
+        ),
         "httpd": _row("section", None, "monit's control socket", of="httpd"),
         "include": _row("choice", "publish", "what monitrc includes", choices=["publish", "glob"]),
     },
     "httpd": {"unixsocket": _row("path", None, "default: monit.sock in lookup:state")},
     "policy": POLICY,
     "restart": {
-        "attempts": _done("int", 3, "attempts within interval", "", "counts the heals that it began", min=0, max=1000),
+        "attempts": _done(
+            "int",
+            3,
+            "attempts within interval",
+            "",
+            "counts the heals that it began",
+            min=0,
+            max=1000,
+        ),
         "interval": _done(
             "duration",
             "30m",
@@ -196,7 +258,9 @@ SECTIONS = {
             unit="s",
             min=1,
         ),
-        "delay": _done("duration", "15s", "wait before the second attempt", "", "`backoff` meanwhile", unit="s"),
+        "delay": _done(
+            "duration", "15s", "wait before the second attempt", "", "`backoff` meanwhile", unit="s"
+        ),
         "delay_function": _done(
             "choice",
             "exponential",
@@ -216,7 +280,12 @@ SECTIONS = {
             max=1,
         ),
         "reset_after": _done(
-            "duration", "10m", "healthy time that clears the count", "", "forgets the attempts then", unit="s"
+            "duration",
+            "10m",
+            "healthy time that clears the count",
+            "",
+            "forgets the attempts then",
+            unit="s",
         ),
         "mode": _done(
             "choice",
@@ -238,7 +307,9 @@ SECTIONS = {
         ),
     },
     "budget": {
-        "max_concurrent": _done("int", 1, "heals at the same time on a node", "", "others wait", min=1, max=1000),
+        "max_concurrent": _done(
+            "int", 1, "heals at the same time on a node", "", "others wait", min=1, max=1000
+        ),
         "storm_threshold": _done(
             "percent",
             "50%",
@@ -246,7 +317,9 @@ SECTIONS = {
             "",
             "more than this share of those that should run",
         ),
-        "storm_min": _done("int", 5, "and at least so many of them", "", "both have to hold", min=1, max=100000),
+        "storm_min": _done(
+            "int", 5, "and at least so many of them", "", "both have to hold", min=1, max=100000
+        ),
         "storm_window": _done(
             "duration",
             "2m",
@@ -307,12 +380,16 @@ SECTIONS = {
     },
 }
 
-ADDRESS = {"address": _row("address", None, "default: the env's first address; on a node 127.0.0.1")}
+ADDRESS = {
+    "address": _row("address", None, "default: the env's first address; on a node 127.0.0.1")
+}
 PORT = {"port": _row("port", None, "which", required=True)}
 TLS = {
     "tls": _row("bool", False, "speak TLS"),
     "verify": _row("bool", False, "the certificate's chain must be trusted (needs tls)"),
-    "certificate_valid": _row("days", None, "the certificate must last so long (needs tls)", unit="days"),
+    "certificate_valid": _row(
+        "days", None, "the certificate must last so long (needs tls)", unit="days"
+    ),
 }
 PROGRAM = {
     "in": _row("choice", "jail", "where it runs", choices=["jail", "host"]),
@@ -366,7 +443,11 @@ CHECKS = {
             **ADDRESS,
         },
     },
-    "exec": {"doc": "a program in the jail or on the host ends with 0", "scope": BOTH, "fields": PROGRAM},
+    "exec": {
+        "doc": "a program in the jail or on the host ends with 0",
+        "scope": BOTH,
+        "fields": PROGRAM,
+    },
     "service": {
         "doc": "an rc.d service of the jail runs",
         "scope": ["env"],
@@ -392,8 +473,14 @@ CHECKS = {
         "doc": "load, processor and memory of the node stay below limits",
         "scope": ["node"],
         "fields": {
-            **{f"loadavg_{n}m": _row("number", None, f"of {n} min, at most", min=0.01, max=100000) for n in (1, 5, 15)},
-            **{k: _row("percent", None, "used at most") for k in ("cpu", "cpu_user", "cpu_system", "memory", "swap")},
+            **{
+                f"loadavg_{n}m": _row("number", None, f"of {n} min, at most", min=0.01, max=100000)
+                for n in (1, 5, 15)
+            },
+            **{
+                k: _row("percent", None, "used at most")
+                for k in ("cpu", "cpu_user", "cpu_system", "memory", "swap")
+            },
         },
     },
     "process": {
@@ -442,12 +529,18 @@ TRANSPORTS = {"dns": ["udp", "tcp"], "sip": ["tcp", "udp"], "ntp3": ["udp"], "ra
 for _name, _port in PROTOCOLS.items():
     _fields = {"port": _row("port", _port, "which", required=_port is None), **ADDRESS}
     if _name in TRANSPORTS:
-        _fields["transport"] = _row("choice", TRANSPORTS[_name][0], "how it is asked", choices=TRANSPORTS[_name])
+        _fields["transport"] = _row(
+            "choice", TRANSPORTS[_name][0], "how it is asked", choices=TRANSPORTS[_name]
+        )
     elif _name in ("imaps", "mysqls", "pops", "smtps"):
         _fields.update({**TLS, "tls": _row("bool", True, "always")})
     else:
         _fields.update(TLS)
-    CHECKS[_name] = {"doc": f"the server answers monit's {_name} test", "scope": BOTH, "fields": _fields}
+    CHECKS[_name] = {
+        "doc": f"the server answers monit's {_name} test",
+        "scope": BOTH,
+        "fields": _fields,
+    }
 
 
 def schema():
@@ -500,7 +593,12 @@ def reference():
         *_markdown(["key", "default", "meaning", "monit", "agent"], _who()),
     ]
     for name, rows in SECTIONS.items():
-        lines += ["", f"## {name}", "", *_markdown(["key", "holds", "default", "meaning"], _keys(rows))]
+        lines += [
+            "",
+            f"## {name}",
+            "",
+            *_markdown(["key", "holds", "default", "meaning"], _keys(rows)),
+        ]
     lines += [
         "",
         "## Checks",
@@ -538,15 +636,30 @@ def reference():
 
 
 def _who():
-    groups = [("", POLICY), ("restart:", SECTIONS["restart"]), ("", SECTIONS["env"]), ("budget:", SECTIONS["budget"])]
-    found = {f"{above}{key}": row for above, rows in groups for key, row in rows.items() if "agent" in row}
+    groups = [
+        ("", POLICY),
+        ("restart:", SECTIONS["restart"]),
+        ("", SECTIONS["env"]),
+        ("budget:", SECTIONS["budget"]),
+    ]
+    found = {
+        f"{above}{key}": row
+        for above, rows in groups
+        for key, row in rows.items()
+        if "agent" in row
+    }
     for key, row in found.items():
         yield [f"`{key}`", _default(row), row["doc"], row["monit"] or "–", row["agent"] or "–"]
 
 
 def _keys(rows):
     for key, row in rows.items():
-        yield [f"`{key}`" + " *" * bool(row.get("required")), _holds(row), _default(row), row["doc"]]
+        yield [
+            f"`{key}`" + " *" * bool(row.get("required")),
+            _holds(row),
+            _default(row),
+            row["doc"],
+        ]
 
 
 def _holds(row):

@@ -53,7 +53,10 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
     found, began, said = _Answers(), time.monotonic(), 0
     kwarg = {key: value for key, value in kwarg.items() if value is not None}
     # Salt 3008 counts resources among the targets; those are not asked, their nodes are.
-    nodes = sorted(_nodes() & set(salt.utils.minions.CkMinions(__opts__).check_minions(tgt, tgt_type)["minions"]))
+    nodes = sorted(
+        _nodes()
+        & set(salt.utils.minions.CkMinions(__opts__).check_minions(tgt, tgt_type)["minions"])
+    )
     if not nodes:
         return found
     with salt.client.get_local_client(__opts__["conf_file"], mopts=__opts__) as client:
@@ -108,9 +111,14 @@ def _shown(result, columns):
         return result
     cells = [columns] + [[_cell(key, row.get(key)) for key in columns] for row in result["envs"]]
     widths = [min(60, max(len(line[i]) for line in cells)) for i in range(len(columns))]
-    lines = ["  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip() for line in cells]
+    lines = [
+        "  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip()
+        for line in cells
+    ]
     lines += [f"{minion} does not answer" for minion in result.get("no_answer", ())]
-    lines += [f"{minion}: {_clean(words)}" for minion, words in sorted(result.get("errors", {}).items())]
+    lines += [
+        f"{minion}: {_clean(words)}" for minion, words in sorted(result.get("errors", {}).items())
+    ]
     return {"outputter": "txt", "data": "\n".join(lines)}
 
 
@@ -162,7 +170,14 @@ COLUMNS = ["node", "env", "state", "since", "check", "reason", "restarts", "next
 def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
     states = [s.strip() for s in state.split(",")] if isinstance(state, str) else state
     answers = _ask(
-        tgt, "cbsd_monit_fleet.report", tgt_type, timeout, env=env, group=group, state=states, trouble=trouble
+        tgt,
+        "cbsd_monit_fleet.report",
+        tgt_type,
+        timeout,
+        env=env,
+        group=group,
+        state=states,
+        trouble=trouble,
     )
     envs = []
     for minion in sorted(answers):
@@ -207,7 +222,8 @@ def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
     }  # an env that moved took its history along
     newest = sorted(records.values(), key=lambda r: r["time"])[-int(limit) :]
     return _shown(
-        _summary(answers, envs=newest), ["time", "node", "env", "transition", "check", "reason", "attempt", "duration"]
+        _summary(answers, envs=newest),
+        ["time", "node", "env", "transition", "check", "reason", "attempt", "duration"],
     )
 
 
@@ -238,7 +254,15 @@ def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="g
     _meant(env, group, node)
     who = who or salt.utils.user.get_specific_user()
     answers = _ask(
-        node, "cbsd_monit_fleet.silence", tgt_type, timeout, until=until, reason=reason, by=who, env=env, group=group
+        node,
+        "cbsd_monit_fleet.silence",
+        tgt_type,
+        timeout,
+        until=until,
+        reason=reason,
+        by=who,
+        env=env,
+        group=group,
     )
     return _summary(answers, silenced={m: envs for m, envs in sorted(answers.items()) if envs})
 
@@ -262,7 +286,9 @@ def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
 
 def _meant(env, group, node):
     if env is None and group is None and node == "*":
-        raise SaltInvocationError("which: give env, group or node (node='*' env='*' for every env of every node)")
+        raise SaltInvocationError(
+            "which: give env, group or node (node='*' env='*' for every env of every node)"
+        )
 
 
 # Restarting one after the other
@@ -306,14 +332,26 @@ def rolling_restart(
     asked = _fleet(tgt, tgt_type, env, group, None, timeout)
     if asked.get("no_answer") or asked.get("errors"):
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
-    rows = [r for r in asked["envs"] if r["state"] not in ("stopped", "silenced", "maintenance", "slave")]
-    ill = [f"{_place(r)} is {r['state']}: {r.get('reason', '')}" for r in rows if r["state"] != "healthy"]
+    rows = [
+        r
+        for r in asked["envs"]
+        if r["state"] not in ("stopped", "silenced", "maintenance", "slave")
+    ]
+    ill = [
+        f"{_place(r)} is {r['state']}: {r.get('reason', '')}"
+        for r in rows
+        if r["state"] != "healthy"
+    ]
     if ill:
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
     while rows:
         wave, rows = rows[:max_parallel], rows[max_parallel:]
-        _progress(f"{len(done)} restarted, {len(wave) + len(rows)} to go: {', '.join(map(_place, wave))}")
-        bad = _restart(wave, timeout) or _settle(wave, float(min_healthy_time), float(healthy_deadline), timeout)
+        _progress(
+            f"{len(done)} restarted, {len(wave) + len(rows)} to go: {', '.join(map(_place, wave))}"
+        )
+        bad = _restart(wave, timeout) or _settle(
+            wave, float(min_healthy_time), float(healthy_deadline), timeout
+        )
         done += [_place(r) for r in wave if _place(r) not in bad]
         if bad:
             words = "; ".join(f"{place}: {why}" for place, why in sorted(bad.items()))
@@ -329,7 +367,9 @@ def _place(row):
 
 def _trouble(asked):
     words = [f"{minion} does not answer" for minion in asked.get("no_answer", ())]
-    return "; ".join(words + [f"{minion}: {why}" for minion, why in sorted(asked.get("errors", {}).items())])
+    return "; ".join(
+        words + [f"{minion}: {why}" for minion, why in sorted(asked.get("errors", {}).items())]
+    )
 
 
 def _restart(wave, timeout):
@@ -337,14 +377,28 @@ def _restart(wave, timeout):
     bad = {}
     with salt.client.get_local_client(__opts__["conf_file"], mopts=__opts__) as client:
         jobs = [
-            (row, client.run_job([row["node"]], "cbsd.restart", [row["env"]], tgt_type="list", listen=True, timeout=30))
+            (
+                row,
+                client.run_job(
+                    [row["node"]],
+                    "cbsd.restart",
+                    [row["env"]],
+                    tgt_type="list",
+                    listen=True,
+                    timeout=30,
+                ),
+            )
             for row in wave
         ]
         for row, job in jobs:
             found = {}
             if job:
                 for answer in client.get_iter_returns(
-                    job["jid"], job["minions"], timeout=int(timeout or 30), tgt=[row["node"]], tgt_type="list"
+                    job["jid"],
+                    job["minions"],
+                    timeout=int(timeout or 30),
+                    tgt=[row["node"]],
+                    tgt_type="list",
                 ):
                     found.update(answer or {})
             said = found.get(row["node"])
@@ -367,7 +421,9 @@ def _settle(wave, healthy_time, deadline, timeout):
         for place in before:
             row = rows.get(place)
             last[place] = (
-                f"{row['state']} {row.get('check') or ''} {row.get('reason') or ''}".strip() if row else "not there"
+                f"{row['state']} {row.get('check') or ''} {row.get('reason') or ''}".strip()
+                if row
+                else "not there"
             )
             # An env without checks is healthy all the time; any other is `starting` first, so its `since` changes.
             anew = row and (row.get("since") != before[place] or now - began > 5)
@@ -375,9 +431,13 @@ def _settle(wave, healthy_time, deadline, timeout):
                 healthy.pop(place, None)
             else:
                 healthy.setdefault(place, now)
-        if len(healthy) == len(before) and all(now - moment >= healthy_time for moment in healthy.values()):
+        if len(healthy) == len(before) and all(
+            now - moment >= healthy_time for moment in healthy.values()
+        ):
             return {}
-        given_up = {p: w for p, w in last.items() if w.startswith(("gave_up", "quarantined", "not there"))}
+        given_up = {
+            p: w for p, w in last.items() if w.startswith(("gave_up", "quarantined", "not there"))
+        }
         if given_up or now - began > deadline:
             late = {
                 p: f"not healthy after {now - began:.0f} s: {w}"
@@ -473,7 +533,9 @@ def _tell(records):
     lines = []
     for record in records[:LINES]:
         check = f" ({_clean(record['check'])})" if record["check"] else ""
-        lines.append(f"{record['node']}/{record['env']} {record['transition']}{check}: {_clean(record['reason'])}")
+        lines.append(
+            f"{record['node']}/{record['env']} {record['transition']}{check}: {_clean(record['reason'])}"
+        )
     if len(records) > LINES:
         lines.append(f"… and {len(records) - LINES} more")
     failed, text = {}, "\n".join(lines)
@@ -495,7 +557,9 @@ def _tell(records):
 def _post(url, body, timeout):
     if not str(url).startswith(("https://", "http://")):
         raise ValueError(f"cbsd_monit_notify: expected an http or https URL, got {url!r}")
-    request = urllib.request.Request(url, json.dumps(body).encode(), {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
     with urllib.request.urlopen(request, timeout=timeout) as answer:
         answer.read()
 
@@ -516,7 +580,9 @@ def _mail(settings, text, records):
     message["Subject"] = f"cbsd_monit: {first['node']}/{first['env']} {first['transition']}{more}"
     message.set_content(text)
     with smtplib.SMTP(
-        settings.get("host", "127.0.0.1"), settings.get("port", 25), timeout=settings.get("timeout", 10)
+        settings.get("host", "127.0.0.1"),
+        settings.get("port", 25),
+        timeout=settings.get("timeout", 10),
     ) as server:
         server.send_message(message)
 

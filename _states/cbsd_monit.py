@@ -39,13 +39,19 @@ __virtualname__ = "cbsd_monit"
 
 NEED = ("workdir", "state", "config", "libexec")
 # What the agent is told about paths, besides what pillar says (docs/contract.md, section 4).
-CONFIGURED = "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
+CONFIGURED = (
+    "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
+)
 ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
-FRESH = 150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
-TOGETHER = 256  # envs whose files are synced together at most; each holds three descriptors meanwhile
+FRESH = (
+    150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
+)
+TOGETHER = (
+    256  # envs whose files are synced together at most; each holds three descriptors meanwhile
+)
 
 
 def __virtual__():
@@ -68,7 +74,11 @@ def _diff(old, new, path):
     if old is None and new:
         return "New file"  # as Salt's own file states say it; a thousand envs would tell megabytes
     lines = difflib.unified_diff(
-        (old or "").splitlines(), (new or "").splitlines(), f"{path} (old)", f"{path} (new)", lineterm=""
+        (old or "").splitlines(),
+        (new or "").splitlines(),
+        f"{path} (old)",
+        f"{path} (new)",
+        lineterm="",
     )
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
@@ -262,10 +272,14 @@ class _EnvPlan:
             self.record = None  # for undo.json
             now = None if folder is None else _attributes(folder)
             entries = set() if folder is None else set(os.listdir(folder))
-        self.left = [file for file in (POLICY, TPL) if _temporary(file) in entries]  # of a run that was killed
+        self.left = [
+            file for file in (POLICY, TPL) if _temporary(file) in entries
+        ]  # of a run that was killed
         empty = len(entries) == len(self.left)
         if self.wanted:
-            self.record = {"made": True} if now is None else {"was": now} if now[:2] != _private() else None
+            self.record = (
+                {"made": True} if now is None else {"was": now} if now[:2] != _private() else None
+            )
         policy = _load(have[POLICY])
         pillars = policy.get("origin") == "pillar"
         self.ours = pillars and policy.get("node") == node and (copies or policy.get("env") == env)
@@ -278,15 +292,23 @@ class _EnvPlan:
                 self.moves = [(n, n + LOCAL) for n in (POLICY, TPL) if have[n] is not None]
             self.after = wanted
         else:  # also what a run that was interrupted has left aside
-            back = [n for n in (TPL, POLICY) if have[n + LOCAL] is not None and (self.ours or have[n] is None)]
+            back = [
+                n
+                for n in (TPL, POLICY)
+                if have[n + LOCAL] is not None and (self.ours or have[n] is None)
+            ]
             self.moves = [(n + LOCAL, n) for n in back]
-            self.after.update({n: None for n in self.after if self.ours}, **{n: have[n + LOCAL] for n in back})
+            self.after.update(
+                {n: None for n in self.after if self.ours}, **{n: have[n + LOCAL] for n in back}
+            )
         for file in (TPL, POLICY):
             if have[file] != self.after[file]:
                 self.changes[file] = {"diff": _diff(have[file], self.after[file], file)}
         if self.left:
             self.changes["left by a killed run"] = "removed"
-        self.settled = not self.wanted  # nothing is owed to what there is not, or was given back, or is another's
+        self.settled = (
+            not self.wanted
+        )  # nothing is owed to what there is not, or was given back, or is another's
         if self.record and "was" in self.record:
             self.changes["directory"] = _attribute_change(now, [*_private(), now[2]])
         elif not self.wanted and now and undo and now[:2] == _private():
@@ -308,8 +330,16 @@ class _EnvPlan:
         if not {TPL, POLICY} & set(self.changes):
             return "its directory is root's alone" if self.wanted else "its directory is as it was"
         if not self.wanted:
-            return "the operator's own template is put back" if self.moves else "pillar's checks are removed"
-        return "the operator's own template is kept as monitrc.tpl.local" if self.moves else "checks are written"
+            return (
+                "the operator's own template is put back"
+                if self.moves
+                else "pillar's checks are removed"
+            )
+        return (
+            "the operator's own template is kept as monitrc.tpl.local"
+            if self.moves
+            else "checks are written"
+        )
 
     def stage(self):
         """Write new files beside the old ones; nothing that anybody reads has changed yet."""
@@ -387,7 +417,12 @@ class _EnvPlan:
     def report(self, fun, result, comment=None):
         """One entry of ``sub_state_run``: an env prints and counts as a state of its own."""
         now = time.strftime("%H:%M:%S.000000")
-        low = {"name": self.env, "state": __virtualname__, "__id__": f"Checks of {self.env}", "fun": fun}
+        low = {
+            "name": self.env,
+            "state": __virtualname__,
+            "__id__": f"Checks of {self.env}",
+            "fun": fun,
+        }
         return {
             "name": self.env,
             "changes": self.changes if result is not False or not comment else {},
@@ -412,7 +447,9 @@ def _wake(paths, overlay=None):
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 json.dump(overlay, stream)
             argv += ["--dry-run", "--overlay", temp]
-        found = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, stdin="", timeout=600)
+        found = __salt__["cmd.run_all"](
+            argv, python_shell=False, ignore_retcode=True, stdin="", timeout=600
+        )
     finally:
         if temp:
             os.unlink(temp)
@@ -458,7 +495,9 @@ def _sync(ret, paths, overlay, named=(), trust=None):
 
     Returns why envs are not live, the commands that the operators' own templates make monit run, and what else is to be known.
     """
-    ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(paths["config"])
+    ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(
+        paths["config"]
+    )
     if __opts__["test"] and not ready:
         note = "what the agent would publish is only known once it is installed"
         if overlay:
@@ -473,17 +512,24 @@ def _sync(ret, paths, overlay, named=(), trust=None):
         ret["changes"]["monit"] = {"published": answer["changed"]}
     elif answer.get("reloaded"):
         ret["changes"]["monit"] = "reloaded"
-    reasons = {env: f"quarantined, monit says: {said}" for env, said in (answer.get("quarantined") or {}).items()}
+    reasons = {
+        env: f"quarantined, monit says: {said}"
+        for env, said in (answer.get("quarantined") or {}).items()
+    }
     if "envs" in answer:
         reasons.update(
-            (env, "the agent does not see it in CBSD's inventory") for env in named if env not in answer["envs"]
+            (env, "the agent does not see it in CBSD's inventory")
+            for env in named
+            if env not in answer["envs"]
         )
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):
         reasons["the agent"] = answer["error"]
     notes = list(answer.get("warnings") or [])
     if answer.get("held"):
-        notes.append(f"generation {answer['held']['generation']} is published and kept: {answer['held']['why']}")
+        notes.append(
+            f"generation {answer['held']['generation']} is published and kept: {answer['held']['why']}"
+        )
     if answer.get("verify_wait_s"):
         notes.append(f"monit needed {answer['verify_wait_s']:.1f} s until it checked again")
     return reasons, answer.get("foreign") or {}, notes
@@ -526,7 +572,10 @@ def _conclude(ret, plans, reasons, fun, said):
     failed = {**{p.env: p.error for p in plans if p.error}, **reasons}
     if failed:
         ret["result"] = False
-        sentences.append("Not live, while all others are: " + "; ".join(f"{e}: {r}" for e, r in sorted(failed.items())))
+        sentences.append(
+            "Not live, while all others are: "
+            + "; ".join(f"{e}: {r}" for e, r in sorted(failed.items()))
+        )
     ret["comment"] = ". ".join(sentences) + "."
     return ret
 
@@ -555,7 +604,9 @@ def _apply(plans, state, dirs):
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     records = {env: record for env, record in records.items() if env in dirs and env not in settled}
     for plan in plans:
-        if plan.record and "was" not in records.get(plan.env, {}):  # what there is now, whatever there was once
+        if plan.record and "was" not in records.get(
+            plan.env, {}
+        ):  # what there is now, whatever there was once
             records[plan.env] = plan.record
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1: none
@@ -612,7 +663,9 @@ def checks_present(name, spec, node=None, lookup=None, template=None, templates=
             - spec: {{ {"pillar": settings, "lookup": lookup} | json }}
     """
     try:
-        return _checks_present(name, spec, node or __opts__["id"], lookup or {}, template, templates)
+        return _checks_present(
+            name, spec, node or __opts__["id"], lookup or {}, template, templates
+        )
     except Exception as err:  # a state reports, it never raises
         return _failed(name, err)
 
@@ -632,7 +685,11 @@ def _checks_present(name, spec, node, lookup, template, templates):
     files = {key: os.path.join(state, f"{key}.json") for key in ("trust", "rendered")}
     memory = _load(_read(files["rendered"]))
     program = _program(paths.get("monit"))
-    version = memory["version"] if program and memory.get("program") == program else _monit_version(paths.get("monit"))
+    version = (
+        memory["version"]
+        if program and memory.get("program") == program
+        else _monit_version(paths.get("monit"))
+    )
     inputs = _inputs(spec["pillar"], node, envs, version, paths, more)
     before = _load(_read(files["trust"]))
     memory = _remembered(memory, inputs, config, files["trust"], before, dirs)
@@ -655,10 +712,18 @@ def _checks_present(name, spec, node, lookup, template, templates):
         trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
         configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
         own = [(config, _dump(configuration), "config"), (files["trust"], _dump(trust), "trust")]
-        own = [(path, text, change) for path, text, label in own if (change := _file_change(path, text, label))]
+        own = [
+            (path, text, change)
+            for path, text, label in own
+            if (change := _file_change(path, text, label))
+        ]
         for _, _, change in own:
             ret["changes"].update(change)
-    plans += [_Broken(n, f"CBSD's row: {row['broken']}") for n, row in sorted(listed.items()) if row.get("broken")]
+    plans += [
+        _Broken(n, f"CBSD's row: {row['broken']}")
+        for n, row in sorted(listed.items())
+        if row.get("broken")
+    ]
     overlay = {p.env: p.overlay for p in plans if p.changes}
     if "config" in ret["changes"]:
         overlay[""] = {"config": configuration}
@@ -670,7 +735,11 @@ def _checks_present(name, spec, node, lookup, template, templates):
             _write(path, text)
         _apply(plans, state, dirs)
         if not memory and not any(p.error for p in plans):
-            said = {"inputs": inputs, "config": _digest(_dump(configuration)), "trust": _digest(_dump(trust))}
+            said = {
+                "inputs": inputs,
+                "config": _digest(_dump(configuration)),
+                "trust": _digest(_dump(trust)),
+            }
             said["warnings"] = warnings
             remembered = _dump({**said, "program": program, "version": version})
     quiet = memory and not overlay and not own
@@ -681,11 +750,15 @@ def _checks_present(name, spec, node, lookup, template, templates):
 
     def said(number):
         verb = "would be" if __opts__["test"] else "were"
-        sentence = f"{len(trust)} envs are named by pillar, {number} of this node's envs {verb} changed"
+        sentence = (
+            f"{len(trust)} envs are named by pillar, {number} of this node's envs {verb} changed"
+        )
         if adopted:
             sentence += f". Published as their operator wrote them: {', '.join(adopted)}"
         if foreign:
-            listed = "; ".join(f"{env}: {', '.join(commands)}" for env, commands in sorted(foreign.items()))
+            listed = "; ".join(
+                f"{env}: {', '.join(commands)}" for env, commands in sorted(foreign.items())
+            )
             sentence += f". Commands of their own that monit runs: {listed}"
         if warnings or notes:
             sentence += ". Note: " + "; ".join([*warnings, *notes])
@@ -705,13 +778,18 @@ class _Texts:
         key = json.dumps({**policy, "env": "\0"}, sort_keys=True)
         if key not in self.known:
             self.known[key] = _dump({**policy, "env": "\0"})
-        return {TPL: made[TPL], POLICY: self.known[key].replace(json.dumps("\0"), json.dumps(policy["env"]))}
+        return {
+            TPL: made[TPL],
+            POLICY: self.known[key].replace(json.dumps("\0"), json.dumps(policy["env"])),
+        }
 
 
 def _inputs(pillar, node, envs, version, paths, more):
     """The digest of all that ``cbsd_monit.render`` looks at, its own code included: the same gives the same again."""
     said = json.dumps([pillar, node, envs, version, paths, more], sort_keys=True)
-    urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', said)} | {TEMPLATE}
+    urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', said)} | {
+        TEMPLATE
+    }
     folder = os.path.dirname(__salt__["cbsd_monit.render"].__code__.co_filename)
     code = [_read(path) for path in sorted(glob.glob(os.path.join(folder, "cbsd_monit*.py")))]
     templates = [[url, __salt__["cp.get_file_str"](url)] for url in sorted(urls)]
@@ -776,11 +854,16 @@ def _checks_absent(name, spec, node, lookup):
     workdir, state = paths["workdir"], paths["state"]
     dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
     undo = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
-    plans = [_plan(env, sysdir, node, None, copies=True, undo=undo.get(env)) for env, sysdir in dirs.items()]
+    plans = [
+        _plan(env, sysdir, node, None, copies=True, undo=undo.get(env))
+        for env, sysdir in dirs.items()
+    ]
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
     left = {p.env: [] for p in plans if (p.ours or p.env in known) and not p.error}
     for env in left:
-        left[env] = [f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))]
+        left[env] = [
+            f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))
+        ]
     trust = os.path.join(state, "trust.json")
     if os.path.exists(trust):
         ret["changes"]["trust"] = "removed"
@@ -799,11 +882,19 @@ def _checks_absent(name, spec, node, lookup):
         reasons, _, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
-        _give_back([p for p in plans if (p.env in left or p.env in undo) and not p.error], state, purge=left)
+        _give_back(
+            [p for p in plans if (p.env in left or p.env in undo) and not p.error],
+            state,
+            purge=left,
+        )
 
     def said(number):
         verb = "would be" if __opts__["test"] else "were"
-        sentence = f"Pillar's checks of {number} envs {verb} removed" if number else "No env has a check of pillar's"
+        sentence = (
+            f"Pillar's checks of {number} envs {verb} removed"
+            if number
+            else "No env has a check of pillar's"
+        )
         return f"{sentence}. The agent said: {unpublished}" if unpublished else sentence
 
     return _conclude(ret, plans, {}, "checks_absent", said)

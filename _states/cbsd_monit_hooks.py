@@ -68,7 +68,11 @@ def _kind(name):
 
 def _kind_of(entries):
     """The same for an env, by what lies in its directory."""
-    folders = {name for name in ("master_reboot.d", "clone.d") if name in entries and entries[name].is_dir()}
+    folders = {
+        name
+        for name in ("master_reboot.d", "clone.d")
+        if name in entries and entries[name].is_dir()
+    }
     if "master_reboot.d" in folders or "bhyve.conf" in entries:
         return "bhyve"
     return "jail" if folders else None
@@ -129,7 +133,9 @@ def hooks_present(name, spec=None, workdir=None, libexec=None, skeletons=None, l
     """
     try:
         paths = __salt__["cbsd_monit_node.paths"](
-            spec, need=NEED, **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)}
+            spec,
+            need=NEED,
+            **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)},
         )
         return _hooks_present(name, paths)
     except Exception as err:
@@ -141,9 +147,18 @@ def _hooks_present(name, paths):
     workdir, libexec, state = (paths[key] for key in NEED)
     target = os.path.join(libexec, "wake")
     skeletons, missing = _skeletons(workdir, paths.get("skeletons") or [])
-    made, linked, aside, left, wrong = [], [], [], [], [f"{path} does not exist" for path in missing]
+    made, linked, aside, left, wrong = (
+        [],
+        [],
+        [],
+        [],
+        [f"{path} does not exist" for path in missing],
+    )
     envs = __salt__["cbsd_monit_node.env_dirs"](workdir)
-    for owner in [*skeletons, *envs.values()]:  # a thousand: one listing each, and short paths from there
+    for owner in [
+        *skeletons,
+        *envs.values(),
+    ]:  # a thousand: one listing each, and short paths from there
         top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(top) as found:
@@ -178,12 +193,18 @@ def _hooks_present(name, paths):
                         aside.append(f"{owner}/{hook}/{other}")
         finally:
             os.close(top)
-    for key, found in (("directories", made), ("links", linked), ("set aside", aside), ("left by a killed run", left)):
+    for key, found in (
+        ("directories", made),
+        ("links", linked),
+        ("set aside", aside),
+        ("left by a killed run", left),
+    ):
         if found:
             ret["changes"][key] = found
     if ret["changes"] and __opts__["test"]:
         ret = _pending(
-            ret, f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside."
+            ret,
+            f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside.",
         )
     elif ret["changes"]:
         record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
@@ -191,13 +212,17 @@ def _hooks_present(name, paths):
         entries.update((path, _copy_aside(path, state)) for path in aside)
         made_so_far = {*filter(os.path.isdir, record.get("made", ())), *made}
         __salt__["cbsd_monit_node.remember"](
-            state, "hooks", {"aside": [entries[path] for path in sorted(entries)], "made": sorted(made_so_far)}
+            state,
+            "hooks",
+            {"aside": [entries[path] for path in sorted(entries)], "made": sorted(made_so_far)},
         )
         for path in (*aside, *left):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         for folder in made:
-            with contextlib.suppress(FileExistsError, FileNotFoundError):  # the env was removed meanwhile
+            with contextlib.suppress(
+                FileExistsError, FileNotFoundError
+            ):  # the env was removed meanwhile
                 _make(folder)
         for link in linked:
             try:
@@ -206,7 +231,9 @@ def _hooks_present(name, paths):
                 pass
             except OSError as err:  # user cbsd owns the directories: one env's trouble alone
                 wrong.append(f"{link} cannot be linked: {err.strerror}")
-        ret["comment"] = f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
+        ret["comment"] = (
+            f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
+        )
     if wrong:
         ret["result"] = False
         ret["comment"] += " " + "; ".join(wrong) + "."
@@ -262,7 +289,9 @@ def hooks_absent(name, spec=None, workdir=None, libexec=None, skeletons=None, lo
     """
     try:
         paths = __salt__["cbsd_monit_node.paths"](
-            spec, need=NEED, **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)}
+            spec,
+            need=NEED,
+            **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)},
         )
         return _hooks_absent(name, paths)
     except Exception as err:
@@ -285,7 +314,8 @@ def _hooks_absent(name, paths):
     made = [folder for folder in record.get("made", ()) if os.path.isdir(folder)]
     paths_back = [e["path"] for e in back]
     for key, found in zip(
-        ("links", "put back", "directories", "left by a killed run"), (links, paths_back, made, left)
+        ("links", "put back", "directories", "left by a killed run"),
+        (links, paths_back, made, left),
     ):
         if found:
             ret["changes"][key] = found
@@ -303,7 +333,9 @@ def _hooks_absent(name, paths):
     for folder in made:
         with contextlib.suppress(OSError):  # somebody's own hook lies there now
             os.rmdir(folder)
-    _forget(state, [e for e in entries if e not in back or e["path"] in wrong])  # what is not there now may come back
+    _forget(
+        state, [e for e in entries if e not in back or e["path"] in wrong]
+    )  # what is not there now may come back
     if ret["changes"]:
         ret["comment"] = f"{len(links)} hooks were removed, {len(back) - len(wrong)} were put back."
     if wrong:
@@ -314,8 +346,13 @@ def _hooks_absent(name, paths):
 
 def _forget(state, entries):
     """All that was set aside is settled but for ``entries``."""
-    __salt__["cbsd_monit_node.remember"](state, "hooks", {"aside": entries, "made": []} if entries else {})
-    folder, kept = os.path.join(state, "aside"), {os.path.basename(e.get("file", "")) for e in entries}
+    __salt__["cbsd_monit_node.remember"](
+        state, "hooks", {"aside": entries, "made": []} if entries else {}
+    )
+    folder, kept = (
+        os.path.join(state, "aside"),
+        {os.path.basename(e.get("file", "")) for e in entries},
+    )
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name not in kept:

@@ -20,7 +20,9 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "cbsd_monit"
 
-_GLOB_LINE = re.compile(r"""[ \t]*include[ \t]+["']?\S*/jails-system/\*/monit/monitrc["']?[ \t]*(#.*)?\Z""")
+_GLOB_LINE = re.compile(
+    r"""[ \t]*include[ \t]+["']?\S*/jails-system/\*/monit/monitrc["']?[ \t]*(#.*)?\Z"""
+)
 _STATEMENT = re.compile(r"[ \t]*(set|check|include)\b", re.I)
 _HTTPD = re.compile(r"[ \t]*set[ \t]+httpd\b", re.I)
 _MINIMAL = "# Made by cbsd_monit, because this node had no control file of monit: what follows sets everything.\n"
@@ -52,7 +54,11 @@ def _pending(ret, comment):
 def _diff(old, new, path):
     """What an operator reads: a unified diff; absence is the empty text."""
     lines = difflib.unified_diff(
-        (old or "").splitlines(), (new or "").splitlines(), f"{path} (old)", f"{path} (new)", lineterm=""
+        (old or "").splitlines(),
+        (new or "").splitlines(),
+        f"{path} (old)",
+        f"{path} (new)",
+        lineterm="",
     )
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
@@ -79,19 +85,25 @@ class _Include:
         # `published` holds all envs; with the chapter's glob beside it they would be defined twice, so `head` is included.
         self.lines = [f"include {paths['state']}/{name}\n" for name in ("published", "head")]
         self.line = self.lines[1 if glob else 0]
-        self.glob_line = f"include {paths['workdir']}/jails-system/*/monit/monitrc\n" if glob else None
+        self.glob_line = (
+            f"include {paths['workdir']}/jails-system/*/monit/monitrc\n" if glob else None
+        )
 
     def satisfied(self, text):
         lines = text.splitlines()
         globs = [line for line in lines if _GLOB_LINE.match(line)]
         return sum(_same_line(line, self.line) for line in lines) == 1 and (
-            len(globs) == 1 and _same_line(globs[0], self.glob_line) if self.glob_line else not globs
+            len(globs) == 1 and _same_line(globs[0], self.glob_line)
+            if self.glob_line
+            else not globs
         )
 
     def add(self, text):
         """(text with our line, what ``take_away`` needs to know)."""
         replaced, lines, missing = [], [], [self.line]
-        if self.glob_line and not any(_GLOB_LINE.match(line.rstrip("\n")) for line in text.splitlines()):
+        if self.glob_line and not any(
+            _GLOB_LINE.match(line.rstrip("\n")) for line in text.splitlines()
+        ):
             missing.append(self.glob_line)
         for line in text.splitlines(keepends=True):
             if _GLOB_LINE.match(line.rstrip("\n")) and not self.glob_line:
@@ -157,7 +169,9 @@ def _staged(path, text, folder):
     staged = _stage_of(path, folder)
     handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="") as stream:
+        with os.fdopen(
+            handle, "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as stream:
             os.fchmod(handle, 0o600)
             stream.write(text)
             stream.flush()
@@ -250,10 +264,15 @@ def _include_present(name, spec, mode, lookup):
         with _staged(path, _harmless(new, private) if __opts__["test"] else new, folder) as staged:
             words = _refused(paths, path, staged) if new != old else ""
             if words:
-                return _failed(name, f"{name} was not changed, because monit does not accept the new text: {words}")
+                return _failed(
+                    name,
+                    f"{name} was not changed, because monit does not accept the new text: {words}",
+                )
             if __opts__["test"]:
                 return _pending(ret, f"{name} would include what is published.")
-            __salt__["cbsd_monit_node.remember"](paths["state"], "include", {**records, path: record})
+            __salt__["cbsd_monit_node.remember"](
+                paths["state"], "include", {**records, path: record}
+            )
             os.chown(staged, os.geteuid(), -1 if old is None else os.stat(path).st_gid)
             os.replace(staged, path)
     ret["comment"] = f"{name} now includes what is published."
@@ -299,7 +318,9 @@ def _include_absent(name, spec, lookup):
     now = was = None
     if new is not None:
         now = _attributes(path)
-        was = record.get("was", now) if now[:2] == [0o600, os.geteuid()] else now  # what somebody chose since stays
+        was = (
+            record.get("was", now) if now[:2] == [0o600, os.geteuid()] else now
+        )  # what somebody chose since stays
         if was != now:
             said = ["{:04o} {}".format(*found[:2]) for found in (now, was)]
             ret["changes"]["mode"] = dict(zip(("old", "new"), said))
@@ -358,7 +379,9 @@ def _status(paths):
         except OSError:
             return None
     if re.match(r"HTTP/1\.[01] 401\b", answer):
-        return ""  # it wants the password of an operator's own `set httpd`, which only the agent reads
+        return (
+            ""  # it wants the password of an operator's own `set httpd`, which only the agent reads
+        )
     return answer if re.match(r"HTTP/1\.[01] 200\b", answer) else None
 
 
@@ -407,15 +430,21 @@ def _running(name, paths, timeout):
         ret["changes"]["monit"] = {"old": "no answer", "new": "running"}
     if __opts__["test"]:
         return _pending(ret, f"`{' '.join(argv)}` would be run.")
-    ran = __salt__["cmd.run_all"](argv, python_shell=False, ignore_retcode=True, stdin="", timeout=60)
+    ran = __salt__["cmd.run_all"](
+        argv, python_shell=False, ignore_retcode=True, stdin="", timeout=60
+    )
     until = time.monotonic() + timeout
     while True:
         status = _status(paths)
         if status is not None and not _unknown(paths, status):
-            ret["comment"] = f"`{' '.join(argv)}` was run; monit answers and knows what is published."
+            ret["comment"] = (
+                f"`{' '.join(argv)}` was run; monit answers and knows what is published."
+            )
             return ret
         if time.monotonic() > until:
             said = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
             state = "does not know what is published" if status is not None else "does not answer"
-            return _failed(name, f"`{' '.join(argv)}` exited {ran['retcode']}, and monit {state}: {said}")
+            return _failed(
+                name, f"`{' '.join(argv)}` exited {ran['retcode']}, and monit {state}: {said}"
+            )
         time.sleep(0.1)

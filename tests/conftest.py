@@ -29,7 +29,9 @@ def pytest_sessionstart(session):
 
 @pytest.fixture(scope="session")
 def salt_factories_config():
-    root = pathlib.Path(tempfile.mkdtemp(prefix="sf", dir="/tmp"))  # short: paths of unix sockets have a limit
+    root = pathlib.Path(
+        tempfile.mkdtemp(prefix="sf", dir="/tmp")
+    )  # short: paths of unix sockets have a limit
     try:
         yield {"root_dir": root, "slow_stop": False}
     finally:

@@ -59,7 +59,9 @@ def show(text, indent="    "):
 
 def serves(address):
     """True if nginx answers there."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(f"http://{address}/", timeout=0.5) as answer:
+    with contextlib.suppress(OSError), urllib.request.urlopen(
+        f"http://{address}/", timeout=0.5
+    ) as answer:
         return answer.status == 200
     return False
 
@@ -126,7 +128,9 @@ def main():
         return 130
     finally:
         node.stop()
-        say(f"\nEverything it started has ended ({time.time() - began:.0f} s); the node's files are in .demo/.")
+        say(
+            f"\nEverything it started has ended ({time.time() - began:.0f} s); the node's files are in .demo/."
+        )
 
 
 def play(node):
@@ -139,7 +143,10 @@ def play(node):
     show(node.summary(node.apply()))
 
     step("lb1 with nginx and db1 are created, as anybody would: cbsd jcreate …")
-    for env, package, setting in (("lb1", "nginx", "nginx_enable=YES"), ("db1", "tcpd", "tcpd_port=8080")):
+    for env, package, setting in (
+        ("lb1", "nginx", "nginx_enable=YES"),
+        ("db1", "tcpd", "tcpd_port=8080"),
+    ):
         words = [
             "jcreate",
             f"jname={env}",
@@ -188,7 +195,9 @@ def play(node):
     step("Result (build/demo.json)")
     say("    env   failure   detected   healed   restarts")
     for f in failures:
-        cells = [f"{f[k]:.1f} s" if f[k] is not None else "never" for k in ("detected_s", "healed_s")]
+        cells = [
+            f"{f[k]:.1f} s" if f[k] is not None else "never" for k in ("detected_s", "healed_s")
+        ]
         say(f"    {f['env']:<5} {f['kind']:<9} {cells[0]:<10} {cells[1]:<8} {f['restarts']}")
     say(f"    db1 was {'not touched' if same else 'TOUCHED'}")
     good = same and all(f["healed_s"] is not None and f["restarts"] == 1 for f in failures)

@@ -31,7 +31,18 @@ from typing import NamedTuple
 
 MODES = ("trace", "kill", "stop", "enospc", "full")
 # What needs room on a disk; the others cannot fail with ENOSPC.
-SPACE = ("open", "write", "pwrite", "fsync", "ftruncate", "mkdir", "symlink", "rename", "replace", "log")
+SPACE = (
+    "open",
+    "write",
+    "pwrite",
+    "fsync",
+    "ftruncate",
+    "mkdir",
+    "symlink",
+    "rename",
+    "replace",
+    "log",
+)
 # What another process cannot see after this one died.
 TRACELESS = ("flock", "fsync", "connect")
 # What a kill interrupts in its middle.
@@ -66,7 +77,9 @@ class Faults:
         self.folder = pathlib.Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.python = self.folder / "python"
-        self.python.write_text(_WRAPPER.format(folder=self.folder, python=python, here=os.path.abspath(__file__)))
+        self.python.write_text(
+            _WRAPPER.format(folder=self.folder, python=python, here=os.path.abspath(__file__))
+        )
         self.python.chmod(0o755)
 
     def arm(self, mode="trace", point=None, command="run"):
@@ -104,7 +117,11 @@ class Faults:
         """
         trace = self.trace()
         before = dict(zip(trace[1:], trace))
-        return [p for p in trace if p not in before or before[p].call not in TRACELESS or p.call in HALVES]
+        return [
+            p
+            for p in trace
+            if p not in before or before[p].call not in TRACELESS or p.call in HALVES
+        ]
 
     def points(self):
         """Of ``every`` the first and the last of each way to each call; what lies between is repetition."""
@@ -121,8 +138,16 @@ class Faults:
         """Run one command of the agent to its end under a plan; a CompletedProcess with texts."""
         self.arm(mode, point, command)
         argv = [str(self.python), "-IS", str(agent), str(config), command, *args]
-        env = {"PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin", "HOME": "/root"}
-        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "text": True, "check": False}
+        env = {
+            "PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin",
+            "HOME": "/root",
+        }
+        options = {
+            "stdin": subprocess.DEVNULL,
+            "capture_output": True,
+            "text": True,
+            "check": False,
+        }
         return subprocess.run(argv, env=env, timeout=timeout, **options)
 
 
@@ -139,18 +164,28 @@ class Plan:
         self.folders = tuple(os.path.join(folder, "") for folder in folders)
         folder = os.path.dirname(path)
         self.trace = os.open(
-            os.path.join(folder, "trace"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+            os.path.join(folder, "trace"),
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC,
+            0o600,
         )
         self.hit = os.path.join(folder, "hit")
         self.seen, self.lock, self.full = 0, threading.RLock(), False
-        self.real = {"write": os.write, "open": os.open, "kill": os.kill, "close": os.close, "mkdir": os.mkdir}
+        self.real = {
+            "write": os.write,
+            "open": os.open,
+            "kill": os.kill,
+            "close": os.close,
+            "mkdir": os.mkdir,
+        }
 
     def _where(self, call):
         frame, lines = sys._getframe(1), []
         while frame is not None:
             code = frame.f_code
             if code.co_filename.startswith(self.folders):
-                lines.append(f"{os.path.basename(code.co_filename)}:{code.co_name}:{frame.f_lineno}")
+                lines.append(
+                    f"{os.path.basename(code.co_filename)}:{code.co_name}:{frame.f_lineno}"
+                )
             frame = frame.f_back
         return " ".join([call, *lines])
 
@@ -180,7 +215,9 @@ class Plan:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             if half and self.mode == "kill":
                 half()
-            self.real["kill"](os.getpid(), signal.SIGKILL if self.mode == "kill" else signal.SIGSTOP)
+            self.real["kill"](
+                os.getpid(), signal.SIGKILL if self.mode == "kill" else signal.SIGSTOP
+            )
 
 
 class _Written:
@@ -239,7 +276,9 @@ def install(plan):
 
         def wrapped(*args, **more):
             if needed(*args, **more):
-                plan.point(call or name, space=name not in ("open", "mkdir") or not exists(*args, **more))
+                plan.point(
+                    call or name, space=name not in ("open", "mkdir") or not exists(*args, **more)
+                )
             return real(*args, **more)
 
         setattr(holder, name, wrapped)

@@ -85,7 +85,15 @@ class SaltNode:
 
     def create(self):
         self.sim.create(name=self.minion)
-        for name in ("etc/salt", "etc/cron.d", "salt/pillar", "var/run", "var/db", "log", "usr/local/etc"):
+        for name in (
+            "etc/salt",
+            "etc/cron.d",
+            "salt/pillar",
+            "var/run",
+            "var/db",
+            "log",
+            "usr/local/etc",
+        ):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         sample = MONITRC_SAMPLE.format(root=self.root, port=f"{os.getpid() % 1000:03d}")
         (self.root / "etc/monitrc.sample").write_text(sample)
@@ -111,8 +119,19 @@ class SaltNode:
     def salt(self, *args, check=True):
         """One ``salt-call --local``; returns its data."""
         salt_call = os.path.join(os.path.dirname(sys.executable), "salt-call")
-        argv = [salt_call, "-c", str(self.root / "etc/salt"), "--local", "--out=json", "-l", "error", *args]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=600, cwd="/")
+        argv = [
+            salt_call,
+            "-c",
+            str(self.root / "etc/salt"),
+            "--local",
+            "--out=json",
+            "-l",
+            "error",
+            *args,
+        ]
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=600, cwd="/"
+        )
         try:
             return json.loads(done.stdout)["local"]
         except (ValueError, KeyError):
@@ -141,7 +160,12 @@ class SaltNode:
     def agent(self, *args):
         """One command of the agent, through ``wake``; its standard output."""
         return subprocess.run(
-            [str(self.wake), *args], capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
+            [str(self.wake), *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            stdin=subprocess.DEVNULL,
         ).stdout
 
     def status(self):
@@ -166,7 +190,9 @@ class SaltNode:
 
     def monit(self, *args):
         argv = [shutil.which("monit"), "-B", "-c", str(self.monitrc), *args]
-        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        done = subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
         return done.stdout + done.stderr
 
     def services(self, timeout=10):
@@ -174,7 +200,9 @@ class SaltNode:
         with socket.socket(socket.AF_UNIX) as monit:
             monit.settimeout(timeout)
             monit.connect(str(self.state_dir / "monit.sock"))
-            monit.sendall(b"GET /_status?format=xml HTTP/1.0\r\nAuthorization: Basic YWRtaW46bW9uaXQ=\r\n\r\n")
+            monit.sendall(
+                b"GET /_status?format=xml HTTP/1.0\r\nAuthorization: Basic YWRtaW46bW9uaXQ=\r\n\r\n"
+            )
             answer = b"".join(iter(lambda: monit.recv(65536), b""))
         head, _, text = answer.partition(b"\r\n\r\n")
         try:
@@ -201,7 +229,10 @@ class SaltNode:
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(path.read_text().split()[0])
             line = subprocess.run(
-                ["ps", "-ww", "-o", "command=", "-p", str(pid)], capture_output=True, text=True, check=False
+                ["ps", "-ww", "-o", "command=", "-p", str(pid)],
+                capture_output=True,
+                text=True,
+                check=False,
             ).stdout
             if str(self.root) in line and word in line:
                 return pid

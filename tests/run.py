@@ -45,12 +45,16 @@ def main():
     def one(number, run, folder):
         # A folder of its own for each: pytest removes the older ones of its common one.
         argv = [*pytest, *run, "-q", f"--basetemp={folder}/{number}", "-p", "no:cacheprovider"]
-        done = subprocess.run(argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
         with turn:
             left.remove(run[0])
             text = done.stdout.decode("utf-8", "replace")
             said = text if done.returncode else text.strip().splitlines()[-1] + "\n"
-            sys.stdout.write(f"==> {run[0]}: {said}{time.monotonic() - began:.0f} s, still to come: {' '.join(left)}\n")
+            sys.stdout.write(
+                f"==> {run[0]}: {said}{time.monotonic() - began:.0f} s, still to come: {' '.join(left)}\n"
+            )
             sys.stdout.flush()
         return done.returncode
 

@@ -58,7 +58,9 @@ def live(node, names, seconds=60):
     start(node, names)
     for name in names:
         if not node.wait_state(name, "healthy", seconds):
-            raise RuntimeError(f"{name} is not healthy: {node.status().get(name)}\n{node.agent_log()}")
+            raise RuntimeError(
+                f"{name} is not healthy: {node.status().get(name)}\n{node.agent_log()}"
+            )
 
 
 def prepared(bench, minion, jails, package="tcpd", **pillar):
@@ -153,7 +155,10 @@ def delay(bench):
 # Storms
 
 ENVS = 8
-SLOW = {"stop": 22, "start": 22}  # seconds; a restart that outlasts monit's cycle, 8 × 5 s, is what piles up
+SLOW = {
+    "stop": 22,
+    "start": 22,
+}  # seconds; a restart that outlasts monit's cycle, 8 × 5 s, is what piles up
 WATCHED = 100  # seconds
 BUDGET = 2
 # The chapter's own template, for the jail's port 80, with the path of the simulated cbsd.
@@ -193,7 +198,11 @@ def chapter(bench, minion, jails, hooks, package=""):
     """A node as CBSD's chapter says: the jails' rules behind a glob, a plain monit; with ``hooks`` also the module's."""
     node = bench.node(minion)
     add_jails(node, jails, package, port=80)
-    values = {"system": node.sim.layout.work("jails-system"), "monit": shutil.which("monit"), "monitrc": node.monitrc}
+    values = {
+        "system": node.sim.layout.work("jails-system"),
+        "monit": shutil.which("monit"),
+        "monitrc": node.monitrc,
+    }
     node.monitrc.write_text(PLAIN.format(poll=POLL, root=node.root, **values))
     node.monitrc.chmod(0o600)
     for env, address in jails.items():
@@ -204,7 +213,9 @@ def chapter(bench, minion, jails, hooks, package=""):
         for name, text in (("monitrc.tpl", template), ("monitrc", CHAPTER.format(**rule))):
             with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
                 out.write(text)
-        scripts = (("master_poststart.d", POSTSTART), ("master_prestop.d", PRESTOP)) if hooks else ()
+        scripts = (
+            (("master_poststart.d", POSTSTART), ("master_prestop.d", PRESTOP)) if hooks else ()
+        )
         for directory, text in scripts:
             path = os.path.join(values["system"], env, directory, "monit.sh")
             with open(path, "w", encoding="utf-8") as out:
@@ -216,22 +227,40 @@ def chapter(bench, minion, jails, hooks, package=""):
 def plain_monit(node):
     """Start monit with the environment that a host gives it."""
     argv = [shutil.which("monit"), "-c", str(node.monitrc)]
-    subprocess.run(argv, env=node.sim.environment(), cwd="/", check=True, stdin=subprocess.DEVNULL, capture_output=True)
+    subprocess.run(
+        argv,
+        env=node.sim.environment(),
+        cwd="/",
+        check=True,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+    )
 
 
 def storm(bench):
     """Eight running envs whose network swallows everything: the chapter's rule, and ours without and with storm guard."""
-    blocks = {"rule": "127.77.23.1", "module": "127.77.23.3", "ours": "127.77.23.5", "guard": "127.77.23.7"}
+    blocks = {
+        "rule": "127.77.23.1",
+        "module": "127.77.23.3",
+        "ours": "127.77.23.5",
+        "guard": "127.77.23.7",
+    }
     envs = {name: {f"s{i}": f"{block}{i}" for i in range(ENVS)} for name, block in blocks.items()}
     ours = {"groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}}
     ours["defaults"] = {**PILLAR["defaults"], "start_period": "5s"}
     budget = {"max_concurrent": BUDGET, "storm_window": "2m"}
-    networks = {name: bench.hold(Network(list(found.values()), 8080)) for name, found in envs.items()}
+    networks = {
+        name: bench.hold(Network(list(found.values()), 8080)) for name, found in envs.items()
+    }
     nodes = {
         "rule": chapter(bench, "rule", envs["rule"], hooks=False),
         "module": chapter(bench, "module", envs["module"], hooks=True),
-        "ours": prepared(bench, "ours", envs["ours"], "", budget={**budget, "storm_min": ENVS + 1}, **ours),
-        "guard": prepared(bench, "guard", envs["guard"], "", budget={**budget, "storm_min": 5}, **ours),
+        "ours": prepared(
+            bench, "ours", envs["ours"], "", budget={**budget, "storm_min": ENVS + 1}, **ours
+        ),
+        "guard": prepared(
+            bench, "guard", envs["guard"], "", budget={**budget, "storm_min": 5}, **ours
+        ),
     }
     for name in ("rule", "module"):
         networks[name].port = 80
@@ -252,7 +281,9 @@ def storm(bench):
         counts = ", ".join(f"{name} {len(restarts(node, began))}" for name, node in nodes.items())
         say(f"    {time.time() - began:4.0f} s: restarts begun: {counts}")
     found = {name: restarts(node, began) for name, node in nodes.items()}
-    alerts = sum(r["transition"] == "storm" for env in envs["guard"] for r in nodes["guard"].history(env))
+    alerts = sum(
+        r["transition"] == "storm" for env in envs["guard"] for r in nodes["guard"].history(env)
+    )
     for node in nodes.values():
         bench.drop(node)
     for network in networks.values():

@@ -22,7 +22,13 @@ COLUMNS = {  # heading: key
     "heal s": "heal_s_median",
     "bad / clean": "bad_env_vs_clean_1000",
 }
-HEAD = "| date | commit | " + " | ".join(COLUMNS) + " | machine |\n|" + "---|" * (len(COLUMNS) + 3) + "\n"
+HEAD = (
+    "| date | commit | "
+    + " | ".join(COLUMNS)
+    + " | machine |\n|"
+    + "---|" * (len(COLUMNS) + 3)
+    + "\n"
+)
 
 
 def said(*argv):
@@ -62,7 +68,16 @@ def record(found):
     text = path.read_text()
     if HEAD not in text:
         text = text.rstrip() + "\n\n" + HEAD
-    changed = said("git", "status", "--porcelain", "--untracked-files=no", "--", "cbsd_monit", "_modules", "_states")
+    changed = said(
+        "git",
+        "status",
+        "--porcelain",
+        "--untracked-files=no",
+        "--",
+        "cbsd_monit",
+        "_modules",
+        "_states",
+    )
     commit = said("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
     cells = [time.strftime("%Y-%m-%d", time.gmtime()), commit]
     cells += [str(found.get(key, "")) for key in COLUMNS.values()]

@@ -28,8 +28,13 @@ def waits(node, since):
     """{env: ms that its start waited for hooks of ours} of all starts since a moment."""
     found = {}
     for record in node.sim.hooks_log():
-        if record["start"] >= since and record["dir"] in ("master_prestart.d", "master_poststart.d"):
-            found[record["env"]] = found.get(record["env"], 0) + 1000 * (record["end"] - record["start"])
+        if record["start"] >= since and record["dir"] in (
+            "master_prestart.d",
+            "master_poststart.d",
+        ):
+            found[record["env"]] = found.get(record["env"], 0) + 1000 * (
+                record["end"] - record["start"]
+            )
     return found
 
 
@@ -71,7 +76,11 @@ def hook(bench):
     since, runs = time.time(), []
     for env in many:
         argv = [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={env}", "inter=0"]
-        quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        quiet = {
+            "stdin": subprocess.DEVNULL,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+        }
         runs.append(subprocess.Popen(argv, env=node.sim.environment(), cwd="/", **quiet))
         time.sleep(0.5)
     for run in runs:
@@ -79,7 +88,9 @@ def hook(bench):
     staggered = list(waits(node, since).values())
     bench.drop(node)
     if len(staggered) != STAGGERED or len(waited) != STARTS:
-        raise RuntimeError(f"hooks ran for {len(staggered)} of {STAGGERED} starts and {len(waited)} of {STARTS}")
+        raise RuntimeError(
+            f"hooks ran for {len(staggered)} of {STAGGERED} starts and {len(waited)} of {STARTS}"
+        )
     return {
         "start_without_hooks_ms_median": round(median(took["plain"]), 1),
         "start_with_hooks_ms_median": round(median(took["hooked"]), 1),
@@ -95,7 +106,9 @@ def hook(bench):
 def parallel(bench):
     """A hundred starts at once: how often monit reloads, and whether every env is watched afterwards."""
     many = {f"p{i}": f"127.77.25.{1 + i}" for i in range(MANY)}
-    node = prepared(bench, "parallel", many, **{"defaults": {**PILLAR["defaults"], "start_period": "120s"}})
+    node = prepared(
+        bench, "parallel", many, **{"defaults": {**PILLAR["defaults"], "start_period": "120s"}}
+    )
     before = reloads(node)
     took = start(node, many)
     began = time.monotonic()

@@ -110,7 +110,9 @@ class Bench:
 
 def processes_of(root):
     """The identities of all processes whose command line names ``root``, but this one."""
-    lines = subprocess.run(["ps", "-axww", "-o", "pid=", "-o", "command="], capture_output=True, text=True, check=True)
+    lines = subprocess.run(
+        ["ps", "-axww", "-o", "pid=", "-o", "command="], capture_output=True, text=True, check=True
+    )
     found = [line.split(None, 1) for line in lines.stdout.splitlines()]
     pids = [int(words[0]) for words in found if len(words) == 2 and root in words[1]]
     return [ident for pid in pids if pid != os.getpid() and (ident := procs.identity(pid))]
@@ -129,7 +131,12 @@ def add_jails(node, addresses, package="tcpd", port=8080):
     layout = node.sim.layout
     rows = []
     for name, address in addresses.items():
-        row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS, **jails.paths_of(layout, name)}
+        row = {
+            "jname": name,
+            "host_hostname": f"{name}.my.domain",
+            **jails.DEFAULTS,
+            **jails.paths_of(layout, name),
+        }
         row.update(jails.NATIVE, ip4_addr=address, astart="0")
         rows.append(row)
         for directory in jails.HOOK_DIRS:
@@ -145,7 +152,12 @@ def add_rows(node, names, address):
     layout, kernel = node.sim.layout, node.sim.kernel
     rows = []
     for number, name in enumerate(names, 1):
-        row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS, **jails.paths_of(layout, name)}
+        row = {
+            "jname": name,
+            "host_hostname": f"{name}.my.domain",
+            **jails.DEFAULTS,
+            **jails.paths_of(layout, name),
+        }
         rows.append({**row, **jails.NATIVE, "ip4_addr": address, "jid": number, "status": 1})
         for directory in jails.HOOK_DIRS:
             os.makedirs(layout.system(name, directory))
@@ -154,15 +166,27 @@ def add_rows(node, names, address):
     with kernel.changing() as state:
         state["next_jid"] = len(rows) + 1
         for row in rows:
-            record = {"path": row["path"], "data": row["data"], "hostname": row["host_hostname"], "ip4": address}
-            state["jails"][row["jname"]] = {"jid": row["jid"], **record, "pids": [], "holder": holder}
+            record = {
+                "path": row["path"],
+                "data": row["data"],
+                "hostname": row["host_hostname"],
+                "ip4": address,
+            }
+            state["jails"][row["jname"]] = {
+                "jid": row["jid"],
+                **record,
+                "pids": [],
+                "holder": holder,
+            }
 
 
 def insert(node, rows):
     """Rows of CBSD's inventory, in one transaction."""
     columns = list(rows[0])
     text = f"INSERT INTO jails ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
-    with contextlib.closing(sqlite3.connect(node.sim.inventory.file, timeout=25)) as database, database:
+    with contextlib.closing(
+        sqlite3.connect(node.sim.inventory.file, timeout=25)
+    ) as database, database:
         database.executemany(text, [[row[c] for c in columns] for row in rows])
 
 
@@ -184,14 +208,18 @@ def kill_service(node, env, service="tcpd"):
 
 def first(node, env, transition, since):
     """When ``env`` went through ``transition`` for the first time after ``since``, or None."""
-    times = [r["time"] for r in node.history(env) if r["transition"] == transition and r["time"] >= since]
+    times = [
+        r["time"] for r in node.history(env) if r["transition"] == transition and r["time"] >= since
+    ]
     return min(times, default=None)
 
 
 def reached(node, env, transition, since, seconds=60):
     """The same, waited for."""
     return until(
-        lambda: first(node, env, transition, since), seconds, lambda: f"{env} {transition}\n{node.agent_log()}"
+        lambda: first(node, env, transition, since),
+        seconds,
+        lambda: f"{env} {transition}\n{node.agent_log()}",
     )
 
 
@@ -222,10 +250,14 @@ class Network:
             except OSError:
                 return
             with contextlib.suppress(OSError), client:
-                client.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n")
+                client.sendall(
+                    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n"
+                )
                 client.shutdown(socket.SHUT_WR)
                 client.settimeout(2)
-                while client.recv(4096):  # closing before the question was read would reset the connection
+                while client.recv(
+                    4096
+                ):  # closing before the question was read would reset the connection
                     pass
 
     def blackhole(self):

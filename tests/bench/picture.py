@@ -35,14 +35,34 @@ def seconds(value):
 def lines(found):
     """Cost over envs, both axes logarithmic."""
     points = {
-        (side, turn): [(size, found[f"{side}_{turn}_s_{size}"]) for size in SIZES if f"{side}_{turn}_s_{size}" in found]
+        (side, turn): [
+            (size, found[f"{side}_{turn}_s_{size}"])
+            for size in SIZES
+            if f"{side}_{turn}_s_{size}" in found
+        ]
         for side in SIDES
         for turn in TURNS
     }
     values = [max(y, 0.001) for series in points.values() for _, y in series]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    out = [text(LEFT - 40, TOP - 30, "Cost of a highstate over the number of envs, 3 checks each", 15, weight="bold")]
-    out.append(text(LEFT - 40, TOP - 12, "above salt-call test.ping, without the wait for monit", 12, colour=GREY))
+    out = [
+        text(
+            LEFT - 40,
+            TOP - 30,
+            "Cost of a highstate over the number of envs, 3 checks each",
+            15,
+            weight="bold",
+        )
+    ]
+    out.append(
+        text(
+            LEFT - 40,
+            TOP - 12,
+            "above salt-call test.ping, without the wait for monit",
+            12,
+            colour=GREY,
+        )
+    )
 
     def at(size, value):
         x = LEFT + WIDE * (math.log10(size) - 1) / 2
@@ -56,7 +76,10 @@ def lines(found):
         ]
     for size in SIZES:
         x, _ = at(size, 1)
-        out += [line(x, TOP, x, TOP + HIGH), text(x, TOP + HIGH + 18, f"{size:,} envs", 12, "middle", GREY)]
+        out += [
+            line(x, TOP, x, TOP + HIGH),
+            text(x, TOP + HIGH + 18, f"{size:,} envs", 12, "middle", GREY),
+        ]
     for (side, turn), series in points.items():
         colour = SIDES[side][1]
         places = [at(*point) for point in series]
@@ -90,7 +113,9 @@ def bars(found):
             value = found[f"{side}_{turn}_s_1000"]
             name, colour = SIDES[side]
             length = 230 * value / most
-            out.append(f'<rect x="{BARS - 30}" y="{y}" width="{max(1, length):.1f}" height="20" fill="{colour}"/>')
+            out.append(
+                f'<rect x="{BARS - 30}" y="{y}" width="{max(1, length):.1f}" height="20" fill="{colour}"/>'
+            )
             words = seconds(value)
             if side == "idiomatic":
                 words += f" = {found[f'{turn}_speedup_over_idiomatic_1000']:.1f} × ours"

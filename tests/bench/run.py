@@ -47,7 +47,9 @@ PARTS = {
 
 
 def main():
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     options.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
     options.add_argument("--record", action="store_true", help="append a row to docs/benchmarks.md")
     given = options.parse_args()

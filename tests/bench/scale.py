@@ -34,7 +34,9 @@ PILLAR = {
     },
 }
 # What changes without anybody's wish: Salt's own cache and logs, locks, and what stands for kernel and inventory.
-NOT_COUNTED = re.compile(r"(salt|log|kernel|var/run|etc/salt|var/db/monit\.|usr/jails/var/db)(/|\Z|.*)|.*/agent\.log\Z")
+NOT_COUNTED = re.compile(
+    r"(salt|log|kernel|var/run|etc/salt|var/db/monit\.|usr/jails/var/db)(/|\Z|.*)|.*/agent\.log\Z"
+)
 
 
 def names(size):
@@ -54,7 +56,12 @@ class Side:
         self.node.pillar(PILLAR)
         self.prepare()
         monit = shutil.which("monit")
-        subprocess.run([monit, "-c", str(self.node.monitrc)], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+        subprocess.run(
+            [monit, "-c", str(self.node.monitrc)],
+            check=True,
+            capture_output=True,
+            stdin=subprocess.DEVNULL,
+        )
         until(lambda: (self.node.root / "var/run/monit.pid").exists(), 10, "monit starts")
 
     def prepare(self):
@@ -63,14 +70,27 @@ class Side:
 
     def argv(self, *words):
         salt_call = os.path.join(os.path.dirname(sys.executable), "salt-call")
-        return [salt_call, "-c", str(self.node.root / "etc/salt"), "--local", "--out=json", "-l", "error", *words]
+        return [
+            salt_call,
+            "-c",
+            str(self.node.root / "etc/salt"),
+            "--local",
+            "--out=json",
+            "-l",
+            "error",
+            *words,
+        ]
 
     def run(self, *words, under=()):
         """One salt-call; returns (seconds, megabytes of its largest process, its results)."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:  # what fails on purpose is logged as well
             began = time.perf_counter()
             process = subprocess.Popen(
-                [*under, *self.argv(*words)], stdin=subprocess.DEVNULL, stdout=out, stderr=log, cwd="/"
+                [*under, *self.argv(*words)],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=log,
+                cwd="/",
             )
             try:
                 _, status, usage = os.wait4(process.pid, 0)
@@ -107,7 +127,9 @@ class Side:
             raise RuntimeError(f"state.apply {self.sls}: {results}")
         bad = [r["__id__"] for r in results.values() if r["result"] is False]
         if sorted(set(bad)) != sorted(failing):
-            raise RuntimeError(self.node.summary(sorted(results.values(), key=lambda r: r["__run_num__"])))
+            raise RuntimeError(
+                self.node.summary(sorted(results.values(), key=lambda r: r["__run_num__"]))
+            )
         wait = self.wait()
         self.reloads = reloads(self.node) - before
         if settle:
@@ -166,7 +188,9 @@ class Idiomatic(Side):
             "wake": str(node.wake),
             "envs": dict.fromkeys(names(self.size), ADDRESS),
         }
-        (node.root / "salt/pillar/cbsd_monit.sls").write_text("#!json\n" + json.dumps({"idiomatic": settings}))
+        (node.root / "salt/pillar/cbsd_monit.sls").write_text(
+            "#!json\n" + json.dumps({"idiomatic": settings})
+        )
 
 
 class Floor(Side):
@@ -198,12 +222,17 @@ def manifest(side, before):
     """What the first run of ``side`` has written, with the two commands of monit that the floor runs."""
     root, node = str(side.node.root), side.node
     monit = [shutil.which("monit"), "-c", str(node.monitrc)]
-    unsynced = (str(node.wake.parent), os.path.join(root, "etc/cron.d"))  # Salt's own file states sync nothing
+    unsynced = (
+        str(node.wake.parent),
+        os.path.join(root, "etc/cron.d"),
+    )  # Salt's own file states sync nothing
 
     def durable(path):
         """Nor does the agent sync what it would find out again: renderings, and what it knows of envs that it sees for the first time."""
         again = ("/monit/monitrc", "/monit/history.jsonl")
-        return not path.startswith((*unsynced, str(node.state_dir / "envs"))) and not path.endswith(again)
+        return not path.startswith((*unsynced, str(node.state_dir / "envs"))) and not path.endswith(
+            again
+        )
 
     skipped = {p for p in paths(root) if NOT_COUNTED.match(os.path.relpath(p, root))}
     # The control file was there before, and is written again.
@@ -236,7 +265,11 @@ def converge(bench):
             costs.setdefault(("floor", "first", size), []).append(written["seconds"])
             for side in (*sides, ground):
                 side.drop()
-        words = [f"{key[0]} {key[1]} {median(values):.2f} s" for key, values in costs.items() if key[2] == size]
+        words = [
+            f"{key[0]} {key[1]} {median(values):.2f} s"
+            for key, values in costs.items()
+            if key[2] == size
+        ]
         say(f"    {size} envs: " + ", ".join(words))
     cost = {key: median(values) for key, values in costs.items()}
     keys = {
@@ -250,14 +283,22 @@ def converge(bench):
         for size in SIZES:
             ratio = cost["idiomatic", turn, size] / cost["ours", turn, size]
             keys[f"{turn}_speedup_over_idiomatic_{size}"] = round(ratio, 2)
-        keys[f"growth_exponent_{turn}"] = round(math.log10(cost["ours", turn, 1000] / cost["ours", turn, 100]), 3)
+        keys[f"growth_exponent_{turn}"] = round(
+            math.log10(cost["ours", turn, 1000] / cost["ours", turn, 100]), 3
+        )
     for size in SIZES:
         floor_s = cost["floor", "first", size]
-        keys[f"floor_speedup_over_idiomatic_{size}"] = round(cost["idiomatic", "first", size] / floor_s, 2)
+        keys[f"floor_speedup_over_idiomatic_{size}"] = round(
+            cost["idiomatic", "first", size] / floor_s, 2
+        )
         keys[f"first_vs_floor_{size}"] = round(cost["ours", "first", size] / floor_s, 2)
     keys["growth_exponent"] = max(keys["growth_exponent_first"], keys["growth_exponent_second"])
-    keys["peak_rss_mb_1000"] = round(max(peaks["ours", turn, 1000] for turn in ("first", "second")), 1)
-    keys["idiomatic_peak_rss_mb_1000"] = round(max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1)
+    keys["peak_rss_mb_1000"] = round(
+        max(peaks["ours", turn, 1000] for turn in ("first", "second")), 1
+    )
+    keys["idiomatic_peak_rss_mb_1000"] = round(
+        max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1
+    )
     keys["floor_peak_rss_mb_1000"] = round(written["megabytes"], 1)
     keys["floor_first_writes_1000"] = written["files"] + len(said["links"])
     keys["floor_first_bytes_1000"] = written["bytes"]
@@ -271,7 +312,9 @@ def snapshot(root):
     """{path: what says that it was written} of all that is counted below ``root``."""
     found = {}
     for top, folders, files in os.walk(root):
-        folders[:] = [f for f in folders if not NOT_COUNTED.match(os.path.relpath(os.path.join(top, f), root))]
+        folders[:] = [
+            f for f in folders if not NOT_COUNTED.match(os.path.relpath(os.path.join(top, f), root))
+        ]
         for name in files:
             path = os.path.join(top, name)
             if not NOT_COUNTED.match(os.path.relpath(path, root)):
@@ -286,13 +329,20 @@ def counted(side):
     with tempfile.NamedTemporaryFile("r", prefix=PREFIX) as trace, no_agent(side.node):
         before = snapshot(root)
         calls = ["-e", "trace=clone,clone3,fork,vfork", "-e", "signal=none"]
-        side.apply(under=["strace", "-f", "-qq", "--seccomp-bpf", *calls, "-o", trace.name], settle=False)
+        side.apply(
+            under=["strace", "-f", "-qq", "--seccomp-bpf", *calls, "-o", trace.name], settle=False
+        )
         made = processes(trace)
         after = snapshot(root)
     written = [path for path, said in after.items() if before.get(path) != said]
     gone = len(set(before) - set(after))
     size = sum(after[path][2] for path in written if not os.path.islink(path))
-    return {"processes": made, "writes": len(written) + gone, "bytes": size, "reloads": side.reloads}
+    return {
+        "processes": made,
+        "writes": len(written) + gone,
+        "bytes": size,
+        "reloads": side.reloads,
+    }
 
 
 def processes(trace):
@@ -317,7 +367,9 @@ def no_agent(node):
         with contextlib.suppress(FileExistsError):  # one that a hook has just woken
             ticket.mkdir(parents=True)
             break
-    stand_in = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")])
+    stand_in = subprocess.Popen(
+        [sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")]
+    )
     (ticket / "pid").write_text(f"{stand_in.pid}\n")
     with open(node.run_dir / "agent.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # or `sync` takes the ticket for a stale one
@@ -365,7 +417,9 @@ def bad(bench):
             raw = f"if {word} port 80 with timeout {2 + number} seconds then alert\n"
             side.node.pillar({**PILLAR, "envs": {culprit: {"raw": raw}}})
             ping = side.run("test.ping")[0]
-            failing = (state,) if kind == "bad" else ()  # Salt gives the entry of the env the id of its state
+            failing = (
+                (state,) if kind == "bad" else ()
+            )  # Salt gives the entry of the env the id of its state
             found = side.apply(failing=failing)
             took[kind].append(found[0] - ping)
             status = side.node.status()
@@ -434,7 +488,10 @@ def agent(bench):
         times = {"start": [], "pass": []}
         peak = 0.0
         for _ in range(10):
-            for what, words in (("start", ["history", names(size)[0]]), ("pass", ["sync", "--json"])):
+            for what, words in (
+                ("start", ["history", names(size)[0]]),
+                ("pass", ["sync", "--json"]),
+            ):
                 began = time.perf_counter()
                 process = subprocess.Popen(
                     [str(side.node.wake), *words],

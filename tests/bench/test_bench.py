@@ -13,7 +13,12 @@ def log(*commands):
     """A node whose log holds commands (verb, env, begin, end, pid, parent)."""
     records = []
     for verb, env, begin, end, pid, parent in commands:
-        who = {"argv": [verb, f"jname={env}"], "pid": pid, "parent_pid": parent, "nested": parent is not None}
+        who = {
+            "argv": [verb, f"jname={env}"],
+            "pid": pid,
+            "parent_pid": parent,
+            "nested": parent is not None,
+        }
         records.append({"t": begin, "event": "start", **who})
         records.append({"t": end, "event": "end", **who})
     records.sort(key=lambda r: r["t"])
@@ -36,7 +41,11 @@ def test_restarts_of_one_env_that_overlap_are_counted():
 
 
 def test_a_stop_and_the_next_start_are_one_restart():
-    node = log(("jstop", "a", 0, 5, 1, None), ("jstart", "a", 6, 10, 2, None), ("jstart", "b", 20, 25, 3, None))
+    node = log(
+        ("jstop", "a", 0, 5, 1, None),
+        ("jstart", "a", 6, 10, 2, None),
+        ("jstart", "b", 20, 25, 3, None),
+    )
     assert restarts(node) == [("a", 0, 10), ("b", 20, 25)]
     assert overlapping(restarts(node)) == 0 and most_at_once(restarts(node)) == 1
 
@@ -47,7 +56,11 @@ def test_a_stop_without_its_start_is_still_going_on():
 
 
 def test_percentile_is_one_of_the_values():
-    assert percentile(range(1, 101), 99) == 99 and percentile([5], 99) == 5 and percentile([1, 2], 50) == 1
+    assert (
+        percentile(range(1, 101), 99) == 99
+        and percentile([5], 99) == 5
+        and percentile([1, 2], 50) == 1
+    )
 
 
 def test_processes_are_counted_and_threads_are_not():
@@ -70,7 +83,11 @@ def test_picture_shows_every_side_of_what_was_measured():
         for turn in picture.TURNS
         for size in picture.SIZES
     }
-    found.update(first_speedup_over_idiomatic_1000=5.5, second_speedup_over_idiomatic_1000=11, first_vs_floor_1000=1.9)
+    found.update(
+        first_speedup_over_idiomatic_1000=5.5,
+        second_speedup_over_idiomatic_1000=11,
+        first_vs_floor_1000=1.9,
+    )
     words = " ".join(ElementTree.fromstring(picture.draw(found)).itertext())
     assert "5.5 × ours" in words and "1.9 × that" in words and "1,000 envs" in words
 

@@ -32,7 +32,9 @@ def replay(arguments, root, **options):
 
 def run(arguments, **options):
     """replay.py with these arguments, and with our cases unless others are named."""
-    if not any(os.path.exists(argument) and not is_value(arguments, argument) for argument in arguments):
+    if not any(
+        os.path.exists(argument) and not is_value(arguments, argument) for argument in arguments
+    ):
         arguments = [*arguments, CASES]
     command = [sys.executable, os.path.join(HERE, "replay.py"), *arguments]
     return subprocess.run(command, check=False, **options)

@@ -82,7 +82,9 @@ class Loop:
         until(
             lambda: self.transitions(name).count("healed") >= times,
             seconds,
-            lambda: f"{name} healed {times} times: {self.transitions(name)}\n{self.node.agent_log()}",
+            lambda: (
+                f"{name} healed {times} times: {self.transitions(name)}\n{self.node.agent_log()}"
+            ),
         )
 
 

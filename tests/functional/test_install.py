@@ -22,7 +22,11 @@ def deployable():
 
 
 def files(root):
-    return {str(p.relative_to(root)) for p in root.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    return {
+        str(p.relative_to(root))
+        for p in root.rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts
+    }
 
 
 @pytest.fixture
@@ -30,7 +34,11 @@ def checkout(tmp_path):
     """The working tree's tracked files, as a clone would have them."""
     path = tmp_path / "cbsd-monit-formula"
     listed = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPO, capture_output=True, text=True, check=True
+        ["git", "ls-files", "-co", "--exclude-standard"],
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     for name in listed.stdout.splitlines():
         if (REPO / name).exists():
@@ -40,7 +48,12 @@ def checkout(tmp_path):
 
 
 def test_make_install(checkout, tmp_path):
-    subprocess.run(["make", "install", f"ROOT={tmp_path / 'root'}"], cwd=checkout, check=True, capture_output=True)
+    subprocess.run(
+        ["make", "install", f"ROOT={tmp_path / 'root'}"],
+        cwd=checkout,
+        check=True,
+        capture_output=True,
+    )
     assert files(tmp_path / "root") == deployable()
 
 
@@ -65,7 +78,9 @@ def test_spm(checkout, tmp_path):
 
     def spm(*args):
         argv = [str(BIN / "spm"), "-c", str(conf), "-y", *args]
-        return subprocess.run(argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120)
+        return subprocess.run(
+            argv, cwd=tmp_path, capture_output=True, text=True, check=True, timeout=120
+        )
 
     spm("build", str(checkout))
     (package,) = (tmp_path / "build").glob("cbsd_monit-*.spm")

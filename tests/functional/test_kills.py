@@ -101,7 +101,16 @@ class World:
 
     def __init__(self, folder):
         self.root = root = pathlib.Path(folder)
-        for name in ("bin", "vmm", "up", "serving", "busy", "work/jails-system/lb1/monit", "work/var/db", "lib"):
+        for name in (
+            "bin",
+            "vmm",
+            "up",
+            "serving",
+            "busy",
+            "work/jails-system/lb1/monit",
+            "work/var/db",
+            "lib",
+        ):
             (root / name).mkdir(parents=True)
         for name in ("work/nc.inventory", "work/var/db/local.sqlite", "log"):
             (root / name).touch()
@@ -116,7 +125,13 @@ class World:
         sys.path.insert(0, str(FILES / "agent"))
         import cbsd
 
-        row = {**dict.fromkeys(cbsd.COLUMNS, ""), "jname": "lb1", "status": "0", "jid": "0", "emulator": "jail"}
+        row = {
+            **dict.fromkeys(cbsd.COLUMNS, ""),
+            "jname": "lb1",
+            "status": "0",
+            "jid": "0",
+            "emulator": "jail",
+        }
         row.update(ip4_addr="127.0.0.1", astart="1", exec_timeout="10")
         (root / "rows").write_text("|".join(row[c] for c in cbsd.COLUMNS) + "\n")
         monit = root / "work/jails-system/lb1/monit"
@@ -167,13 +182,20 @@ class World:
 
     def agent(self, *args):
         done = subprocess.run(
-            [self.wake, *args], capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+            [self.wake, *args],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.agent_log()
 
     def cbsd(self, verb):
         argv = [str(self.root / "bin/cbsd"), verb, f"jname={self.name}"]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
 
     def monit(self):
         from monit import Monit
@@ -216,7 +238,9 @@ class World:
         until(
             lambda: self.record()["state"] == state and self.idle(),
             seconds,
-            lambda: f"{state}: {json.dumps(self.record(), indent=1)}\n{self.log()}\n{self.agent_log()}",
+            lambda: (
+                f"{state}: {json.dumps(self.record(), indent=1)}\n{self.log()}\n{self.agent_log()}"
+            ),
         )
 
     def cron(self, state):
@@ -261,7 +285,9 @@ class World:
         pid = self.root / "monit.pid"
         if pid.exists():
             subprocess.run(
-                [self.conf["monit"], "-c", str(self.root / "monitrc"), "quit"], capture_output=True, check=False
+                [self.conf["monit"], "-c", str(self.root / "monitrc"), "quit"],
+                capture_output=True,
+                check=False,
             )
         shutil.rmtree(self.root, ignore_errors=True)
 
@@ -317,7 +343,11 @@ class Killed:
             world.fail(how)
             world.faults.arm("kill", point)
             world.agent("monit", "x")
-            until(lambda: world.faults.hit() or ran.exists() and not world.agents(), 60, "the agent ends")
+            until(
+                lambda: world.faults.hit() or ran.exists() and not world.agents(),
+                60,
+                "the agent ends",
+            )
             self.pid = world.faults.hit()
             if self.pid:
                 return
@@ -325,7 +355,10 @@ class Killed:
 
     def verbs(self):
         """[(verb, what happened, …)] of CBSD since the env failed."""
-        return [tuple(line.split()[1:2] + line.split()[3:]) for line in self.world.log()[self.log :].splitlines()]
+        return [
+            tuple(line.split()[1:2] + line.split()[3:])
+            for line in self.world.log()[self.log :].splitlines()
+        ]
 
     def check(self, stops, starts):
         """The env was stopped and started so often at most, nothing is held or lost, all is counted."""
@@ -334,15 +367,17 @@ class Killed:
         record = world.record()
         assert not record["op"] and not record["gave_up"], record
         assert not [v for v in verbs if v[1] in ("overlapping", "refused")], said
-        assert ("jstop", "began", "heal", "serving") not in verbs, f"a restart that nobody needed: {said}"
+        assert ("jstop", "began", "heal", "serving") not in verbs, (
+            f"a restart that nobody needed: {said}"
+        )
         began = [v[0] for v in verbs if v[1] == "began" and v[2] == "heal"]
         assert began.count("jstop") <= stops and began.count("jstart") <= starts, said
         history = world.history()
         ids = [r["id"] for r in history]
         kept = [i for i in self.before if i in ids]
-        assert ids[: len(kept)] == kept and len(kept) >= min(len(self.before), 200 - (len(ids) - len(kept))), (
-            "history is lost"
-        )
+        assert ids[: len(kept)] == kept and len(kept) >= min(
+            len(self.before), 200 - (len(ids) - len(kept))
+        ), "history is lost"
         assert len(set(ids)) == len(ids)
         healing = [r for r in history[len(kept) :] if r["transition"] == "healing"]
         counted = [a for a in record["attempts"] if a["t"] >= self.began]
@@ -366,21 +401,29 @@ def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, h
         return killed.pid
 
     missed = points
-    for _ in range(3):  # which points a heal passes depends on who is faster: those that it did not come to once more
+    for _ in range(
+        3
+    ):  # which points a heal passes depends on who is faster: those that it did not come to once more
         missed = [point for point, pid in everywhere(worlds, missed, scenario) if not pid]
     assert len(missed) < len(points) / 20, [point.where for point in missed]
 
 
 def test_operators_stop_after_the_kill_is_respected(worlds):
     """At every point that leaves something else behind than the one before: what was renamed, sent, or started."""
-    points = [p for p in traced(worlds[0], "restart") if p.call in ("replace", "spawned") and "heal.py" in p.where]
+    points = [
+        p
+        for p in traced(worlds[0], "restart")
+        if p.call in ("replace", "spawned") and "heal.py" in p.where
+    ]
     assert len(points) > 5
 
     def scenario(world, point):
         killed = Killed(world, "restart", point)
         until(lambda: not os.listdir(world.root / "busy"), 10, "what cbsd began ends")
         if world.cbsd("jstop").returncode:
-            world.cron("healthy")  # it is down already: CBSD tells nobody that an operator wanted that
+            world.cron(
+                "healthy"
+            )  # it is down already: CBSD tells nobody that an operator wanted that
             return None
         world.cron("stopped")
         time.sleep(0.5)
@@ -399,7 +442,11 @@ def test_operators_stop_after_the_kill_is_respected(worlds):
 def test_command_that_outlives_its_agent_is_not_run_beside_itself(worlds, verb):
     """The agent dies while cbsd works; cbsd goes on, and the next agent comes long before it has ended."""
     world = worlds[0]
-    points = [p for p in traced(world, "restart") if p.call == "spawned" and f"cbsd.py:{verb[1:]}" in p.where]
+    points = [
+        p
+        for p in traced(world, "restart")
+        if p.call == "spawned" and f"cbsd.py:{verb[1:]}" in p.where
+    ]
     (point,) = points
     (world.root / "slow").write_text("2.5\n")
     try:
@@ -419,7 +466,11 @@ def test_agent_killed_with_a_lock_in_its_hand_loses_none(worlds, lock):
     """`flock` itself, and the call after it: who holds the lock is written into it."""
     world = worlds[0]
     traced(world, "restart")
-    point = next(p for p in world.faults.trace() if p.call == "pwrite" and p.where.split()[2].startswith(LOCKS[lock]))
+    point = next(
+        p
+        for p in world.faults.trace()
+        if p.call == "pwrite" and p.where.split()[2].startswith(LOCKS[lock])
+    )
     killed = Killed(world, "restart", point)
     until(lambda: killed.pid not in world.agents(), 10, "the agent is dead")
     # monit tells of its failure each second, and the next agent may be at work already.
@@ -445,22 +496,31 @@ def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
         assert began == ["jstop", "jstart"], world.log()[log:] + world.agent_log()
         [
             json.loads(line)
-            for line in (world.root / "work/jails-system/lb1/monit/history.jsonl").read_text().splitlines()
+            for line in (world.root / "work/jails-system/lb1/monit/history.jsonl")
+            .read_text()
+            .splitlines()
         ]
         return world.faults.hit()
 
     done = everywhere(worlds, points, scenario)
-    assert len([pid for _, pid in done if pid]) > len(done) * 0.75  # which of two threads comes first is chance
+    assert (
+        len([pid for _, pid in done if pid]) > len(done) * 0.75
+    )  # which of two threads comes first is chance
 
 
-@pytest.mark.parametrize("where, wakes", [("mkdir node.py:__init__", 1000), ("spawn cbsd.py:run", 300)])
+@pytest.mark.parametrize(
+    "where, wakes", [("mkdir node.py:__init__", 1000), ("spawn cbsd.py:run", 300)]
+)
 def test_thousand_wakes_at_once_start_one_agent(worlds, where, wakes):
     """One that hangs, before or after it has written its pid, so that none can follow it; then it makes their pass."""
     world = worlds[0]
     point = next(p for p in traced(world, "restart") if p.where.startswith(where))
     started = len(world.faults.started())
     world.faults.arm("stop", point)
-    calls = [subprocess.Popen([world.wake, "monit", "lb1.app"], stdin=subprocess.DEVNULL) for _ in range(wakes)]
+    calls = [
+        subprocess.Popen([world.wake, "monit", "lb1.app"], stdin=subprocess.DEVNULL)
+        for _ in range(wakes)
+    ]
     pid = until(world.faults.hit, 20, "the agent hangs")
     try:
         assert {call.wait(timeout=60) for call in calls} == {0}
@@ -498,9 +558,15 @@ def test_hook_ends_though_the_agent_hangs_and_calls_neither_monit_nor_cbsd(world
                 stdin=subprocess.DEVNULL,
             )
             assert time.monotonic() - began < 5
-            ran = {line.lstrip("+ ").split()[0] for line in done.stderr.splitlines() if line.startswith("+")}
+            ran = {
+                line.lstrip("+ ").split()[0]
+                for line in done.stderr.splitlines()
+                if line.startswith("+")
+            }
             assert "env" in ran and "mv" in ran, "what ran is known"
-            assert not [c for c in ran if os.path.basename(c) in ("cbsd", "monit", "jls", "jstart", "jstop")], ran
+            assert not [
+                c for c in ran if os.path.basename(c) in ("cbsd", "monit", "jls", "jstart", "jstop")
+            ], ran
             assert world.log() == log
         assert world.agents() == [pid]
     finally:

@@ -31,7 +31,13 @@ SETTINGS = {
         "timeout": "1s",
         "failure_threshold": 2,
         "start_period": "20s",
-        "restart": {"attempts": 3, "interval": "10m", "delay": "1s", "delay_function": "constant", "jitter": 0},
+        "restart": {
+            "attempts": 3,
+            "interval": "10m",
+            "delay": "1s",
+            "delay_function": "constant",
+            "jitter": 0,
+        },
     },
     "budget": {"max_concurrent": 8, "storm_min": 64, "boot_grace": "60s"},
     "groups": {"filler": {"match": "f*", "checks": {"alive": {"type": "running"}}}},
@@ -66,7 +72,14 @@ class Life(Loop):
 
     def tcp(self, name, *words, package="tcpd"):
         """A jail that serves port 8080, or with no ``package`` nothing; pillar names it in the first case."""
-        given = [f"jname={name}", f"pkglist={package}", "sysrc=tcpd_port=8080", "inter=0", "quiet=1", *words]
+        given = [
+            f"jname={name}",
+            f"pkglist={package}",
+            "sysrc=tcpd_port=8080",
+            "inter=0",
+            "quiet=1",
+            *words,
+        ]
         if not any(word.startswith("ip4_addr=") for word in words):
             given.append(f"ip4_addr={self.address()}")
         self.cbsd("jcreate", *given)
@@ -75,7 +88,13 @@ class Life(Loop):
 
     def vm(self, name):
         self.cbsd(
-            "bcreate", f"jname={name}", f"ip4_addr={self.address()}", "vm_ram=1g", "vm_cpus=1", "astart=1", "inter=0"
+            "bcreate",
+            f"jname={name}",
+            f"ip4_addr={self.address()}",
+            "vm_ram=1g",
+            "vm_cpus=1",
+            "astart=1",
+            "inter=0",
         )
         self.node.sim.guest(name, port=8080, boot_delay=0.2)
         self.envs[name] = {"checks": APP}
@@ -87,7 +106,11 @@ class Life(Loop):
         """{env: the hook directories that ran for it, in order, in short}."""
         found = {name: [] for name in names}
         for record in sorted(self.node.sim.hooks_log(), key=lambda r: r["start"]):
-            if record["env"] in found and record["file"] == "cbsd_monit" and record["dir"] != "clone.d":
+            if (
+                record["env"] in found
+                and record["file"] == "cbsd_monit"
+                and record["dir"] != "clone.d"
+            ):
                 found[record["env"]].append(re.sub(r"master_|\.d$", "", record["dir"]))
         return found
 
@@ -115,7 +138,11 @@ class Life(Loop):
     def watched(self, *names, by=("app", "env"), yes=True, seconds=60):
         """Wait until monit has exactly the services of ``names`` and looks at all of them (or at none)."""
         wanted = {f"{name}.{check}": yes for name in names for check in by}
-        until(lambda: self.services(*names) == wanted, seconds, lambda: f"{wanted}, but {self.services(*names)}")
+        until(
+            lambda: self.services(*names) == wanted,
+            seconds,
+            lambda: f"{wanted}, but {self.services(*names)}",
+        )
 
     def unknown(self, name, seconds=60):
         """Wait until neither monit nor the agent knows ``name``."""
@@ -143,8 +170,18 @@ class Life(Loop):
         """What cron does each minute: the very line of its file, in cron's environment."""
         line = (self.node.root / "etc/cron.d/cbsd_monit").read_text().splitlines()[-1]
         found = re.fullmatch(r"(?:\S+ ){5}root (.*)", line)
-        argv = ["/usr/bin/env", "-i", "SHELL=/bin/sh", "PATH=/usr/bin:/bin", "HOME=/root", "/bin/sh", "-c"]
-        subprocess.run([*argv, found.group(1)], check=True, timeout=120, cwd="/root", stdin=subprocess.DEVNULL)
+        argv = [
+            "/usr/bin/env",
+            "-i",
+            "SHELL=/bin/sh",
+            "PATH=/usr/bin:/bin",
+            "HOME=/root",
+            "/bin/sh",
+            "-c",
+        ]
+        subprocess.run(
+            [*argv, found.group(1)], check=True, timeout=120, cwd="/root", stdin=subprocess.DEVNULL
+        )
 
     def reloads(self):
         return (self.node.root / "log/monit.log").read_text().count("Reinitializing")
@@ -262,7 +299,9 @@ def guest_powers_itself_off_and_the_hooks_run_twice(life):
     time.sleep(3)
     found = life.hooks("off2")
     assert found.count("prestop") == found.count("poststop") == 2, "nobody stopped it but the guest"
-    assert found.count("prestart") <= 2, "bstop may kill what was started meanwhile, and only then is it started again"
+    assert found.count("prestart") <= 2, (
+        "bstop may kill what was started meanwhile, and only then is it started again"
+    )
 
 
 @row(vms=["reb1"])
@@ -270,7 +309,11 @@ def guest_reboots_and_is_then_stopped(life):
     pid, before = life.node.running()["reb1"], len(life.transitions("reb1"))
     life.node.sim.guest_reboot("reb1")
     until(lambda: life.node.running().get("reb1", pid) != pid, 10, "the guest is back")
-    until(lambda: "starting" in life.transitions("reb1")[before:], 60, lambda: str(life.transitions("reb1")))
+    until(
+        lambda: "starting" in life.transitions("reb1")[before:],
+        60,
+        lambda: str(life.transitions("reb1")),
+    )
     life.state("reb1", "healthy")
     life.watched("reb1")
     life.quiet("reb1", hooks=["reboot"])
@@ -293,7 +336,9 @@ def removed_running_and_not_and_dead(life):
         life.cbsd("jremove", f"jname={name}")
     for name in ("rem1", "rem2", "rem3"):
         life.unknown(name)
-        assert not os.path.lexists(life.node.sim.layout.system(name)), "nothing of ours stays where CBSD removed"
+        assert not os.path.lexists(life.node.sim.layout.system(name)), (
+            "nothing of ours stays where CBSD removed"
+        )
         assert not (life.node.run_dir / "dead" / name).exists()
     life.quiet("rem1", "rem2", hooks={"rem1": ["remove", *STOP], "rem2": ["remove"]})
 
@@ -305,7 +350,9 @@ def renamed_while_stopped(life):
     life.tick()
     life.watched("ren2", yes=False)
     life.unknown("ren1")
-    assert "renamed" in life.transitions("ren2") and life.node.status()["ren2"]["state"] == "stopped"
+    assert (
+        "renamed" in life.transitions("ren2") and life.node.status()["ren2"]["state"] == "stopped"
+    )
     life.quiet("ren1", "ren2", hooks={"ren1": [], "ren2": []})
     life.cbsd("jstart", "jname=ren2")
     life.is_now("ren2", "healthy")
@@ -332,7 +379,12 @@ def renamed_while_running(life):
 def cloned_from_a_running_and_from_a_dead_one(life):
     life.node.sim.crash("cln3")
     for old, new in (("cln1", "cln2"), ("cln3", "cln4")):
-        words = [f"old={old}", f"new={new}", f"host_hostname={new}.my.domain", f"ip4_addr={life.address()}"]
+        words = [
+            f"old={old}",
+            f"new={new}",
+            f"host_hostname={new}.my.domain",
+            f"ip4_addr={life.address()}",
+        ]
         life.cbsd("jclone", *words, "checkstate=0")
     life.tick()
     life.healed("cln3")
@@ -341,8 +393,13 @@ def cloned_from_a_running_and_from_a_dead_one(life):
     life.watched("cln2", "cln4", yes=False)
     for name in ("cln2", "cln4"):
         life.is_now(name, "stopped", "first seen")
-        assert life.transitions(name) == ["created", "stopped"] and life.node.status()[name]["attempts"] == 0
-    life.quiet("cln1", "cln2", "cln3", "cln4", hooks={"cln1": [], "cln2": [], "cln3": START, "cln4": []})
+        assert (
+            life.transitions(name) == ["created", "stopped"]
+            and life.node.status()[name]["attempts"] == 0
+        )
+    life.quiet(
+        "cln1", "cln2", "cln3", "cln4", hooks={"cln1": [], "cln2": [], "cln3": START, "cln4": []}
+    )
     life.cbsd("jstart", "jname=cln2")
     life.is_now("cln2", "healthy")
     life.watched("cln1", "cln2")
@@ -360,7 +417,9 @@ def exported_and_imported(life):
     life.tick()
     life.watched("exp1")
     life.watched("imp1", yes=False)
-    assert life.transitions("imp1") == ["created", "stopped"], "what happened to the original did not happen to it"
+    assert life.transitions("imp1") == ["created", "stopped"], (
+        "what happened to the original did not happen to it"
+    )
     life.cbsd("jstart", "jname=imp1")
     life.is_now("imp1", "healthy")
     life.watched("imp1")
@@ -371,7 +430,9 @@ def exported_and_imported(life):
     life.cbsd("jimport", f"jname={image}")
     life.tick()
     life.watched("exp1", yes=False)
-    assert life.node.status()["exp1"]["attempts"] == 1, "the same env under the same name brings its attempts along"
+    assert life.node.status()["exp1"]["attempts"] == 1, (
+        "the same env under the same name brings its attempts along"
+    )
     life.quiet("exp1", hooks=[])
 
 
@@ -390,7 +451,10 @@ def migrated_to_another_node(life):
         inventory = life.node.sim.inventory
         record = {
             **inventory.load(name),
-            **{k: v.replace(life.node.sim.workdir, there.workdir) for k, v in inventory.load(name).items()},
+            **{
+                k: v.replace(life.node.sim.workdir, there.workdir)
+                for k, v in inventory.load(name).items()
+            },
         }
         for path in (life.node.sim.layout.system(name), life.node.sim.layout.data(name)):
             shutil.copytree(path, path.replace(life.node.sim.workdir, there.workdir), symlinks=True)
@@ -409,7 +473,9 @@ def migrated_to_another_node(life):
     life.quiet(*names, hooks=STOP)
     said = other.node.status()["mig1"]
     assert (said["state"], said["intent"], said["attempts"]) == ("stopped", "stopped", 1)
-    assert said["intent_why"]["cause"] == "first seen", "who stopped it over there does not matter here"
+    assert said["intent_why"]["cause"] == "first seen", (
+        "who stopped it over there does not matter here"
+    )
     other.watched("mig1", yes=False)
     for name in names:
         other.cbsd("jstart", f"jname={name}")
@@ -418,7 +484,9 @@ def migrated_to_another_node(life):
     assert {"healing", "healed"} <= set(other.transitions("mig1")), "its history came along"
     other.node.sim.crash("mig1")
     other.healed("mig1", 2)
-    assert not other.services("mig2"), "what neither pillar wrote nor only root could have written is not run"
+    assert not other.services("mig2"), (
+        "what neither pillar wrote nor only root could have written is not run"
+    )
     assert "as root" in json.loads(other.node.agent("sync", "--json"))["errors"]["mig2"]
     life.quiet(*names, hooks=STOP)
 
@@ -577,7 +645,9 @@ def life(salt_node):
     for watcher in watchers:
         watcher.done.set()
         watcher.join()
-        assert watcher.asked > 20 and watcher.refused == [], "whatever happened, monit's text parsed at every moment"
+        assert watcher.asked > 20 and watcher.refused == [], (
+            "whatever happened, monit's text parsed at every moment"
+        )
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -600,7 +670,11 @@ def end_all(word):
             ["ps", "-axww", "-o", "pid=,stat=,command="], capture_output=True, text=True, check=True
         )
         lines = [line.split(None, 2) for line in listing.stdout.splitlines()]
-        pids = [int(pid) for pid, stat, *command in lines if command and word in command[0] and stat[0] != "Z"]
+        pids = [
+            int(pid)
+            for pid, stat, *command in lines
+            if command and word in command[0] and stat[0] != "Z"
+        ]
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -621,7 +695,9 @@ def boot(life):
     """rc.d starts monit before CBSD has started its envs, and these all at once; returns the reloads that it cost."""
     life.node.sim.boot(astart=False)
     before = life.reloads()
-    subprocess.run(life.node.lookup()["monit_start"], check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    subprocess.run(
+        life.node.lookup()["monit_start"], check=True, capture_output=True, stdin=subprocess.DEVNULL
+    )
     time.sleep(3)
     subprocess.run(
         [os.path.join(life.node.sim.layout.distdir, "rc.d/jails-astart"), "start"],
@@ -675,17 +751,31 @@ def test_host_shut_down_and_booted(life):
     vms = [name for name in up if life.value(name, "emulator") == "bhyve"]
     life.mark(*up, *down)
     astart = os.path.join(life.node.sim.layout.distdir, "rc.d/jails-astart")
-    subprocess.run([astart, "stop"], env=life.node.sim.environment(ALWAYS_NO="1"), check=True, capture_output=True)
+    subprocess.run(
+        [astart, "stop"],
+        env=life.node.sim.environment(ALWAYS_NO="1"),
+        check=True,
+        capture_output=True,
+    )
     for name in vms:
         until(
-            lambda n=name: life.node.status()[n]["state"] == "starting", 20, lambda n=name: str(life.node.status()[n])
+            lambda n=name: life.node.status()[n]["state"] == "starting",
+            20,
+            lambda n=name: str(life.node.status()[n]),
         )
-        assert "shutdown" in life.node.status()[name]["reason"] and life.node.status()[name]["intent"] == "running"
+        assert (
+            "shutdown" in life.node.status()[name]["reason"]
+            and life.node.status()[name]["intent"] == "running"
+        )
     time.sleep(3)
-    assert [life.hooks(name) for name in vms] == [STOP] * len(vms), "nothing is started while the host goes down"
+    assert [life.hooks(name) for name in vms] == [STOP] * len(vms), (
+        "nothing is started while the host goes down"
+    )
     life.node.kill_monit(signal.SIGTERM)
     power_off(life)
-    assert {name: ran for name, ran in life.hooks_of(up).items() if ran[life.marks[name] :]}.keys() == set(vms)
+    assert {
+        name: ran for name, ran in life.hooks_of(up).items() if ran[life.marks[name] :]
+    }.keys() == set(vms)
     life.mark(*up, *down)
     came_back(life, up, down, boot(life))
 

@@ -27,7 +27,9 @@ def loop(salt_node):
     yield loop
     watcher.done.set()
     watcher.join()
-    assert watcher.asked > 20 and watcher.refused == [], "whatever happened, monit's text parsed at every moment"
+    assert watcher.asked > 20 and watcher.refused == [], (
+        "whatever happened, monit's text parsed at every moment"
+    )
 
 
 def test_stopped_nginx_is_served_again_after_exactly_one_restart(loop):
@@ -134,7 +136,10 @@ def test_syntax_error_in_raw_is_that_envs_alone(loop):
     assert (
         "OK"
         in subprocess.run(
-            ["monit", "-t", "-c", str(loop.node.monitrc)], capture_output=True, text=True, check=True
+            ["monit", "-t", "-c", str(loop.node.monitrc)],
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
     )
     del loop.envs["bad1"]
@@ -148,13 +153,20 @@ def test_checks_that_look_into_the_jail_are_run_and_healed(loop):
         32,
         checks={
             "svc": {"type": "service", "name": "nginx"},
-            "app": {"type": "exec", "in": "jail", "command": ["/usr/local/bin/app-check", "-q"], "timeout": "5s"},
+            "app": {
+                "type": "exec",
+                "in": "jail",
+                "command": ["/usr/local/bin/app-check", "-q"],
+                "timeout": "5s",
+            },
         },
     )
     data = pathlib.Path(loop.node.sim.workdir) / "jails-data/in1-data"
     script = data / "usr/local/bin/app-check"
     script.parent.mkdir(parents=True, exist_ok=True)
-    script.write_text('#!/bin/sh\n[ "$1" = -q ] && [ ! -e broken ] || { echo app is broken; exit 3; }\n')
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = -q ] && [ ! -e broken ] || { echo app is broken; exit 3; }\n'
+    )
     script.chmod(0o755)
     results = loop.apply()
     assert all(r["result"] for r in results), loop.node.summary(results)
@@ -165,7 +177,9 @@ def test_checks_that_look_into_the_jail_are_run_and_healed(loop):
     loop.state("in1", "healthy")
     (data / "broken").touch()
     until(
-        lambda: any(r["check"] == "app" and "app is broken" in r["reason"] for r in loop.node.history("in1")),
+        lambda: any(
+            r["check"] == "app" and "app is broken" in r["reason"] for r in loop.node.history("in1")
+        ),
         30,
         lambda: loop.node.agent_log(),
     )
@@ -189,7 +203,9 @@ def test_upstreams_template_put_there_by_hand_works(loop):
     assert http(address) == 200
     results = loop.apply()
     assert all(r["result"] for r in results)
-    assert (folder / "monitrc.tpl").read_text().startswith("check host %%JNAME%%"), "an operator's file is left alone"
+    assert (folder / "monitrc.tpl").read_text().startswith("check host %%JNAME%%"), (
+        "an operator's file is left alone"
+    )
 
 
 def test_envs_without_an_ipv4_address_are_right_or_say_so_and_break_nothing(loop):
@@ -213,7 +229,15 @@ def test_envs_without_an_ipv4_address_are_right_or_say_so_and_break_nothing(loop
 
 def test_vm_is_healed_by_its_own_verbs(loop):
     sim = loop.node.sim
-    sim.cbsd("bcreate", "jname=vm1", "ip4_addr=127.77.1.50", "vm_ram=1g", "vm_cpus=1", "vm_os_type=linux", "inter=0")
+    sim.cbsd(
+        "bcreate",
+        "jname=vm1",
+        "ip4_addr=127.77.1.50",
+        "vm_ram=1g",
+        "vm_cpus=1",
+        "vm_os_type=linux",
+        "inter=0",
+    )
     sim.guest("vm1", service="tcpd", port=8080)
     loop.envs["vm1"] = {"checks": {"app": {"type": "tcp", "port": 8080}}}
     assert all(r["result"] for r in loop.apply())
@@ -255,10 +279,17 @@ def test_removed_env_leaves_nothing(loop):
 
 def test_clone_of_a_running_env_never_gives_monit_a_name_twice(loop):
     loop.node.sim.cbsd(
-        "jclone", "old=lb1", "new=lb1b", "host_hostname=lb1b.my.domain", "ip4_addr=127.77.1.17", "checkstate=0"
+        "jclone",
+        "old=lb1",
+        "new=lb1b",
+        "host_hostname=lb1b.my.domain",
+        "ip4_addr=127.77.1.17",
+        "checkstate=0",
     )
     loop.node.agent("sync")
-    assert subprocess.run(["monit", "-t", "-c", str(loop.node.monitrc)], check=False).returncode == 0
+    assert (
+        subprocess.run(["monit", "-t", "-c", str(loop.node.monitrc)], check=False).returncode == 0
+    )
     loop.live("lb1b")
     assert "lb1b.http" in loop.node.monit("summary")
     loop.node.sim.cbsd("jremove", "jname=lb1b")
@@ -272,7 +303,11 @@ def test_second_run_changes_nothing(loop):
         kept = {}
         for path in root.rglob("*"):
             words = str(path.relative_to(root))
-            if words.startswith(("salt", "log", "var/run", "kernel")) or "sqlite" in words or path.is_dir():
+            if (
+                words.startswith(("salt", "log", "var/run", "kernel"))
+                or "sqlite" in words
+                or path.is_dir()
+            ):
                 continue
             if path.is_symlink() or not path.is_file() or path.name in ("agent.log", "monit.state"):
                 continue
@@ -358,7 +393,9 @@ def test_template_that_a_profile_brings_is_adopted(loop):
     loop.node.sim.crash("prof1")
     loop.healed("prof1")
     assert all(r["result"] for r in loop.apply())
-    assert "prof1" in loop.node.status(), "pillar does not name it, and it is not pillar's to remove"
+    assert "prof1" in loop.node.status(), (
+        "pillar does not name it, and it is not pillar's to remove"
+    )
 
 
 def test_env_that_is_off_and_swallows_connections_costs_no_timeouts(loop):
@@ -370,7 +407,10 @@ def test_env_that_is_off_and_swallows_connections_costs_no_timeouts(loop):
     loop.node.sim.cbsd("jstop", "jname=hole1")
     loop.state("hole1", "stopped")
     time.sleep(3)
-    assert "Not monitored" in [line for line in loop.node.monit("summary").splitlines() if "hole1.http" in line][0]
+    assert (
+        "Not monitored"
+        in [line for line in loop.node.monit("summary").splitlines() if "hole1.http" in line][0]
+    )
     loop.node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
     loop.healed("lb1", loop.transitions("lb1").count("healed") + 1)
 
@@ -386,7 +426,9 @@ def test_clean_in_the_middle_of_a_heal_leaves_the_env_up_and_nothing_else(loop):
     assert "lb1" in loop.node.running() and http("127.77.1.11") == 200
     assert not loop.node.state_dir.exists() and not loop.node.wake.exists()
     time.sleep(2)
-    processes = subprocess.run(["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    processes = subprocess.run(
+        ["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True
+    ).stdout
     assert f"{loop.node.root}/usr/local/libexec" not in processes, "no agent goes on"
     again = loop.node.apply("cbsd_monit.clean")
     assert [r["__id__"] for r in again if r["changes"]] == []

@@ -45,7 +45,9 @@ class World:
         self.monitrc = root / "monitrc"
         lines = [f"set {word}file {root}/monit/{word}" for word in ("pid", "id", "state")]
         self.monitrc.write_text(
-            "\n".join([*lines, f"set log {root}/monit/log", f"include {self.mutable}/state/published", ""])
+            "\n".join(
+                [*lines, f"set log {root}/monit/log", f"include {self.mutable}/state/published", ""]
+            )
         )
         self.monitrc.chmod(0o600)
         conf = {
@@ -100,7 +102,9 @@ class World:
         if plan:
             return self.faults.run(AGENT, self.conf, "sync", "--json", **plan)
         argv = [sys.executable, "-IS", str(AGENT), str(self.conf), "sync", "--json"]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+        return subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        )
 
     def published(self):
         return (self.mutable / "state/published").read_text()
@@ -115,7 +119,9 @@ class World:
 
     def good(self):
         """Why monit would not take what is on disk now, '' if it would."""
-        said = subprocess.run([MONIT, "-t", "-c", str(self.monitrc)], capture_output=True, text=True, check=False)
+        said = subprocess.run(
+            [MONIT, "-t", "-c", str(self.monitrc)], capture_output=True, text=True, check=False
+        )
         return said.stderr if said.returncode else ""
 
     def pid(self):
@@ -164,10 +170,17 @@ def test_every_call_that_writes_killed_or_without_room(world):
             (world.faults.folder / "hit").unlink(missing_ok=True)
             world.faults.disarm()
             assert not world.good(), (mode, point)
-            assert world.published() in (old, new), (mode, point)  # one generation or the other, never a mixture
+            assert world.published() in (old, new), (
+                mode,
+                point,
+            )  # one generation or the other, never a mixture
             after = world.sync()
             answer = json.loads(after.stdout)
-            assert list(answer["quarantined"]) == ["bad"] and "(monit)" not in answer["errors"], (mode, point, after)
+            assert list(answer["quarantined"]) == ["bad"] and "(monit)" not in answer["errors"], (
+                mode,
+                point,
+                after,
+            )
             assert world.published() == new and not world.good(), (mode, point)
             for env in ("a", "b", "new"):
                 text = (world.mutable / f"work/jails-system/{env}/monit/monitrc").read_text()
@@ -191,7 +204,9 @@ def answer_of(done):
 
 def rollback(world, *args):
     argv = [sys.executable, "-IS", str(AGENT), str(world.conf), "rollback", *args]
-    return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL)
+    return subprocess.run(
+        argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+    )
 
 
 def test_rollback_goes_back_stays_and_ends_when_its_inputs_change(world):
@@ -202,13 +217,24 @@ def test_rollback_goes_back_stays_and_ends_when_its_inputs_change(world):
     assert old != new
 
     back = answer_of(rollback(world))
-    assert back["held"]["generation"] == 1 and back["held"]["why"] == "rolled back by an operator" and back["reloaded"]
+    assert (
+        back["held"]["generation"] == 1
+        and back["held"]["why"] == "rolled back by an operator"
+        and back["reloaded"]
+    )
     assert "a.env" in services(world) and "new.env" not in services(world)
     said = world.published()
     assert "gone" in old and "gone" not in said  # what there no longer is does not come back
-    assert "if exist for 1 cycles" in (world.mutable / "work/jails-system/a/monit/monitrc").read_text()
+    assert (
+        "if exist for 1 cycles" in (world.mutable / "work/jails-system/a/monit/monitrc").read_text()
+    )
     again = answer_of(world.sync())
-    assert again["held"] and again["changed"] == [] and not again["reloaded"] and world.published() == said
+    assert (
+        again["held"]
+        and again["changed"] == []
+        and not again["reloaded"]
+        and world.published() == said
+    )
 
     assert answer_of(rollback(world, "undo"))["held"] is None and world.published() == new
     assert "new.env" in services(world)
@@ -223,7 +249,9 @@ def test_rollback_goes_back_stays_and_ends_when_its_inputs_change(world):
     assert rollback(world, "x").returncode == 1
 
 
-def test_monit_that_ends_at_what_it_had_accepted_gets_the_generation_before_and_is_not_killed_again(world):
+def test_monit_that_ends_at_what_it_had_accepted_gets_the_generation_before_and_is_not_killed_again(
+    world,
+):
     two_generations(world)
     world.envs(a=RULE.format(1), b=RULE.format(1), gone=RULE.format(1))
     world.sync()
@@ -236,13 +264,27 @@ def test_monit_that_ends_at_what_it_had_accepted_gets_the_generation_before_and_
         "monit ended when it read generation" in done["errors"]["(monit)"]
         and "published again" in done["errors"]["(monit)"]
     )
-    assert world.published() == old and services(world) == ["a.env", "a.up", "b.env", "b.up", "gone.env", "gone.up"]
+    assert world.published() == old and services(world) == [
+        "a.env",
+        "a.up",
+        "b.env",
+        "b.up",
+        "gone.env",
+        "gone.up",
+    ]
     pid = world.pid()
     again = answer_of(world.sync())
-    assert again["held"]["why"] == done["held"]["why"] and not again["reloaded"] and world.pid() == pid
+    assert (
+        again["held"]["why"] == done["held"]["why"] and not again["reloaded"] and world.pid() == pid
+    )
     world.conf.write_text(json.dumps({**conf, "head": conf["head"] + "\n# mended\n"}))
     mended = answer_of(world.sync())
-    assert mended["held"] is None and mended["errors"] == {} and mended["reloaded"] and "# mended" in world.published()
+    assert (
+        mended["held"] is None
+        and mended["errors"] == {}
+        and mended["reloaded"]
+        and "# mended" in world.published()
+    )
 
 
 def test_what_was_quarantined_is_tried_again_when_its_input_changes_and_not_before(world):
@@ -261,7 +303,10 @@ def test_more_envs_than_monit_includes_one_by_one_are_refused_in_words_and_serve
     world.envs(**{f"e{i}": RULE.format(1) for i in range(1025)})
     world.conf.write_text(json.dumps({**conf, "include": "glob"}))
     said = answer_of(world.sync())["errors"]["(monit)"]
-    assert "1025 envs are more than monit includes by one glob (1024)" in said and "include: publish" in said
+    assert (
+        "1025 envs are more than monit includes by one glob (1024)" in said
+        and "include: publish" in said
+    )
     assert not list((world.mutable / "work/jails-system").glob("*/monit/monitrc"))
     world.conf.write_text(json.dumps(conf))
     done = answer_of(world.sync())

@@ -18,7 +18,12 @@ from sim import inventory, jails  # noqa: E402
 SETTINGS = {
     "monit": {"poll": "2s"},
     "defaults": {"interval": "2s", "timeout": "1s", "start_period": "10s"},
-    "groups": {"all": {"match": "e*", "checks": {"app": {"type": "tcp", "port": 8080}, "alive": {"type": "running"}}}},
+    "groups": {
+        "all": {
+            "match": "e*",
+            "checks": {"app": {"type": "tcp", "port": 8080}, "alive": {"type": "running"}},
+        }
+    },
 }
 
 
@@ -30,7 +35,12 @@ def node(salt_node):
 def add(node, first, last):
     for i in range(first, last):
         done = node.sim.cbsd(
-            "jcreate", f"jname=e{i}", f"ip4_addr=127.78.0.{i + 1}", "pkglist=tcpd", "sysrc=tcpd_port=8080", "inter=0"
+            "jcreate",
+            f"jname=e{i}",
+            f"ip4_addr=127.78.0.{i + 1}",
+            "pkglist=tcpd",
+            "sysrc=tcpd_port=8080",
+            "inter=0",
         )
         assert done.returncode == 0, done.stdout
 
@@ -80,7 +90,12 @@ def add_many(node, first, last):
     names, rows = names_of(first, last), []
     for name in names:
         row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS}
-        row.update(jails.paths_of(node.sim.layout, name), **jails.NATIVE, ip4_addr="127.77.26.1/8", astart="0")
+        row.update(
+            jails.paths_of(node.sim.layout, name),
+            **jails.NATIVE,
+            ip4_addr="127.77.26.1/8",
+            astart="0",
+        )
         rows.append({key: value for key, value in row.items() if key in inventory.COLUMNS})
         for hook in jails.HOOK_DIRS:
             pathlib.Path(node.sim.layout.system(name), hook).mkdir(parents=True)
@@ -88,7 +103,8 @@ def add_many(node, first, last):
     with contextlib.closing(sqlite3.connect(node.sim.inventory.file)) as base, base:
         marks = ",".join("?" * len(columns))
         base.executemany(
-            f"INSERT INTO jails ({','.join(columns)}) VALUES ({marks})", [[r[c] for c in columns] for r in rows]
+            f"INSERT INTO jails ({','.join(columns)}) VALUES ({marks})",
+            [[r[c] for c in columns] for r in rows],
         )
     return names
 
@@ -97,16 +113,29 @@ def written(node):
     """{path: (inode, change time)} of all that a run could write; not monit's own and not what lies in /var/run."""
     found = {}
     work = pathlib.Path(node.sim.workdir)  # what lies beside is CBSD's own, written by its commands
-    tops = (work / "jails-system", work / "share", node.state_dir, node.root / "etc", node.wake.parent)
+    tops = (
+        work / "jails-system",
+        work / "share",
+        node.state_dir,
+        node.root / "etc",
+        node.wake.parent,
+    )
     for top in (*tops, node.root / "usr/local/etc"):
         for path in pathlib.Path(top).rglob("*"):
             info = path.lstat()
-            if path.suffix not in (".pyc", ".sock") and path.name not in ("__pycache__", "agent.log"):
+            if path.suffix not in (".pyc", ".sock") and path.name not in (
+                "__pycache__",
+                "agent.log",
+            ):
                 found[str(path)] = (info.st_ino, info.st_ctime_ns)
     return found
 
 
-CHECKS = {"http": {"type": "http", "port": 80}, "ssh": {"type": "tcp", "port": 22}, "alive": {"type": "running"}}
+CHECKS = {
+    "http": {"type": "http", "port": 80},
+    "ssh": {"type": "tcp", "port": 22},
+    "alive": {"type": "running"},
+}
 LARGE = {
     "monit": {"poll": "30s"},
     "defaults": {"interval": "1h", "timeout": "1s"},
@@ -139,7 +168,11 @@ def test_thousand_envs_in_one_pass_and_one_bad_among_them(large):
     published = (node.state_dir / "published").read_text()
     assert published.count("# --- cbsd_monit e") == 999 and f'"{bad}.env"' not in published
     answer = json.loads(node.agent("sync", "--json"))
-    assert answer["services"] == 999 * 4 and list(answer["quarantined"]) == [bad] and not answer["reloaded"]
+    assert (
+        answer["services"] == 999 * 4
+        and list(answer["quarantined"]) == [bad]
+        and not answer["reloaded"]
+    )
 
     # Drift, in all ways at once: each is found by what was recorded, and nothing else is touched.
     system = pathlib.Path(node.sim.workdir) / "jails-system"
@@ -152,7 +185,9 @@ def test_thousand_envs_in_one_pass_and_one_bad_among_them(large):
     unhooked.unlink()
     (alien / "remove.d/mine").write_text("#!/bin/sh\n")
     (node.state_dir / "published").resolve().write_text("# by hand\n")
-    node.pillar({**LARGE, "groups": {"all": {"match": ["e000*", "e0010*", "e0011*"], "checks": CHECKS}}})
+    node.pillar(
+        {**LARGE, "groups": {"all": {"match": ["e000*", "e0010*", "e0011*"], "checks": CHECKS}}}
+    )
     named = [n for n in names_of(0, 1000) if n.startswith(("e000", "e0010", "e0011"))]
     results = node.apply()
     assert all(r["result"] for r in results), node.summary(results)[:3000]

@@ -18,7 +18,17 @@ import salt.client
 import salt.config
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
-ALONE = ("package", "agent", "config", "hooks", "checks", "service", "events", "clean", "cbsd_module")
+ALONE = (
+    "package",
+    "agent",
+    "config",
+    "hooks",
+    "checks",
+    "service",
+    "events",
+    "clean",
+    "cbsd_module",
+)
 UPSTREAM = "/usr/local/bin/cbsd monit jname=${jname}\n"
 PILLAR = {
     "monit": {"poll": "1s"},
@@ -77,8 +87,20 @@ def tree(node, times=False):
             info = path.lstat()
             if stat.S_ISSOCK(info.st_mode) or "__pycache__" in name:
                 continue
-            what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
-            found[name] = (oct(info.st_mode), info.st_uid, info.st_gid, what, info.st_mtime_ns if times and what else 0)
+            what = (
+                os.readlink(path)
+                if path.is_symlink()
+                else path.read_bytes()
+                if path.is_file()
+                else None
+            )
+            found[name] = (
+                oct(info.st_mode),
+                info.st_uid,
+                info.st_gid,
+                what,
+                info.st_mtime_ns if times and what else 0,
+            )
     return found
 
 
@@ -128,7 +150,9 @@ def test_second_run_changes_nothing_and_clean_leaves_the_node_as_it_was(node):
     assert not failed(said) and tree(node) == before
     done = apply(node)
     assert not failed(done)
-    assert {r["__id__"] for r in said if r["result"] is None} - {"monit knows what is published"} == set(changed(done))
+    assert {r["__id__"] for r in said if r["result"] is None} - {
+        "monit knows what is published"
+    } == set(changed(done))
     published = (node.state_dir / "published").read_text()
     assert "web1.http" in published and "own-own" in published
     assert node.monitrc.read_text().count("include") == 1
@@ -208,7 +232,9 @@ def test_chapters_line_to_the_letter_for_who_asks(node):
         before = node.monitrc.read_text()
         done = apply(node)
         assert not failed(done)
-        assert f"include {node.sim.workdir}/jails-system/*/monit/monitrc\n" in node.monitrc.read_text()
+        assert (
+            f"include {node.sim.workdir}/jails-system/*/monit/monitrc\n" in node.monitrc.read_text()
+        )
         assert "web1.http" in node.monit("summary")
         assert "web1.http" not in (node.state_dir / "head").read_text()
         again = apply(node)
@@ -321,7 +347,10 @@ def test_freebsd_without_a_service_module_is_told_in_one_sentence(salt_node):
     try:
         done = apply(node)
         (words,) = failed(done)
-        assert "install saltext-freebsd into Salt's Python" in words and "cbsd_monit:lookup:service to false" in words
+        assert (
+            "install saltext-freebsd into Salt's Python" in words
+            and "cbsd_monit:lookup:service to false" in words
+        )
         assert "monit includes what cbsd_monit publishes" in changed(done)
         assert (node.state_dir / "published").exists()
     finally:

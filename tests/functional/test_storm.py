@@ -61,7 +61,9 @@ class Town:
 
     def __init__(self, node, net, budget, **defaults):
         self.node = node
-        self.addresses = {name: f"127.77.{net}.{number + 11}" for number, name in enumerate([*NAMES, "other"])}
+        self.addresses = {
+            name: f"127.77.{net}.{number + 11}" for number, name in enumerate([*NAMES, "other"])
+        }
         self.net = {name: Address(address) for name, address in self.addresses.items()}
         for name, address in self.addresses.items():
             done = node.sim.cbsd("jcreate", f"jname={name}", f"ip4_addr={address}", "inter=0")
@@ -79,7 +81,9 @@ class Town:
             "budget": {"max_concurrent": BUDGET, **budget},
             "envs": {name: {"checks": {"app": check}} for name in NAMES},
         }
-        self.pillar["envs"]["other"] = {"checks": {"app": {**check, "on_failure": "alert", "failure_threshold": 1}}}
+        self.pillar["envs"]["other"] = {
+            "checks": {"app": {**check, "on_failure": "alert", "failure_threshold": 1}}
+        }
 
     def begin(self):
         self.node.pillar(self.pillar)
@@ -92,11 +96,15 @@ class Town:
 
     def healthy(self, *names, seconds=60):
         late = [n for n in names if not self.node.wait_state(n, "healthy", seconds)]
-        assert not late, f"{late}: {json.dumps(self.node.status(), indent=1)}\n{self.node.agent_log()}"
+        assert not late, (
+            f"{late}: {json.dumps(self.node.status(), indent=1)}\n{self.node.agent_log()}"
+        )
 
     def told(self, since):
         """All transitions since a moment: [(time, env, transition)]."""
-        found = [r for name in self.addresses for r in self.node.history(name) if r["time"] >= since]
+        found = [
+            r for name in self.addresses for r in self.node.history(name) if r["time"] >= since
+        ]
         return sorted((r["time"], r["env"], r["transition"]) for r in found)
 
     def told_of(self, name, transition, since, seconds=30):
@@ -107,7 +115,9 @@ class Town:
                 if (env, told) == (name, transition):
                     return moment
             time.sleep(0.02)
-        raise AssertionError(f"{name} is not {transition}: {self.told(since)}\n{self.node.agent_log()}")
+        raise AssertionError(
+            f"{name} is not {transition}: {self.told(since)}\n{self.node.agent_log()}"
+        )
 
     def works(self, since):
         """What CBSD did to the envs: [(env, verb, began, ended)]; the end of what has not ended is now."""
@@ -120,7 +130,9 @@ class Town:
                 begun[r["pid"]] = (name, r["argv"][0], r["t"])
             elif r["pid"] in begun:
                 found.append((*begun.pop(r["pid"]), r["t"]))
-        return sorted([*found, *((*b, time.time()) for b in begun.values())], key=lambda work: work[2])
+        return sorted(
+            [*found, *((*b, time.time()) for b in begun.values())], key=lambda work: work[2]
+        )
 
 
 def overlaps(spans):
@@ -190,9 +202,10 @@ def test_storm_with_the_guard_restarts_nothing_is_told_once_and_passes(guarded):
         time.sleep(0.05)
     town.net["web3"].serves()
     town.healthy(*NAMES)
-    assert [(name, verb) for name, verb, _, _ in town.works(since)] == [("web3", "jstop"), ("web3", "jstart")], (
-        town.told(since)
-    )
+    assert [(name, verb) for name, verb, _, _ in town.works(since)] == [
+        ("web3", "jstop"),
+        ("web3", "jstart"),
+    ], town.told(since)
     transitions = [(env, t) for _, env, t in town.told(again)]
     assert ("web3", "healed") in transitions and not [t for _, t in transitions if t == "storm"]
 
@@ -226,7 +239,9 @@ def test_restart_of_30_s_delays_no_other_envs_detection(guarded):
     town.node.sim.slow("web1")
 
 
-def test_storm_without_the_guard_never_restarts_one_env_twice_at_once_nor_more_than_the_budget(unguarded):
+def test_storm_without_the_guard_never_restarts_one_env_twice_at_once_nor_more_than_the_budget(
+    unguarded,
+):
     town = unguarded
     time.sleep(max(0.0, town.began + SECONDS - time.time()))
     works = town.works(town.began)
@@ -234,7 +249,13 @@ def test_storm_without_the_guard_never_restarts_one_env_twice_at_once_nor_more_t
     assert len(done) >= 4, (works, town.node.agent_log())
     assert {name for name, _, _ in done} <= set(NAMES)
     for name in NAMES:
-        assert overlaps([(began, ended) for env, _, began, ended in works if env == name]) <= 1, (name, works)
-        assert overlaps([(began, ended) for env, began, ended in done if env == name]) <= 1, (name, works)
+        assert overlaps([(began, ended) for env, _, began, ended in works if env == name]) <= 1, (
+            name,
+            works,
+        )
+        assert overlaps([(began, ended) for env, began, ended in done if env == name]) <= 1, (
+            name,
+            works,
+        )
     assert overlaps([(began, ended) for _, began, ended in done]) == BUDGET, done
     assert "storm" not in [t for _, _, t in town.told(town.began)]

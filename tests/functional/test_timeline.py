@@ -30,7 +30,13 @@ SETTINGS = {
         "timeout": "1s",
         "failure_threshold": 1,
         "start_period": "0s",
-        "restart": {"attempts": 5, "interval": "10m", "delay": "1s", "delay_function": "constant", "jitter": 0},
+        "restart": {
+            "attempts": 5,
+            "interval": "10m",
+            "delay": "1s",
+            "delay_function": "constant",
+            "jitter": 0,
+        },
     },
     "budget": {"max_concurrent": 30, "storm_min": 64},
 }
@@ -98,7 +104,11 @@ class Env:
 
     def history(self):
         """Its transitions since the fault; `backoff` is entered only if a pass finds it waiting, so it is left out."""
-        return [r for r in self.node.history(self.name) if r["time"] >= self.since and r["transition"] != "backoff"]
+        return [
+            r
+            for r in self.node.history(self.name)
+            if r["time"] >= self.since and r["transition"] != "backoff"
+        ]
 
     def runs(self):
         """When its page was asked for, from the first bad answer on."""
@@ -109,7 +119,11 @@ class Env:
     def verbs(self):
         """The starts and stops of this env since the fault began."""
         log = [r for r in self.node.sim.log() if r["event"] == "start" and r["t"] >= self.since]
-        return [r["argv"][0] for r in log if f"jname={self.name}" in r["argv"] and r["argv"][0] in ("jstart", "jstop")]
+        return [
+            r["argv"][0]
+            for r in log
+            if f"jname={self.name}" in r["argv"] and r["argv"][0] in ("jstart", "jstop")
+        ]
 
     def breaks(self, further=0):
         """It fails until it is restarted, and ``further`` times after that."""
@@ -192,7 +206,10 @@ def dies_again(env):
 
     def good():
         jid = env.jid()
-        return jid not in (0, env.first) and time.monotonic() - began.setdefault(jid, time.monotonic()) < 8
+        return (
+            jid not in (0, env.first)
+            and time.monotonic() - began.setdefault(jid, time.monotonic()) < 8
+        )
 
     env.first = env.jid()
     env.app.good = good
@@ -254,9 +271,15 @@ FAILED = T("failing", VERIFY - 0.5, VERIFY + 3)
 LADDER = [{"service_restart": "tcpd"}, "restart"]
 ROWS = {
     "one-failure": Row({}, breaks, [T("failing", run=1), *HEALED], RESTARTED),
-    "three-failures": Row({"failure_threshold": 3}, breaks, [T("failing", run=3), *HEALED], RESTARTED),
+    "three-failures": Row(
+        {"failure_threshold": 3}, breaks, [T("failing", run=3), *HEALED], RESTARTED
+    ),
     "two-of-four": Row(
-        {"failure_threshold": {"failures": 2, "within": 4}, "on_failure": "alert", "success_threshold": 30},
+        {
+            "failure_threshold": {"failures": 2, "within": 4},
+            "on_failure": "alert",
+            "success_threshold": 30,
+        },
         lambda env: env.answers("xoox"),
         [T("failing", run=4), T("healthy", run=34)],
         [],
@@ -267,7 +290,9 @@ ROWS = {
         [T("failing", run=2), T("healthy", run=12)],
         [],
     ),
-    "two-in-a-row": Row({"failure_threshold": 2}, lambda env: env.answers("xooxoxox"), [], [], seconds=12),
+    "two-in-a-row": Row(
+        {"failure_threshold": 2}, lambda env: env.answers("xooxoxox"), [], [], seconds=12
+    ),
     "two-successes": Row(
         {"success_threshold": 2, "on_failure": "alert"},
         lambda env: env.answers("xo" * 6),
@@ -281,7 +306,10 @@ ROWS = {
         ["jstart"],
     ),
     "startup-ends-with-first-success": Row(
-        {"start_period": "40s"}, breaks_soon_after_first_success, [T("failing", 0, 1), *HEALED], RESTARTED
+        {"start_period": "40s"},
+        breaks_soon_after_first_success,
+        [T("failing", 0, 1), *HEALED],
+        RESTARTED,
     ),
     "startup-again-after-heal": Row(
         {"start_period": "40s"},
@@ -338,12 +366,24 @@ ROWS = {
         RESTARTED,
     ),
     "first-rung-helps": Row(
-        {"on_failure": LADDER}, service_stops, [T("failing", 0, 2), *HEALED], [], "tcpd", {"type": "tcp", "port": 8080}
+        {"on_failure": LADDER},
+        service_stops,
+        [T("failing", 0, 2), *HEALED],
+        [],
+        "tcpd",
+        {"type": "tcp", "port": 8080},
     ),
     "second-rung-helps": Row(
         {"on_failure": LADDER},
         breaks,
-        [T("failing", 0, 1), T("healing"), FAILED, T("healing", 0.8, 1), T("healed", 0, 4), T("healthy")],
+        [
+            T("failing", 0, 1),
+            T("healing"),
+            FAILED,
+            T("healing", 0.8, 1),
+            T("healed", 0, 4),
+            T("healthy"),
+        ],
         RESTARTED,
         "tcpd",
     ),
@@ -354,15 +394,31 @@ ROWS = {
         [],
     ),
     "alert": Row(
-        {"on_failure": "alert"}, lambda env: env.answers("x" * 15), [T("failing", run=1), T("healthy", run=16)], []
+        {"on_failure": "alert"},
+        lambda env: env.answers("x" * 15),
+        [T("failing", run=1), T("healthy", run=16)],
+        [],
     ),
     "event": Row(
-        {"on_failure": "event"}, lambda env: env.answers("x" * 15), [T("failing", run=1), T("healthy", run=16)], []
+        {"on_failure": "event"},
+        lambda env: env.answers("x" * 15),
+        [T("failing", run=1), T("healthy", run=16)],
+        [],
     ),
-    "stop": Row({"on_failure": "stop"}, breaks, [T("failing", 0, 1), T("healing"), T("stopped", 0, 3)], ["jstop"]),
-    "start": Row({"on_failure": "start"}, kernel_loses_it, [T("failing", 0, 2), *HEALED], ["jstart"]),
+    "stop": Row(
+        {"on_failure": "stop"},
+        breaks,
+        [T("failing", 0, 1), T("healing"), T("stopped", 0, 3)],
+        ["jstop"],
+    ),
+    "start": Row(
+        {"on_failure": "start"}, kernel_loses_it, [T("failing", 0, 2), *HEALED], ["jstart"]
+    ),
     "not-healed": Row(
-        {"heal": False}, lambda env: env.answers("x" * 15), [T("failing", run=1), T("healthy", run=16)], []
+        {"heal": False},
+        lambda env: env.answers("x" * 15),
+        [T("failing", run=1), T("healthy", run=16)],
+        [],
     ),
     "time-out": Row(
         {"on_failure": [{"command": ["{root}/hang"]}, "restart"], "restart": {"timeout": "2s"}},
@@ -374,7 +430,14 @@ ROWS = {
     "dies-again": Row(
         {"restart": {"attempts": 2}},
         dies_again,
-        [T("failing", 0, 1), *HEALED, T("failing", 0, 9), *HEALED, T("failing", 0, 9), T("gave_up")],
+        [
+            T("failing", 0, 1),
+            *HEALED,
+            T("failing", 0, 9),
+            *HEALED,
+            T("failing", 0, 9),
+            T("gave_up"),
+        ],
         RESTARTED * 2,
     ),
     "script": Row(
@@ -382,7 +445,12 @@ ROWS = {
         script_fails,
         [T("failing", 1, 5), T("healing"), T("healed", 0, 6), T("healthy")],
         RESTARTED,
-        check={"type": "exec", "in": "jail", "timeout": "10s", "command": ["/usr/local/bin/app-check", "-q"]},
+        check={
+            "type": "exec",
+            "in": "jail",
+            "timeout": "10s",
+            "command": ["/usr/local/bin/app-check", "-q"],
+        },
     ),
 }
 SCRIPT = """\
@@ -467,19 +535,28 @@ def test_transitions_come_as_the_policy_says(seen, name):
             since = history[number - 1 if wanted.since is None else wanted.since]["time"]
         after = record["time"] - since
         slack = lag.slack(since, record["time"])
-        assert wanted.earliest - 0.2 <= after <= wanted.latest + slack, (wanted, round(after, 1), round(slack, 1), told)
+        assert wanted.earliest - 0.2 <= after <= wanted.latest + slack, (
+            wanted,
+            round(after, 1),
+            round(slack, 1),
+            told,
+        )
     assert verbs == row.verbs, told
 
 
 def test_script_that_hangs_is_killed_with_all_that_it_started(seen):
     env, history, _ = seen["time-out"]
     assert "killed" in [r["reason"] for r in history if r["transition"] == "failing"][1]
-    processes = subprocess.run(["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True).stdout
+    processes = subprocess.run(
+        ["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True
+    ).stdout
     assert f"{env.node.root}/hang" not in processes
 
 
 def test_env_that_waits_for_its_next_attempt_says_so(seen):
-    envs = [seen[name][0] for name in ("mode-delay", "constant-delay", "exponential-delay-with-cap")]
+    envs = [
+        seen[name][0] for name in ("mode-delay", "constant-delay", "exponential-delay-with-cap")
+    ]
     assert "backoff" in [r["transition"] for env in envs for r in env.node.history(env.name)]
 
 

@@ -66,10 +66,16 @@ class Daemon:
     def start(self):
         with open(self.folder / f"{self.program}.out", "ab") as out:
             child = subprocess.Popen(
-                [str(BIN / self.program), "-c", str(self.conf)], stdout=out, stderr=out, start_new_session=True, cwd="/"
+                [str(BIN / self.program), "-c", str(self.conf)],
+                stdout=out,
+                stderr=out,
+                start_new_session=True,
+                cwd="/",
             )
         self.pid_file.write_text(f"{child.pid}\n")
-        threading.Thread(target=child.wait, daemon=True).start()  # no zombie is taken for a living one
+        threading.Thread(
+            target=child.wait, daemon=True
+        ).start()  # no zombie is taken for a living one
 
     def kill(self, number=signal.SIGKILL):
         """All its processes at once, as when the host loses power."""
@@ -80,7 +86,10 @@ class Daemon:
     def kill_parents(self):
         """Only the daemon itself and its first child: whatever else it started goes on without it."""
         found = subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(self.pid)], capture_output=True, text=True, check=False
+            ["ps", "-o", "pid=", "--ppid", str(self.pid)],
+            capture_output=True,
+            text=True,
+            check=False,
         )
         for pid in [self.pid, *map(int, found.stdout.split())]:
             with contextlib.suppress(ProcessLookupError):
@@ -148,15 +157,27 @@ while True:
         """The records of all batches in the order of their arrival, repeats included: [(time, record)]."""
         found = []
         for moment, tag, event in self.events():
-            if tag.startswith("cbsd_monit/") and tag.endswith("/batch") and minion in (None, event.get("id")):
+            if (
+                tag.startswith("cbsd_monit/")
+                and tag.endswith("/batch")
+                and minion in (None, event.get("id"))
+            ):
                 said = event.get("data")
-                if isinstance(said, dict) and isinstance(said.get("records"), list):  # what is forged may be anything
-                    found += [(moment, record) for record in said["records"] if isinstance(record, dict)]
+                if isinstance(said, dict) and isinstance(
+                    said.get("records"), list
+                ):  # what is forged may be anything
+                    found += [
+                        (moment, record) for record in said["records"] if isinstance(record, dict)
+                    ]
         return found
 
     def jobs(self, fun, since=0.0):
         """Targets of the jobs that the master published for ``fun``."""
-        return [d["tgt"] for m, t, d in self.events() if t.startswith("salt/job/") and d["fun"] == fun and m >= since]
+        return [
+            d["tgt"]
+            for m, t, d in self.events()
+            if t.startswith("salt/job/") and d["fun"] == fun and m >= since
+        ]
 
     def wait(self, condition, seconds):
         """The first true value of ``condition(self)``, or its last."""
@@ -236,21 +257,32 @@ class Fleet:
         (root / "minion.d").mkdir()
         self.nodes[name], self.minions[name] = node, Daemon("salt-minion", root, root)
         restart = root / "restart"
-        restart.write_text(RESTART.format(root=root, pid=root / "salt-minion.pid", bin=BIN, conf=root))
+        restart.write_text(
+            RESTART.format(root=root, pid=root / "salt-minion.pid", bin=BIN, conf=root)
+        )
         restart.chmod(0o755)
         node.lookup_of_master = {**node.lookup(), "minion_restart": [str(restart)]}
 
     def pillar(self, settings, *names):
         """The pillar ``cbsd_monit`` of the nodes ``names`` (default: of all)."""
         for name in names or self.nodes:
-            full = {**settings, "lookup": {**self.nodes[name].lookup_of_master, **settings.get("lookup", {})}}
+            full = {
+                **settings,
+                "lookup": {**self.nodes[name].lookup_of_master, **settings.get("lookup", {})},
+            }
             (self.pillars / f"{name}.sls").write_text("#!json\n" + json.dumps({"cbsd_monit": full}))
 
     def address(self, name, number):
         return f"127.77.{self.net + list(self.nodes).index(name)}.{10 + number}"
 
     def jail(self, name, env, number, *words):
-        argv = ["jcreate", f"jname={env}", f"ip4_addr={self.address(name, number)}", "inter=0", *words]
+        argv = [
+            "jcreate",
+            f"jname={env}",
+            f"ip4_addr={self.address(name, number)}",
+            "inter=0",
+            *words,
+        ]
         done = self.nodes[name].sim.cbsd(*argv)
         assert done.returncode == 0, done.stdout
 
@@ -272,12 +304,16 @@ class Fleet:
 
     def cli(self, program, *args, timeout=300):
         argv = [str(BIN / program), "-c", str(self.conf), *map(str, args)]
-        return subprocess.run(argv, capture_output=True, text=True, check=False, timeout=timeout, cwd="/")
+        return subprocess.run(
+            argv, capture_output=True, text=True, check=False, timeout=timeout, cwd="/"
+        )
 
     def salt(self, target, fun, *args, timeout=60, options=("-L",)):
         """{minion: what it returned} of one command of the CLI; ``*`` is all minions of this fleet."""
         target = ",".join(self.nodes) if target == "*" else target
-        done = self.cli("salt", *options, target, "-t", timeout, "--out=json", "-l", "error", fun, *args)
+        done = self.cli(
+            "salt", *options, target, "-t", timeout, "--out=json", "-l", "error", fun, *args
+        )
         found, text = {}, done.stdout.strip()
         with contextlib.suppress(ValueError, AttributeError):
             while text:  # one document a minion
@@ -300,7 +336,11 @@ class Fleet:
         for name, results in found.items():
             if not isinstance(results, dict):
                 raise RuntimeError(f"{name}: {results}\n{self.logs()}")
-            bad = [f"{r['__id__']}: {r['comment']}" for r in results.values() if r["result"] is not True]
+            bad = [
+                f"{r['__id__']}: {r['comment']}"
+                for r in results.values()
+                if r["result"] is not True
+            ]
             if bad:
                 raise RuntimeError(f"{name}: {bad}")
         return found
@@ -310,7 +350,9 @@ class Fleet:
         found = self.highstate()
         hellos = lambda s: {d.get("id") for _, t, d in s.events() if t.endswith("/hello")}  # noqa: E731
         if not self.listener.wait(lambda s: hellos(s) >= set(self.nodes), seconds):
-            raise RuntimeError(f"no hello of {set(self.nodes) - hellos(self.listener)}\n{self.logs()}")
+            raise RuntimeError(
+                f"no hello of {set(self.nodes) - hellos(self.listener)}\n{self.logs()}"
+            )
         self.wait_minions()
         return found
 
@@ -318,7 +360,9 @@ class Fleet:
         paths = [self.root / "log/master.log", self.root / "salt-master.out"]
         for daemon in self.minions.values():
             paths += [daemon.folder / "log/minion.log", daemon.folder / "salt-minion.out"]
-        tail = lambda path: [line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:]]  # noqa: E731
+        tail = lambda path: [
+            line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:]
+        ]  # noqa: E731
         return "\n".join(f"== {path}\n" + "\n".join(tail(path)) for path in paths if path.exists())
 
     def stop(self):
@@ -374,7 +418,10 @@ def accounted(fleet, since, envs, seconds):
 
     Missing is what has not arrived or not in its order: {(minion, env): ([told], [arrived])}.
     """
-    each(fleet, lambda _, node: [node.wait_state(env, "healthy", 20) for env in envs.get(node.minion, ())])
+    each(
+        fleet,
+        lambda _, node: [node.wait_state(env, "healthy", 20) for env in envs.get(node.minion, ())],
+    )
     until = time.monotonic() + seconds
     while True:
         truth, came = told(fleet, since), arrived(fleet)
@@ -426,7 +473,8 @@ def outage(fleet, envs, seconds=60, transitions=200):
         "transitions": count,
         "arrived": count
         - sum(
-            len(ids) - len([i for i in ids if i in came]) if set(ids) != set(came) else 1 for ids, came in lost.values()
+            len(ids) - len([i for i in ids if i in came]) if set(ids) != set(came) else 1
+            for ids, came in lost.values()
         ),
         "missing": lost,
         "repeats": len(records) - len({r["id"] for r in records}),
@@ -499,7 +547,9 @@ def detected(node, service, since, seconds=20):
 def _arrival(name, env, since, listener):
     """When the first `failing` of an env since then arrived, or None."""
     found = [
-        m for m, r in listener.records(name) if (r["env"], r["transition"]) == (env, "failing") and r["time"] >= since
+        m
+        for m, r in listener.records(name)
+        if (r["env"], r["transition"]) == (env, "failing") and r["time"] >= since
     ]
     return found[0] if found else None
 
@@ -519,7 +569,9 @@ def detection_latencies(fleet, envs, rounds=5):
             moment = detected(node, f"{env}.http", since)
             came = fleet.listener.wait(functools.partial(_arrival, name, env, since), 20)
             if not moment or not came:
-                raise RuntimeError(f"{name}/{env}: detected {moment}, arrived {came}\n{node.agent_log()}")
+                raise RuntimeError(
+                    f"{name}/{env}: detected {moment}, arrived {came}\n{node.agent_log()}"
+                )
             found.append(came - moment)
             node.sim.cbsd("jexec", f"jname={env}", "service", "nginx", "start")
             node.wait_state(env, "healthy", 20)
@@ -532,7 +584,10 @@ def measure(outage_seconds=60):
     """What `make bench` says of the events: three nodes, 60 envs, and at last 900 records; about three minutes."""
     fleet = Fleet(3, net=36)
     groups = {
-        "web": {"match": "a*", "checks": {"http": {"type": "http", "port": 80, "on_failure": "alert"}}},
+        "web": {
+            "match": "a*",
+            "checks": {"http": {"type": "http", "port": 80, "on_failure": "alert"}},
+        },
         "plain": {"match": "b*", "checks": {"up": {"type": "running"}}},
     }
     fleet.pillar({**QUICK, "budget": {"storm_min": 50}, "groups": groups})
@@ -551,9 +606,15 @@ def measure(outage_seconds=60):
             each(fleet, lambda name, node: node.wait_state(web[name], "healthy", 30))
             time.sleep(6)
             latency = median(detection_latencies(fleet, web))
-            found = outage(fleet, {n: [f"b{n[-1]}-{k}" for k in range(2, 7)] for n in fleet.nodes}, outage_seconds)
+            found = outage(
+                fleet,
+                {n: [f"b{n[-1]}-{k}" for k in range(2, 7)] for n in fleet.nodes},
+                outage_seconds,
+            )
             fleet.wait_minions()
-            each(fleet, lambda name, node: node.stop())  # monit and the agent would forget what is laid there next
+            each(
+                fleet, lambda name, node: node.stop()
+            )  # monit and the agent would forget what is laid there next
             times = fleet_vs_ping(fleet)
     finally:
         fleet.stop()

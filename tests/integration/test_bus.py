@@ -12,7 +12,14 @@ PILLAR = {
 def test_highstate_verbs_and_healing(hosts):
     master, minion, node = hosts
     salt = master.salt_cli(timeout=180)
-    node.sim.cbsd("jcreate", "jname=lb1", "ip4_addr=127.77.9.11", "pkglist=nginx", "sysrc=nginx_enable=YES", "inter=0")
+    node.sim.cbsd(
+        "jcreate",
+        "jname=lb1",
+        "ip4_addr=127.77.9.11",
+        "pkglist=nginx",
+        "sysrc=nginx_enable=YES",
+        "inter=0",
+    )
     node.pillar(PILLAR)
 
     first = salt.run("state.highstate", minion_tgt=minion.id)
@@ -29,7 +36,9 @@ def test_highstate_verbs_and_healing(hosts):
     assert done.returncode == 0, done
     assert node.wait_state("lb1", "healthy", 30), node.agent_log()
     assert node.running()["lb1"] != before
-    assert node.status()["lb1"]["intent"] == "running", "a restart through Salt is no operator's stop"
+    assert node.status()["lb1"]["intent"] == "running", (
+        "a restart through Salt is no operator's stop"
+    )
 
     again = salt.run("cbsd.start", "lb1", minion_tgt=minion.id)
     assert again.data["changed"] is False
@@ -38,7 +47,9 @@ def test_highstate_verbs_and_healing(hosts):
     try:
         node.sim.cbsd("jexec", "jname=lb1", "service", "nginx", "stop")
         until = time.monotonic() + 40
-        while time.monotonic() < until and "healed" not in [r["transition"] for r in node.history("lb1")]:
+        while time.monotonic() < until and "healed" not in [
+            r["transition"] for r in node.history("lb1")
+        ]:
             time.sleep(0.1)
         assert "healed" in [r["transition"] for r in node.history("lb1")], node.agent_log()
     finally:
@@ -59,7 +70,9 @@ def test_stop_over_the_bus_is_meant(hosts):
 def test_hostile_names_are_refused_over_the_bus(hosts, tmp_path):
     master, minion, node = hosts
     salt = master.salt_cli(timeout=60)
-    commands = [c for c in node.commands() if c[0] != "-c"]  # the agent may still be looking at the inventory
+    commands = [
+        c for c in node.commands() if c[0] != "-c"
+    ]  # the agent may still be looking at the inventory
     for name in (f"$(touch {tmp_path}/x)", "../x", "a b", "a|b", "*", "-x"):
         done = salt.run("cbsd.restart", name, minion_tgt=minion.id)
         assert done.returncode != 0, done

@@ -69,8 +69,16 @@ class Told:
     def settings(self):
         """The example's `cbsd_monit_notify`, with the places changed to ours."""
         url = f"http://127.0.0.1:{self.web.server_address[1]}"
-        mail = {"to": ["ops@example.net"], "from": "salt@example.net", "port": self.mail.server_address[1]}
-        return [{"webhook": {"url": f"{url}/hook"}}, {"chat": {"url": f"{url}/chat"}}, {"mail": mail}]
+        mail = {
+            "to": ["ops@example.net"],
+            "from": "salt@example.net",
+            "port": self.mail.server_address[1],
+        }
+        return [
+            {"webhook": {"url": f"{url}/hook"}},
+            {"chat": {"url": f"{url}/chat"}},
+            {"mail": mail},
+        ]
 
     def close(self):
         for server in (self.web, self.mail):
@@ -90,8 +98,15 @@ def fleet(people):
     if os.geteuid() != 0:
         pytest.skip("needs root: simulated jails listen on their own loopback addresses")
     example = yaml.safe_load(EXAMPLE.read_text().replace("/usr/local/etc/salt/states", str(REPO)))
-    assert [next(iter(hook)) for hook in example["cbsd_monit_notify"]] == ["webhook", "chat", "mail", "runner"]
-    made = fleets.Fleet(3, net=33, reactor=example["reactor"], master={"cbsd_monit_notify": people.settings()})
+    assert [next(iter(hook)) for hook in example["cbsd_monit_notify"]] == [
+        "webhook",
+        "chat",
+        "mail",
+        "runner",
+    ]
+    made = fleets.Fleet(
+        3, net=33, reactor=example["reactor"], master={"cbsd_monit_notify": people.settings()}
+    )
     quick = {"start_period": "2s", "restart": {"attempts": 1, "delay": "1s"}}
     made.pillar(
         {
@@ -109,7 +124,9 @@ def fleet(people):
 
     def jails(name, node):
         n = name[-1]
-        for number, (env, words) in enumerate([(f"a{n}", NGINX), (f"e{n}", NGINX), (f"g{n}", NGINX)], 1):
+        for number, (env, words) in enumerate(
+            [(f"a{n}", NGINX), (f"e{n}", NGINX), (f"g{n}", NGINX)], 1
+        ):
             made.jail(name, env, number, *words)
         for number in range(4, ENVS + 1):
             made.jail(name, f"b{n}-{number}", number)
@@ -130,7 +147,9 @@ def start(fleet, name, *envs):
 
 
 def restarts(fleet):
-    return {name: len((d.folder / "restarts").read_text().split()) for name, d in fleet.minions.items()}
+    return {
+        name: len((d.folder / "restarts").read_text().split()) for name, d in fleet.minions.items()
+    }
 
 
 def test_a_highstate_switches_it_on_and_restarts_each_minion_once(fleet):
@@ -156,24 +175,36 @@ def test_masterless_says_in_one_sentence_that_it_needs_a_master(fleet):
 
 
 def test_a_killed_service_is_told_rechecked_and_healed_at_its_node_only(fleet):
-    fleets.each(fleet, lambda name, _: start(fleet, name, f"a{name[-1]}", f"e{name[-1]}", f"g{name[-1]}"))
+    fleets.each(
+        fleet, lambda name, _: start(fleet, name, f"a{name[-1]}", f"e{name[-1]}", f"g{name[-1]}")
+    )
     since = time.time()
     commands = {name: len(node.commands()) for name, node in fleet.nodes.items()}
     fleet.nodes["hv2"].sim.cbsd("jexec", "jname=e2", "service", "nginx", "stop")
 
     def seen(listener):
         return [
-            r["transition"] for r in fleets.unique(listener.records("hv2")) if r["env"] == "e2" and r["time"] > since
+            r["transition"]
+            for r in fleets.unique(listener.records("hv2"))
+            if r["env"] == "e2" and r["time"] > since
         ]
 
     fleet.listener.wait(lambda s: "healthy" in seen(s), 40)
-    assert seen(fleet.listener) == ["failing", "healing", "healed", "healthy"], fleet.nodes["hv2"].agent_log()
+    assert seen(fleet.listener) == ["failing", "healing", "healed", "healthy"], fleet.nodes[
+        "hv2"
+    ].agent_log()
     assert fleet.listener.jobs("cbsd_monit.recheck", since) == [["hv2"]]
     for name in ("hv1", "hv3"):
         verbs = {argv[0] for argv in fleet.nodes[name].commands()[commands[name] :]}
         assert not verbs & {"jstart", "jstop", "jrestart"}
-    record = next(r for _, r in fleet.listener.records("hv2") if r["transition"] == "healed" and r["env"] == "e2")
-    assert {"id", "time", "env", "emulator", "check", "reason", "attempt", "duration"} <= set(record)
+    record = next(
+        r
+        for _, r in fleet.listener.records("hv2")
+        if r["transition"] == "healed" and r["env"] == "e2"
+    )
+    assert {"id", "time", "env", "emulator", "check", "reason", "attempt", "duration"} <= set(
+        record
+    )
 
 
 def test_an_operators_stop_and_start_are_one_record_each(fleet):
@@ -202,9 +233,13 @@ def test_an_env_that_appears_gets_its_checks(fleet):
 def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
     fleet.nodes["hv3"].sim.fail_start("g3")
     fleet.nodes["hv3"].sim.cbsd("jexec", "jname=g3", "service", "nginx", "stop")
-    alone = fleet.listener.wait(lambda s: [d for _, t, d in s.events() if t == "cbsd_monit/hv3/g3/gave_up"], 60)
+    alone = fleet.listener.wait(
+        lambda s: [d for _, t, d in s.events() if t == "cbsd_monit/hv3/g3/gave_up"], 60
+    )
     assert alone, fleet.nodes["hv3"].agent_log()
-    batch = [r for r in fleets.unique(fleet.listener.records("hv3")) if r["transition"] == "gave_up"]
+    batch = [
+        r for r in fleets.unique(fleet.listener.records("hv3")) if r["transition"] == "gave_up"
+    ]
     assert [r["id"] for r in batch] == [alone[0]["data"]["id"]] and alone[0]["id"] == "hv3"
     until = time.monotonic() + 30
     while len(people.mails) < 1 and time.monotonic() < until:
@@ -295,7 +330,14 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
     mark, since = tmp_path / "owned", time.time()
     plain = {name: len(node.commands()) for name, node in fleet.nodes.items()}
     done = subprocess.run(
-        [sys.executable, "-c", HOSTILE, str(fleet.minions["hv1"].folder / "minion"), str(mark), "3400"],
+        [
+            sys.executable,
+            "-c",
+            HOSTILE,
+            str(fleet.minions["hv1"].folder / "minion"),
+            str(mark),
+            "3400",
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -316,7 +358,9 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
     assert came and came[0] < 30
     healed = fleet.listener.wait(
         lambda s: [
-            r for _, r in s.records("hv2") if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since
+            r
+            for _, r in s.records("hv2")
+            if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since
         ],
         240,
     )
@@ -350,8 +394,14 @@ def test_the_runner_shows_the_fleet(fleet):
         ("hv2", "a2"),
         ("hv3", "a3"),
     ]
-    silenced = fleet.run("cbsd_monit.silence", "1h", "kernel upgrade", "group=web", "who=ann")["silenced"]
-    assert {m: list(envs) for m, envs in silenced.items()} == {"hv1": ["a1"], "hv2": ["a2"], "hv3": ["a3"]}
+    silenced = fleet.run("cbsd_monit.silence", "1h", "kernel upgrade", "group=web", "who=ann")[
+        "silenced"
+    ]
+    assert {m: list(envs) for m, envs in silenced.items()} == {
+        "hv1": ["a1"],
+        "hv2": ["a2"],
+        "hv3": ["a3"],
+    }
     (row,) = [r for r in fleet.run("cbsd_monit.fleet", "env=a2")["envs"]]
     assert row["silence"]["by"] == "ann" and row["silence"]["reason"] == "kernel upgrade"
     fleet.run("cbsd_monit.unsilence", "group=web")
@@ -379,13 +429,21 @@ def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet)
     fleet.nodes["hv2"].sim.fail_start("a2")
     try:
         done = fleet.cli(
-            "salt-run", "cbsd_monit.rolling_restart", "group=web", "min_healthy_time=1", "healthy_deadline=15"
+            "salt-run",
+            "cbsd_monit.rolling_restart",
+            "group=web",
+            "min_healthy_time=1",
+            "healthy_deadline=15",
         )
     finally:
         fleet.nodes["hv2"].sim.fail_start("a2", off=True)
     assert done.returncode != 0
     said = done.stdout + done.stderr
-    assert "stopped at hv2/a2" in said and "Restarted: hv1/a1" in said and "Left as they are: hv3/a3" in said, said
+    assert (
+        "stopped at hv2/a2" in said
+        and "Restarted: hv1/a1" in said
+        and "Left as they are: hv3/a3" in said
+    ), said
     assert fleet.nodes["hv3"].running()["a3"] == before["hv3"]["a3"]
 
 
@@ -401,7 +459,10 @@ def test_clean_takes_it_back(fleet):
     found = fleet.salt("hv3", "state.apply", "cbsd_monit.clean", timeout=240)["hv3"]
     assert isinstance(found, dict) and {r["result"] for r in found.values()} == {True}, found
     folder = fleet.minions["hv3"].folder
-    assert not (folder / "minion.d/cbsd_monit.conf").exists() and not fleet.nodes["hv3"].state_dir.exists()
+    assert (
+        not (folder / "minion.d/cbsd_monit.conf").exists()
+        and not fleet.nodes["hv3"].state_dir.exists()
+    )
     until = time.monotonic() + 30
     while restarts(fleet)["hv3"] < 2 and time.monotonic() < until:
         time.sleep(0.2)
@@ -410,7 +471,9 @@ def test_clean_takes_it_back(fleet):
 
 def test_jails_are_targets(fleet):
     path = fleet.pillars / "hv1.sls"
-    path.write_text("#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}}))
+    path.write_text(
+        "#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}})
+    )
     fleet.salt("hv1", "saltutil.sync_all")
     fleet.salt("hv1", "saltutil.refresh_pillar")
     ask = lambda *args: fleet.cli("salt", "--out=json", "-t", "20", "-C", *args).stdout  # noqa: E731
@@ -425,4 +488,7 @@ def test_jails_are_targets(fleet):
     assert fleet.nodes["hv1"].running()["a1"] != before
     assert "not supported" in ask("T@cbsd:a1", "cmd.run", "id")
     found = fleet.run("cbsd_monit.fleet", "env=a*")
-    assert {(r["node"], r["env"]) for r in found["envs"]} == {("hv1", "a1"), ("hv2", "a2")} and "no_answer" not in found
+    assert {(r["node"], r["env"]) for r in found["envs"]} == {
+        ("hv1", "a1"),
+        ("hv2", "a2"),
+    } and "no_answer" not in found

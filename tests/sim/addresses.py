@@ -62,7 +62,9 @@ class Addresses:
     def _note(self, kind, address):
         self._first(f"ipv{kind}_first", address)
         if kind == 4:
-            self._first("ipv4_first_private" if is_private(address) else "ipv4_first_public", address)
+            self._first(
+                "ipv4_first_private" if is_private(address) else "ipv4_first_public", address
+            )
 
     def _first(self, fact, address):
         self.facts[fact] = self.facts[fact] or address

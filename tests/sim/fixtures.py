@@ -8,7 +8,9 @@ from sim import jails, machines
 from sim.inventory import Inventory, to_bytes
 from sim.kernel import Kernel
 
-FILE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conformance/fixtures.yaml")
+FILE = os.path.join(
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conformance/fixtures.yaml"
+)
 
 
 def load(path=FILE):
@@ -55,7 +57,9 @@ class Builder:
         self.directories(jname, jails.HOOK_DIRS)
         if values["state"] == "On":
             address = row["ip4_addr"]
-            jid = self.kernel.create_jail(jname, row["path"], row["data"], row["host_hostname"], address)
+            jid = self.kernel.create_jail(
+                jname, row["path"], row["data"], row["host_hostname"], address
+            )
             row.update(jid=jid, status=1)
             with open(self.layout.system(jname, "locked"), "w", encoding="utf-8") as lock:
                 lock.write(self.layout.nodename() + "\n")
@@ -66,7 +70,10 @@ class Builder:
         row = self.row(jname, values)
         self.directories(jname, machines.HOOK_DIRS)
         bind, _, port = row.pop("vnc").rpartition(":")
-        settings = {key: row.get(key) for key in ("vm_cpus", "vm_os_type", "ip4_addr", "astart", "protected")}
+        settings = {
+            key: row.get(key)
+            for key in ("vm_cpus", "vm_os_type", "ip4_addr", "astart", "protected")
+        }
         settings.update(vm_ram=to_bytes(row["vm_ram"]), bhyve_vnc_tcp_bind=bind, vnc_port=port)
         self.inventory.create_settings(jname, settings)
         self.inventory.register(row)

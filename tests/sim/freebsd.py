@@ -109,7 +109,9 @@ def jexec(layout, argv):
         elif flag[1:2] == "d":
             directory = flag[2:] or words.pop(0)
         elif flag.strip("-ln"):
-            sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
+            sys.stderr.write(
+                "usage: jexec [-l] [-d working-directory] [-u username | -U username]\n"
+            )
             return 1
     if words[:1] == ["--"]:
         words.pop(0)
@@ -184,7 +186,9 @@ def ps(layout, argv):
         return 1
     kernel = Kernel(layout)
     name, jail = found
-    for pid, _ in sorted(procs.family([jail["holder"], *filter(None, jail["pids"])], kernel.marker(name, jail))):
+    for pid, _ in sorted(
+        procs.family([jail["holder"], *filter(None, jail["pids"])], kernel.marker(name, jail))
+    ):
         try:
             with open(f"/proc/{pid}/comm", encoding="utf-8") as source:
                 print(f"{pid:5} {source.read().strip()}")
@@ -202,7 +206,9 @@ def rctl(layout, argv):
         with open(os.path.join(layout.kernel, "rctl", argv[1][5:]), encoding="utf-8") as source:
             sys.stdout.write(source.read())
     except FileNotFoundError:
-        sys.stderr.write("rctl: RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable\n")
+        sys.stderr.write(
+            "rctl: RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable\n"
+        )
         return 1
     return 0
 
@@ -310,7 +316,9 @@ def astart(layout, cbsd):
         chosen = [name for name in names if autostarted(inventory, name, emulator)]
         if chosen:
             argv = [cbsd, command, "inter=0", *chosen]
-            running.append(subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL))
+            running.append(
+                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+            )
     for process in running:
         process.wait()
     return 0

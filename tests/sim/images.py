@@ -60,7 +60,9 @@ def jimport(session):
         session.fail(f"{{N1}}No such jail or image here: {{N2}}{wanted}{{N0}}", 0)
     with tempfile.TemporaryDirectory(dir=layout.work("ftmp")) as unpacked:
         with tarfile.open(image) as archive:
-            archive.extraction_filter = lambda member, path: member  # `filter=` is younger than Debian 12's Python
+            archive.extraction_filter = lambda member, path: (
+                member
+            )  # `filter=` is younger than Debian 12's Python
             archive.extractall(unpacked)
         with open(os.path.join(unpacked, "header.json"), encoding="utf-8") as header:
             row = json.load(header)
@@ -75,7 +77,9 @@ def jimport(session):
         shutil.move(os.path.join(unpacked, "data"), layout.data(jname))
     row.update(jails.paths_of(layout, jname), jname=jname, jid="0", status="0")
     if args["newip"]:
-        row["ip4_addr"] = session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
+        row["ip4_addr"] = (
+            session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
+        )
         session.say(f"{{N1}}IP sets to: {{N2}}{row['ip4_addr']}{{N0}}")
     session.inventory.register(row)
     for directory in (layout.work("jails", jname), layout.work("jails-fstab", jname)):

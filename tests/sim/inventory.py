@@ -126,7 +126,9 @@ class Inventory:
 
     def names(self, condition="1"):
         """Names of environments, in the order in which they were created."""
-        return [row[0] for row in self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")]
+        return [
+            row[0] for row in self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")
+        ]
 
     def value(self, jname, column):
         """One column of one row as text, '' when there is none."""

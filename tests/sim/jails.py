@@ -84,7 +84,9 @@ def jcreate(session):
     """Create a jail (sudoexec/jcreate)."""
     keys = f"{CREATE_KEYS} {' '.join(JAIL_ARGS)}"
     # jail-freebsd-default.conf is read after the environment, so only other names leak in from it.
-    reset = {key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")}
+    reset = {
+        key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")
+    }
     reset.update(dict.fromkeys(("sysrc", "from", "flavor", "ci_user_pubkey", "environment"), ""))
     args = session.parse(optional=keys, sudo=True, reset=reset)
     wanted = {key: value for key, value in args.given.items() if value}
@@ -202,7 +204,9 @@ def make_system_dir(session, row, quiet):
         pass
     profile = session.args["jprofile"] or "default"
     system_skel = session.args["jailsysskeldir"]
-    system_skel = system_skel or layout.work(f"share/FreeBSD-{row['emulator']}-{profile}-system-skel")
+    system_skel = system_skel or layout.work(
+        f"share/FreeBSD-{row['emulator']}-{profile}-system-skel"
+    )
     if os.path.isdir(system_skel):
         if not quiet:
             session.say(f"{{N1}}jcreate: copy system skel from: {{N2}}{system_skel}{{N0}}")
@@ -240,7 +244,11 @@ def copy_tree(source, target):
         os.makedirs(there, exist_ok=True)
         for name in directories + files:
             old = os.path.join(there, name)
-            if os.path.islink(old) or os.path.islink(os.path.join(place, name)) and os.path.isfile(old):
+            if (
+                os.path.islink(old)
+                or os.path.islink(os.path.join(place, name))
+                and os.path.isfile(old)
+            ):
                 os.unlink(old)
     try:
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
@@ -357,7 +365,9 @@ def take_lock(session, jname, quiet):
     else:
         if not quiet:
             age = f"node, lock age: {minutes} min."
-            session.say(f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}")
+            session.say(
+                f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}"
+            )
         advice = "You may remove the lockfile if you believe that jail is not running on this node"
         session.fail(f"{{N1}}{advice}: {{N2}}rm -f {path}{{N0}}")
     if not quiet:
@@ -431,7 +441,8 @@ def resolve_dhcp(session, row):
     """Replace DHCP by an address of the pool; with its capital P: `dhcp` is not resolved."""
     items = row["ip4_addr"].split(",")
     resolved = [
-        session.inventory.lease() or item if item[:3].upper() == "DHC" and item[3:] == "P" else item for item in items
+        session.inventory.lease() or item if item[:3].upper() == "DHC" and item[3:] == "P" else item
+        for item in items
     ]
     if resolved != items:
         session.cbsd("jset", f"jname={row['jname']}", f"ip4_addr={','.join(resolved)}")
@@ -601,7 +612,9 @@ def jrename(session):
         session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
     if inventory.value(new, "jid"):
         session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
-    session.queue("jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1")
+    session.queue(
+        "jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1"
+    )
     if jid != "0":
         if args["restart"] != "1":
             session.fail(
@@ -618,7 +631,9 @@ def jrename(session):
     move_fstab(layout, old, new)
     address = args["ip4_addr"] or row["ip4_addr"]
     if address.upper() == "DHCP":
-        address = inventory.lease() or session.fail("{N1}No free IP address for DHCP in nodeippool{N0}")
+        address = inventory.lease() or session.fail(
+            "{N1}No free IP address for DHCP in nodeippool{N0}"
+        )
         session.say(f"{{N1}}Selected IP: {{N2}}{address}{{N0}}")
     hostname = args["host_hostname"] or row["host_hostname"]
     inventory.update(
@@ -675,7 +690,9 @@ def rewrite_fstab(directory, old, new):
 def jclone(session):
     """Clone a jail: the address is that of the source unless given, the hooks come along."""
     optional = "ip4_addr checkstate verbose promote clone_method mac_reinit"
-    args = session.parse("old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"})
+    args = session.parse(
+        "old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"}
+    )
     layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
     jid = inventory.value(old, "jid")
     if not jid:
@@ -689,7 +706,9 @@ def jclone(session):
     address = args["ip4_addr"] or inventory.value(old, "ip4_addr")
     session.queue("jail", "jclone", new, f"ip4_addr={args['ip4_addr']}", "status=1")
     if address.upper() == "DHCP":
-        address = inventory.lease() or session.fail("{N1}no free IPv4 address for DHCP in nodeippool{N0}")
+        address = inventory.lease() or session.fail(
+            "{N1}no free IPv4 address for DHCP in nodeippool{N0}"
+        )
         session.say(f"{{N1}}Selected IPv4: {{N2}}{address}{{N0}}")
     row = session.load(old)
     if row["emulator"] == "bhyve":
@@ -811,12 +830,18 @@ def validate_address(session, jname, value):
     value = value.replace("|", "#")
     interface, special, _ = value.partition("#")
     special = special and "#" in value.split(",")[-1]
-    if special and not interface.startswith("vhid") and interface != session.layout.settings()["nic"]:
+    if (
+        special
+        and not interface.startswith("vhid")
+        and interface != session.layout.settings()["nic"]
+    ):
         text = f"jset for {jname} error: interface not exist"
         session.fail(f"{{N1}}{text}: {{N2}}{interface}{{N0}}")
     mine = value.split("/")[0].rpartition("#")[2]
     if family(mine) == 4:
-        for other, theirs in session.inventory.rows("SELECT jname,ip4_addr FROM jails ORDER BY rowid"):
+        for other, theirs in session.inventory.rows(
+            "SELECT jname,ip4_addr FROM jails ORDER BY rowid"
+        ):
             used = [item.rpartition("#")[2].split("/")[0] for item in theirs.split(",")]
             if other != jname and mine in used:
                 session.say(
@@ -869,7 +894,11 @@ def jexec(session):
     jname = args["jname"]
     if not jname:
         session.fail("{N1}jexec: give me jname{N0}")
-    words = [w for w in args.raw[1:] if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")]
+    words = [
+        w
+        for w in args.raw[1:]
+        if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")
+    ]
     command = args["cmd"] or " ".join(words)
     row = session.load(jname)
     if row is None:
@@ -884,7 +913,9 @@ def jexec(session):
         session.export_for_hooks(row)
         os.execve(own, [own, *command.split()[1:]], session.environment)
     argv = ["/bin/sh", "-c", command] if command else ["/bin/sh"]
-    return freebsd.execute(session.kernel, jname, argv, session.environment, args["user"], args["dir"])
+    return freebsd.execute(
+        session.kernel, jname, argv, session.environment, args["user"], args["dir"]
+    )
 
 
 def jswmode(session):

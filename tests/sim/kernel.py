@@ -61,7 +61,9 @@ class Kernel:
         """name -> record of the jails that exist."""
         found = self.read()["jails"]
         holders = {name: tuple(jail["holder"] or ()) for name, jail in found.items()}
-        alive = {holder for holder in set(holders.values()) if procs.alive(holder)}  # a benchmark has one for all
+        alive = {
+            holder for holder in set(holders.values()) if procs.alive(holder)
+        }  # a benchmark has one for all
         return {name: jail for name, jail in found.items() if holders[name] in alive}
 
     def jid(self, name):
@@ -113,7 +115,9 @@ class Kernel:
             environment = self.jail_environment(name, jail, {})
             jail["holder"] = spawn([f"{name}: init", "infinity"], SLEEP, environment)
             state["jails"][name] = jail
-            with contextlib.suppress(OSError):  # stands for the mount of the data on the jail's root
+            with contextlib.suppress(
+                OSError
+            ):  # stands for the mount of the data on the jail's root
                 os.rmdir(path)
                 os.symlink(data, path)
         return jail["jid"]
@@ -130,7 +134,9 @@ class Kernel:
         """`jail -r`: every process of the jail is killed, then the jail is gone."""
         jail = self.read()["jails"].get(name)
         if jail:
-            procs.exterminate([jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail))
+            procs.exterminate(
+                [jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail)
+            )
             with self.changing() as state:
                 if state["jails"].get(name, {}).get("jid") == jail["jid"]:
                     del state["jails"][name]

@@ -53,7 +53,9 @@ def bls(session):
     for jname in names:
         path = session.inventory.settings_file(jname)
         if session.inventory.exists() and not os.path.isfile(path):
-            broken.append(f"{{N1}}{jname}: can't open database file for {jname}: {{N2}}{path}{{N0}}")
+            broken.append(
+                f"{{N1}}{jname}: can't open database file for {jname}: {{N2}}{path}{{N0}}"
+            )
         else:
             table.add(jname)
     table.print()
@@ -73,7 +75,9 @@ def listed(session, condition):
         # The complaint of the SQL builtin is read as a row (sqlcmd.c:496).
         return ["cbsdsql:"] if not wanted or "cbsdsql:" in wanted else []
     order = "DESC" if args["order"].lower() == "desc" else "ASC"
-    rows = inventory.rows(f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}")
+    rows = inventory.rows(
+        f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}"
+    )
     show_hidden = session.environment.get("hidden") != "0"
     names = [jname for jname, hidden in rows if show_hidden or str(hidden) != "1"]
     return [jname for jname in names if not wanted or jname in wanted]

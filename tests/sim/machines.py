@@ -18,7 +18,9 @@ SET_KEYS = "nice vm_pid gid quiet"
 
 def bcreate(session):
     """Create a machine; the hooks of its creation run before a first start (bcreate:1165)."""
-    optional = f"jname jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
+    optional = (
+        f"jname jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
+    )
     reset = dict.fromkeys(optional.split()[1:], "")
     args = session.parse(optional=optional, sudo=True, reset=reset)
     layout, jname, quiet = session.layout, args["jname"], args["quiet"] == "1"
@@ -131,7 +133,9 @@ def guest_of(layout, jname):
 def bstop(session):
     """Stop a machine. One that does not run is "stopped" all the same: hooks, exit code 0."""
     keys = "checkpoint hard_timeout jname inter noacpi"
-    args = session.parse(optional=keys, sudo=True, reset={"jname": "", "noacpi": "0", "hard_timeout": "30"})
+    args = session.parse(
+        optional=keys, sudo=True, reset={"jname": "", "noacpi": "0", "hard_timeout": "30"}
+    )
     names = session.from_cbsdfile("bhyve")
     words = args.raw[1:] if args["inter"] else args.raw  # `shift`, whatever the first word is
     if not (args["jname"] or args.raw or names):

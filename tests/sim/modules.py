@@ -34,7 +34,9 @@ def fetch(session, name, mode, version):
         tool = f"{REAL_PREFIX}/bin/cfetch -u"
         return complain(session, f"unable to fetch metadata via: {tool} {{N2}}{raw}")
     if not directory:
-        return complain(session, f"unable to extract MODULE_DIR= variable from manifest: {{N2}}{raw}")
+        return complain(
+            session, f"unable to extract MODULE_DIR= variable from manifest: {{N2}}{raw}"
+        )
     if not directory.startswith(f"{REAL_PREFIX}/modules"):
         text = f"MODULE_DIR != {REAL_PREFIX}/modules in manifest: {{N2}}{directory}"
         return complain(session, text)

@@ -89,7 +89,9 @@ class Node:
             os.makedirs(os.path.join(layout.distdir, directory))
         os.makedirs(layout.workdir)
         with open(layout.rcconf, "w", encoding="utf-8") as out:
-            out.write(f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else "")
+            out.write(
+                f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else ""
+            )
         with open(layout.work("nodename"), "w", encoding="utf-8") as out:
             out.write(name + "\n")
         self._install_programs()
@@ -116,7 +118,9 @@ class Node:
         self._wrapper(os.path.join(commands, ".command"), BUILTIN_WRAPPER)
         for command in (*COMMANDS, "cbsdsqlro", "cbsdsqlrw"):
             os.symlink(".command", os.path.join(commands, command))
-        os.symlink("../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv"))
+        os.symlink(
+            "../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv")
+        )
 
     def _wrapper(self, path, template, mode=0o755, **values):
         text = template.format(python=PYTHON, tests=os.path.dirname(HERE), root=self.root, **values)
@@ -334,7 +338,9 @@ def read_log(path):
 
 def parser():
     """The options of this program."""
-    top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    top = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     top.add_argument("--root", required=True, help="directory of the node")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -348,7 +354,9 @@ def parser():
     create.add_argument("--name", default=DEFAULTS["nodename"])
     create.add_argument("--nic", default=DEFAULTS["nic"])
     create.add_argument("--jid-start", type=int, default=DEFAULTS["jid_start"])
-    create.add_argument("--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from")
+    create.add_argument(
+        "--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from"
+    )
     command("reset", "a new node with a fixture of the recorded cases", "fixture")
     command("destroy", "end all its processes and remove it")
     command("status", "what the kernel has, as JSON")
@@ -360,13 +368,17 @@ def parser():
     slow.add_argument("--stop", type=float, default=0.0, metavar="SECONDS")
     off = command("off", "what its address does while it is down", "name")
     off.add_argument("mode", choices=("refuse", "blackhole"))
-    off.add_argument("--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")])
+    off.add_argument(
+        "--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")]
+    )
     guest = command("guest", "what the guest in a machine runs", "name")
     guest.add_argument("--service", default="tcpd")
     guest.add_argument("--port", type=int, default=8080)
     guest.add_argument("--boot-delay", type=float, default=0.5, metavar="SECONDS")
     poweroff = command("guest-poweroff", "the guest switches itself off", "name")
-    poweroff.add_argument("--twice", action="store_true", help="the stop hooks run twice, concurrently")
+    poweroff.add_argument(
+        "--twice", action="store_true", help="the stop hooks run twice, concurrently"
+    )
     command("guest-reboot", "the guest restarts", "name")
     boot = command("boot", "the node reboots")
     boot.add_argument("--no-astart", action="store_true", help="start nothing")

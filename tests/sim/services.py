@@ -120,7 +120,11 @@ class Services:
             return 1, f"{service} does not exist in {where}, or is not executable\n"
         forced = verb.startswith(("one", "force"))
         plain = verb.removeprefix("one").removeprefix("force")
-        if not forced and plain in ("start", "stop", "restart", "reload") and not self.enabled(service):
+        if (
+            not forced
+            and plain in ("start", "stop", "restart", "reload")
+            and not self.enabled(service)
+        ):
             return 1, (
                 f"Cannot '{verb}' {service}. Set {service}_enable to YES in /etc/rc.conf or use"
                 f" 'one{verb}' instead of '{verb}'.\n"
@@ -147,7 +151,11 @@ class Services:
 
     def _status(self, service):
         pid = self.pid(service)
-        return (0, f"{service} is running as pid {pid}.\n") if pid else (1, f"{service} is not running.\n")
+        return (
+            (0, f"{service} is running as pid {pid}.\n")
+            if pid
+            else (1, f"{service} is not running.\n")
+        )
 
     def _reload(self, service):
         pid = self.pid(service)

@@ -169,11 +169,17 @@ class Session:
             return None
         self.say(f"{{N1}}found CBSDfile: {{N2}}{path}{{N0}}", stream=2)
         # The file is shell code and is run, as root.
-        subprocess.run(["/bin/sh", path], env=self.environment, stdin=subprocess.DEVNULL, check=False)
+        subprocess.run(
+            ["/bin/sh", path], env=self.environment, stdin=subprocess.DEVNULL, check=False
+        )
         prefix = {"jail": "jail_", "bhyve": "bhyve_"}[emulator]
         with open(path, encoding="utf-8") as source:
             lines = [line.rstrip() for line in source]
-        return [line[len(prefix) : -2] for line in lines if line.startswith(prefix) and line[-2:] == "()"]
+        return [
+            line[len(prefix) : -2]
+            for line in lines
+            if line.startswith(prefix) and line[-2:] == "()"
+        ]
 
     def from_cbsdfile(self, emulator):
         """The names that a CBSDfile restricts the command to; None without one."""
@@ -186,7 +192,9 @@ class Session:
             if word not in defined:
                 text = f"{{N1}}{self.command}: env absent in CBSDfile: {{N2}}{word}{{N0}}"
                 self.say(text, stream=2)
-        names = [word for word in self.args.words if word in defined] if self.args.words else defined
+        names = (
+            [word for word in self.args.words if word in defined] if self.args.words else defined
+        )
         if not names:
             self.fail(f"{{N1}}{self.command}: give me jname{{N0}}")
         return names

@@ -111,7 +111,9 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
     assert status.returncode == 0 and status.stdout.startswith("nginx is running as pid ")
     assert node.cbsd("jexec", "jname=lb1", "service", "nginx", "stop").returncode == 0
     assert not connects("127.79.1.11", 80)
-    status = subprocess.run([f"{node.bin}/jexec", "lb1", "service", "nginx", "status"], capture_output=True)
+    status = subprocess.run(
+        [f"{node.bin}/jexec", "lb1", "service", "nginx", "status"], capture_output=True
+    )
     assert (status.returncode, status.stdout) == (1, b"nginx is not running.\n")
     node.cbsd("jrestart", "jname=lb1")
     assert "lb1" in fetch("127.79.1.11")
@@ -120,7 +122,10 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
 def test_a_service_that_is_not_enabled_does_not_run(node):
     jail(node, "lb1", "127.79.1.12", "pkglist=nginx")
     assert not connects("127.79.1.12", 80)
-    assert "Cannot 'start' nginx" in node.cbsd("jexec", "jname=lb1", "service", "nginx", "start").stdout
+    assert (
+        "Cannot 'start' nginx"
+        in node.cbsd("jexec", "jname=lb1", "service", "nginx", "start").stdout
+    )
     node.cbsd("jexec", "jname=lb1", "service", "nginx", "onestart")
     assert connects("127.79.1.12", 80)
 
@@ -128,7 +133,9 @@ def test_a_service_that_is_not_enabled_does_not_run(node):
 def test_an_address_that_this_machine_does_not_have_is_never_used(node):
     jail(node, "far", "10.20.30.40/24", "pkglist=nginx tcpd", "sysrc=nginx_enable=YES")
     jid = node.kernel.jid("far")
-    status = subprocess.run([f"{node.bin}/jexec", str(jid), "service", "nginx", "status"], capture_output=True)
+    status = subprocess.run(
+        [f"{node.bin}/jexec", str(jid), "service", "nginx", "status"], capture_output=True
+    )
     assert status.stdout == b"nginx is not running.\n"
 
 
@@ -205,7 +212,9 @@ def test_two_starts_at_once_both_run_prestart_and_one_fails(node):
     jail(node, "a", "127.79.1.21", start=False)
     hook(node, "a", "master_prestart.d", "sleep 0.3")
     argv = [f"{node.bin}/cbsd", "jstart", "jname=a"]
-    both = [subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
     assert sorted(process.wait() for process in both) == [0, 1]
     assert len(node.hooks_log()) == 2
 
@@ -244,7 +253,9 @@ def test_sigterm_does_not_end_a_command_but_sigkill_does_and_leaves_half_a_start
     jail(node, "a", "127.79.1.24", start=False)
     node.slow("a", start=30)
     argv = [f"{node.bin}/cbsd", "jstart", "jname=a"]
-    process = subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL, start_new_session=True)
+    process = subprocess.Popen(
+        argv, env=node.environment(), stdout=subprocess.DEVNULL, start_new_session=True
+    )
     eventually(lambda: node.kernel.jid("a"))
     os.kill(process.pid, signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -532,7 +543,9 @@ def test_a_cbsdfile_restricts_commands_to_what_it_defines(node, tmp_path):
     jail(node, "a", "127.79.1.36")
     (tmp_path / "CBSDfile").write_text("jail_b()\n{\n\ttrue\n}\n")
     argv = [f"{node.bin}/cbsd", "jget", "jname=a", "ip4_addr"]
-    done = subprocess.run(argv, cwd=tmp_path, env=node.environment(), capture_output=True, text=True)
+    done = subprocess.run(
+        argv, cwd=tmp_path, env=node.environment(), capture_output=True, text=True
+    )
     assert (done.returncode, done.stdout) == (1, "jget: no such jail: a\n")
     assert "found CBSDfile" in done.stderr
 
@@ -545,7 +558,9 @@ def repository(tmp_path):
     """A module in a local git repository."""
     path = tmp_path / "modules-hello"
     path.mkdir()
-    (path / "metadata.conf").write_text('MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n')
+    (path / "metadata.conf").write_text(
+        'MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n'
+    )
     (path / "securecmd").write_text('SECCMD="${SECCMD} hello jls"\n')
     for name in ("hello", "jls"):
         (path / name).write_text('#!/bin/sh\necho hello from "$0" "$@"\n')
@@ -577,7 +592,9 @@ def test_a_module_is_cloned_enabled_and_wins_over_cbsd(node, repository):
     assert 'mod_hello_enabled="YES"' in pathlib.Path(node.layout.work("nc.inventory")).read_text()
     pathlib.Path(node.layout.work("etc/modules.conf")).write_text("")
     initenv = f"{node.layout.distdir}/sudoexec/initenv"
-    subprocess.run([initenv, "inter=0"], env=node.environment(), check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [initenv, "inter=0"], env=node.environment(), check=True, stdout=subprocess.DEVNULL
+    )
     assert node.cbsd("hello").returncode == 127
     assert "mod_hello" not in pathlib.Path(node.layout.work("nc.inventory")).read_text()
 
@@ -614,7 +631,9 @@ def test_the_queue_backend_is_called_around_each_operation(node):
     backend.chmod(0o755)
     modules_conf = pathlib.Path(node.layout.work("etc/modules.conf"))
     modules_conf.write_text("cbsd_queue.d\n")
-    pathlib.Path(node.layout.work("etc/cbsd_queue.conf")).write_text(f'cbsd_queue_backend="{backend}"\n')
+    pathlib.Path(node.layout.work("etc/cbsd_queue.conf")).write_text(
+        f'cbsd_queue_backend="{backend}"\n'
+    )
     node.cbsd("initenv")
     jail(node, "a", "127.79.1.37", start=False)
     pathlib.Path(node.root, "queue").unlink()

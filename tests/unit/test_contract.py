@@ -27,9 +27,15 @@ def literals(path, function):
     """First string arguments of all calls of ``.function(…)`` in one file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Call) and getattr(node.func, "attr", None) == function and node.args:
+        if (
+            isinstance(node, ast.Call)
+            and getattr(node.func, "attr", None) == function
+            and node.args
+        ):
             found |= {
-                n.value for n in ast.walk(node.args[0]) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+                n.value
+                for n in ast.walk(node.args[0])
+                if isinstance(n, ast.Constant) and isinstance(n.value, str)
             }
     return found
 
@@ -37,7 +43,11 @@ def literals(path, function):
 def test_states_are_those_of_the_contract():
     text = section(8)
     named = set(text.split("`")[1].split())
-    table = {word for row in re.findall(r"^\| (`.*?) \|", text, re.M) for word in re.findall(r"`(\w+)`", row)}
+    table = {
+        word
+        for row in re.findall(r"^\| (`.*?) \|", text, re.M)
+        for word in re.findall(r"`(\w+)`", row)
+    }
     used = literals(AGENT / "policy.py", "go") | literals(AGENT / "heal.py", "go")
     assert named == table
     assert used == named
@@ -49,11 +59,19 @@ def test_states_are_those_of_the_contract():
 def test_causes_are_those_of_the_contract():
     source = (AGENT / "state.py").read_text()
     proofs = set(
-        re.findall(r'return "(\w+)"(?: if .* else "(\w+)")?$', source.split("def _proof")[1].split("\ndef ")[0], re.M)
+        re.findall(
+            r'return "(\w+)"(?: if .* else "(\w+)")?$',
+            source.split("def _proof")[1].split("\ndef ")[0],
+            re.M,
+        )
     )
     proofs = {word for pair in proofs for word in pair if word}
     ours = set(literals_of(source, "OURS"))
-    causes = {w for row in re.findall(r"^\| (`.*?) \|", section(9), re.M) for w in re.findall(r"`(\w+)`", row)}
+    causes = {
+        w
+        for row in re.findall(r"^\| (`.*?) \|", section(9), re.M)
+        for w in re.findall(r"`(\w+)`", row)
+    }
     assert causes == proofs | ours | {"operator", "remove"}
 
 
@@ -100,18 +118,26 @@ def test_salt_code_keeps_the_rules(path):
     tree = ast.parse(text)
     code = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     assert not code & {"__pillar__", "__utils__"}
-    strings = {n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)}
+    strings = {
+        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
+    }
     assert not [s for s in strings if re.fullmatch(r"pillar\.\w+", s)]
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert "subprocess" not in imported
     if path.parent.name == "_modules":
         for item in tree.body:
             if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
-                assert "CLI Example:" in (ast.get_docstring(item) or ""), f"{path.name}: {item.name}"
+                assert "CLI Example:" in (ast.get_docstring(item) or ""), (
+                    f"{path.name}: {item.name}"
+                )
 
 
 def test_record_of_an_env_has_the_keys_of_the_contract():
-    documented = {w for row in re.findall(r"^\| (`.*?) \|", section(11), re.M) for w in re.findall(r"`(\w+)`", row)}
+    documented = {
+        w
+        for row in re.findall(r"^\| (`.*?) \|", section(11), re.M)
+        for w in re.findall(r"`(\w+)`", row)
+    }
     used = {"schema", "env"}
     for path in AGENT.glob("*.py"):
         for item in ast.walk(ast.parse(path.read_text())):

@@ -64,7 +64,13 @@ def run(argv, timeout, env=None, lock=None, limit=WORDS):
     with tempfile.TemporaryFile() as out:
         try:
             proc = subprocess.Popen(
-                argv, env=full, cwd="/", stdin=stdin, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                argv,
+                env=full,
+                cwd="/",
+                stdin=stdin,
+                stdout=out,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
             )
         except OSError as err:
             return Result(127, f"{argv[0]}: {err.strerror}")
@@ -100,9 +106,13 @@ def cbsd(node, *args, timeout=60, cause=None, lock=None, limit=WORDS):
 
 def end_orphan(node, env):
     """Kill the command that holds the lock of ``env`` since its agent was killed, with all that belongs to it."""
-    with contextlib.suppress(OSError, ValueError), open(node.in_run("lock", env), encoding="utf-8") as handle:
+    with contextlib.suppress(OSError, ValueError), open(
+        node.in_run("lock", env), encoding="utf-8"
+    ) as handle:
         pid = int((handle.read(200).split() or [""])[0])
-        said = run(["ps", "-ww", "-o", "pgid=", "-o", "command=", "-p", str(pid)], 15).text.split(None, 1)
+        said = run(["ps", "-ww", "-o", "pgid=", "-o", "command=", "-p", str(pid)], 15).text.split(
+            None, 1
+        )
         if len(said) > 1 and int(said[0]) == pid and _HOLDER in said[1]:
             os.killpg(pid, signal.SIGKILL)
 
@@ -160,12 +170,22 @@ def stop_timeout(row):
 
 def start(node, row, timeout, cause=None, lock=None):
     verb = EMULATORS[row["emulator"]] + "start"
-    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause, lock=lock)
+    return cbsd(
+        node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause, lock=lock
+    )
 
 
 def stop(node, row, cause, lock=None):
     verb = EMULATORS[row["emulator"]] + "stop"
-    return cbsd(node, verb, "inter=0", f"jname={row['jname']}", timeout=stop_timeout(row), cause=cause, lock=lock)
+    return cbsd(
+        node,
+        verb,
+        "inter=0",
+        f"jname={row['jname']}",
+        timeout=stop_timeout(row),
+        cause=cause,
+        lock=lock,
+    )
 
 
 def command(node, row, argv, where, timeout, lock=None):
@@ -186,7 +206,9 @@ def addresses(ip4_addr):
     """The facts that CBSD computes from ``ip4_addr``: ipv4_first, its public and private variants, and ipv6_first."""
     import ipaddress
 
-    facts = dict.fromkeys(("ipv4_first", "ipv4_first_public", "ipv4_first_private", "ipv6_first"), "")
+    facts = dict.fromkeys(
+        ("ipv4_first", "ipv4_first_public", "ipv4_first_private", "ipv6_first"), ""
+    )
     for item in (ip4_addr or "").split(","):
         match = _ITEM.match(item.strip())
         try:

@@ -31,7 +31,9 @@ def run(node):
     ticket = node.in_run("agent.pid")
     try:
         # Without a ticket, on a full disk, each wake starts one of us: then none waits.
-        with node.lock(node.in_run("agent.lock"), wait=5 if os.path.isdir(ticket) else 0, why="agent"):
+        with node.lock(
+            node.in_run("agent.lock"), wait=5 if os.path.isdir(ticket) else 0, why="agent"
+        ):
             with contextlib.suppress(OSError):
                 os.makedirs(ticket, 0o700, exist_ok=True)
             log = node.in_state("agent.log")
@@ -101,7 +103,9 @@ class Agent:
             soon.append(0.3)
         if seen.soon:
             soon.append(seen.soon + 0.05)
-        soon += [wait + 0.05 for wait, _, _ in probes.due(self.node, seen.running())[:1] if wait < LINGER]
+        soon += [
+            wait + 0.05 for wait, _, _ in probes.due(self.node, seen.running())[:1] if wait < LINGER
+        ]
         if state.UNSAVED or not spool.flush(self.node):
             soon.append(5.0)  # they would be lost with this process
         for env in seen.envs.values():
@@ -152,7 +156,9 @@ class Agent:
 def _pass(node, **how):
     """One pass; where the agent has to run probes itself and some are due, they are run and it looks once more."""
     seen = passes.run(node, **how)
-    jobs = [(env.name, check) for wait, env, check in probes.due(node, seen.running()) if wait < 0.5]
+    jobs = [
+        (env.name, check) for wait, env, check in probes.due(node, seen.running()) if wait < 0.5
+    ]
     if jobs:
         probes.run_all(node, jobs)
         seen = passes.run(node)
@@ -167,7 +173,9 @@ def _free_stale_ticket(node):
             if os.path.isdir(ticket) and time.time() - os.stat(ticket).st_mtime > 10:
                 import shutil
 
-                shutil.rmtree(ticket)  # with what an agent that was killed while it wrote its pid left there
+                shutil.rmtree(
+                    ticket
+                )  # with what an agent that was killed while it wrote its pid left there
     except (Busy, OSError):
         pass
 
@@ -363,9 +371,12 @@ def main(argv):
     config, command, *args = [*argv, ""][: max(2, len(argv))]
     function, names = COMMANDS.get(command, (None, ""))
     needed, _, more = (part.split() for part in names.partition("|"))
-    if function is None or not len(needed) <= len(args) <= len(needed) + (99 if "REASON…" in more else len(more)):
+    if function is None or not len(needed) <= len(args) <= len(needed) + (
+        99 if "REASON…" in more else len(more)
+    ):
         usage = "\n".join(
-            f"  wake {name} {told.replace('| ', '[')}{']' * ('|' in told)}" for name, (_, told) in COMMANDS.items()
+            f"  wake {name} {told.replace('| ', '[')}{']' * ('|' in told)}"
+            for name, (_, told) in COMMANDS.items()
         )
         print(f"expected one of\n{usage}\ngot {' '.join(argv[1:]) or 'nothing'}", file=sys.stderr)
         return 2

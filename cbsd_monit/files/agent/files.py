@@ -88,7 +88,9 @@ def _write(entries, troubles):
         for entry in entries:
             tried(take, *entry)
         last = {folder: path for path, folder in durable if path not in bad}
-        _each(lambda entry: tried(settle, *entry), [(path, folder) for folder, path in last.items()])
+        _each(
+            lambda entry: tried(settle, *entry), [(path, folder) for folder, path in last.items()]
+        )
         for path, file, folder in entries:
             if path in temps:
                 with contextlib.suppress(OSError):
@@ -230,7 +232,9 @@ def _read_at(dir_fd, name):
             return None, None
         data, more = b"", True
         while more and len(data) < LIMIT:
-            more = os.read(fd, min(LIMIT - len(data), info.st_size + 1))  # one call mostly, and no megabyte for it
+            more = os.read(
+                fd, min(LIMIT - len(data), info.st_size + 1)
+            )  # one call mostly, and no megabyte for it
             data += more
         return data.decode("utf-8", "surrogateescape"), info
     finally:
@@ -321,11 +325,15 @@ class EnvDir:
 
     def _way_up(self, dir_fd):
         """True if only root can exchange a directory between CBSD's work directory and this env's (links resolved)."""
-        work = os.stat(os.path.dirname(os.path.dirname(self.sysdir)))  # it belongs to user cbsd by CBSD's own design
+        work = os.stat(
+            os.path.dirname(os.path.dirname(self.sysdir))
+        )  # it belongs to user cbsd by CBSD's own design
         way, below = "..", os.fstat(dir_fd)
         while True:
             info = os.stat(way, dir_fd=dir_fd)
-            if os.path.samestat(info, work) or os.path.samestat(info, below):  # `..` of / is / itself
+            if os.path.samestat(info, work) or os.path.samestat(
+                info, below
+            ):  # `..` of / is / itself
                 return True
             if not _roots_alone(info):
                 return False

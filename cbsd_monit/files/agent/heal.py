@@ -54,11 +54,18 @@ class Heal:
             self.trusted = publish.trusted(self.node, env)
             ladder, self.restart = policy.of_check(said, self.check)
             self.event = {"event": True} if "event" in ladder else {}
-            number = len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
+            number = (
+                len([a for a in env["attempts"] if self.node.age(a) < self.restart["interval"]]) + 1
+            )
             rung = self._rung(env, ladder)
             env["attempts"] = [*env["attempts"], self.node.stamp()][-64:]
             env["heals"] = (env["heals"] or 0) + 1
-            env["op"] = {"id": os.urandom(4).hex(), "action": rung, "step": "begin", **self.node.stamp()}
+            env["op"] = {
+                "id": os.urandom(4).hex(),
+                "action": rung,
+                "step": "begin",
+                **self.node.stamp(),
+            }
             env.go("healing", self.reason, self.check, attempt=number, action=rung)
         try:
             self._act(rung)
@@ -134,7 +141,9 @@ class Heal:
 
     def _command(self, row, rung):
         if not self.trusted:
-            raise AgentError("its policy's command is not run: neither pillar says so nor is it root's alone")
+            raise AgentError(
+                "its policy's command is not run: neither pillar says so nor is it root's alone"
+            )
         if "service_restart" in rung:
             argv, where = ["/usr/sbin/service", rung["service_restart"], "restart"], "jail"
         else:
@@ -158,7 +167,11 @@ class Heal:
             found = self._results(monit, said)
             if found is not None:
                 moment = time.time() - self.node.age(done)  # by the clock that monit has now
-                bad = [name for name in sorted(found) if not (found[name] and found[name].good_since(moment))]
+                bad = [
+                    name
+                    for name in sorted(found)
+                    if not (found[name] and found[name].good_since(moment))
+                ]
                 if not bad:
                     return
                 missing = f"{bad[0]}: {found[bad[0]] and found[bad[0]].message or 'no success yet'}"
@@ -176,9 +189,15 @@ class Heal:
         if status is None:
             return None
         services = files.read_json(self.node.in_state("services.json"), {})
-        found = {n: status.services.get(n) for n, (env, c) in services.items() if env == self.name and counts(c)}
+        found = {
+            n: status.services.get(n)
+            for n, (env, c) in services.items()
+            if env == self.name and counts(c)
+        }
         if self.node.conf.get("probes") == "agent":
-            own = [c for c, row in said["checks"].items() if row.get("type") in PROBES and counts(c)]
+            own = [
+                c for c, row in said["checks"].items() if row.get("type") in PROBES and counts(c)
+            ]
             probes.run_all(self.node, [(self.name, c) for c in own])
             last = state.Env(self.node, self.name)["probes"] or {}
             found.update({c: Outcome(said["checks"][c], last[c]) for c in own if c in last})
@@ -200,7 +219,10 @@ class Heal:
                 env.go("healthy")
             elif outcome == "failed":
                 wait = policy.delay(self.restart, number)
-                env["next"], env["recheck"] = {"after": self.node.stamp(), "seconds": round(wait, 2)}, None
+                env["next"], env["recheck"] = (
+                    {"after": self.node.stamp(), "seconds": round(wait, 2)},
+                    None,
+                )
                 env["rung"] = (env["rung"] or 0) + 1
                 env.go("failing", words, self.check, attempt=number, duration=took, **self.event)
             else:

@@ -17,11 +17,21 @@ import time
 from node import AgentError
 
 ACTIONS = ("monitor", "unmonitor")
-READING = 400  # seconds that monit may need to read a control file: 40,000 services take it one minute
+READING = (
+    400  # seconds that monit may need to read a control file: 40,000 services take it one minute
+)
 TOGETHER = 200  # services in one request
 _PLAIN = re.compile(r"[A-Za-z0-9_.=-]+\Z")
-PROBES = ("exec", "service", "process", "file", "resource")  # types of checks that are a `check program`
-UNASKED = 75  # EX_TEMPFAIL: what a probe answers when it cannot find out; neither health nor a failure
+PROBES = (
+    "exec",
+    "service",
+    "process",
+    "file",
+    "resource",
+)  # types of checks that are a `check program`
+UNASKED = (
+    75  # EX_TEMPFAIL: what a probe answers when it cannot find out; neither health nor a failure
+)
 
 
 class Service:
@@ -88,7 +98,9 @@ class Outcome:
         self.unasked = codes[-1:] == [UNASKED]
         self.suspect = codes[-1:] == [1]
         need, good = said.get("failure_threshold", 3), said.get("success_threshold", 1)
-        failures, within = (need["failures"], need["within"]) if isinstance(need, dict) else (need, need)
+        failures, within = (
+            (need["failures"], need["within"]) if isinstance(need, dict) else (need, need)
+        )
         bad = False
         for end in range(1, len(asked) + 1):
             if asked[max(0, end - within) : end].count(1) >= failures:
@@ -110,7 +122,8 @@ class Status:
         root = ElementTree.fromstring(xml)
         server = root.find("server")
         self.version = tuple(
-            int(x) for x in re.findall(r"\d+", server.findtext("version") if server is not None else "")
+            int(x)
+            for x in re.findall(r"\d+", server.findtext("version") if server is not None else "")
         )
         self.uptime = int(server.findtext("uptime") or 0) if server is not None else 0
         self.incarnation = server.findtext("incarnation") if server is not None else None
@@ -163,7 +176,9 @@ class Monit:
     def _credentials(self):
         """``user:password`` of an operator's own ``set httpd`` in monitrc: monit then asks for it on the socket as well."""
         text = ""
-        with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
+        with contextlib.suppress(OSError), open(
+            self.node.conf["monitrc"], encoding="utf-8"
+        ) as handle:
             text = re.sub(r"(?m)^\s*#.*$", "", handle.read())
         word = r"""("[^"]*"|'[^']*'|[^\s:"']+)"""
         for user, password, only in re.findall(rf"\ballow\s+{word}:{word}(\s+read-?only)?", text):
@@ -197,7 +212,9 @@ class Monit:
         alone = [name for name in services if not _PLAIN.match(name)]
         for first in range(0, len(plain), TOGETHER):
             some = plain[first : first + TOGETHER]
-            words = "&".join("service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in some)
+            words = "&".join(
+                "service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in some
+            )
             if self._asked("_doaction", f"{words}&action={action}&securitytoken=x") is False:
                 alone += some  # one that monit no longer knows spoils the request for all
         for name in alone:
@@ -213,7 +230,9 @@ class Monit:
     def _pidfile(self):
         """(path, pid) of the first pid file there is, or (None, None)."""
         text = ""
-        with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
+        with contextlib.suppress(OSError), open(
+            self.node.conf["monitrc"], encoding="utf-8"
+        ) as handle:
             text = handle.read()
         match = re.search(r'^\s*set\s+pidfile\s+"?([^\s"]+)', text, re.M)
         for path in [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]:
@@ -227,9 +246,16 @@ class Monit:
         if pid is None:
             return None
         found = subprocess.run(
-            ["ps", "-o", "stat=", "-o", "comm=", "-p", str(pid)], capture_output=True, text=True, check=False
+            ["ps", "-o", "stat=", "-o", "comm=", "-p", str(pid)],
+            capture_output=True,
+            text=True,
+            check=False,
         ).stdout.split()
-        alive = len(found) > 1 and not found[0].startswith("Z") and os.path.basename(found[1]) == "monit"
+        alive = (
+            len(found) > 1
+            and not found[0].startswith("Z")
+            and os.path.basename(found[1]) == "monit"
+        )
         return pid if alive else None
 
     def hurry(self, version):
@@ -281,12 +307,20 @@ class Monit:
         """Start the daemon as the node's configuration says."""
         argv = self.node.conf.get("monit_start")
         if not argv:
-            raise AgentError("monit does not run and the configuration does not say how to start it")
+            raise AgentError(
+                "monit does not run and the configuration does not say how to start it"
+            )
         path, _ = self._pidfile()
         if path and self.pid() is None:
             os.unlink(path)  # monit would "awaken" whoever has that pid now, and not start
         found = subprocess.run(
-            argv, capture_output=True, text=True, errors="replace", check=False, timeout=60, stdin=subprocess.DEVNULL
+            argv,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=60,
+            stdin=subprocess.DEVNULL,
         )
         if found.returncode:
             raise AgentError(f"{' '.join(argv)}: {(found.stderr or found.stdout).strip()}")

@@ -79,7 +79,9 @@ class Node:
             if path:
                 with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
                     return handle.read().strip()
-        found = subprocess.run(["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False)
+        found = subprocess.run(
+            ["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False
+        )
         if found.returncode == 0 and found.stdout.strip():
             return found.stdout.strip()
         path = self.in_run("boot_id")  # rc.d/cleanvar empties /var/run at boot
@@ -100,7 +102,9 @@ class Node:
             return float("inf")
         if stamp.get("b") == self.boot:
             return time.monotonic() - stamp["m"]
-        age = time.time() - stamp["t"]  # of another boot or another node, whose clock may differ a little
+        age = (
+            time.time() - stamp["t"]
+        )  # of another boot or another node, whose clock may differ a little
         return max(0.0, age) if age > -SKEW else float("inf")
 
     # Locks, all flock(2): the kernel gives them back whatever happens to us.
@@ -122,7 +126,9 @@ class Node:
                         holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
                         raise Busy(f"{os.path.basename(path)} is held by {holder or '?'}") from None
                     time.sleep(0.02)
-            with contextlib.suppress(OSError):  # who holds it is for the eye; on a full disk it is held all the same
+            with contextlib.suppress(
+                OSError
+            ):  # who holds it is for the eye; on a full disk it is held all the same
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
             yield handle

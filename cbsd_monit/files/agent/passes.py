@@ -21,7 +21,9 @@ from node import NAME, AgentError
 
 GONE = 30  # seconds between the rename of an env's row and that of its directory
 REBOOT = 5  # seconds in which a guest that reboots may be gone from the kernel, and bhyverun.sh says why one is gone
-VERIFY = 15  # seconds after a reload in which monit has to read what is published and to check something
+VERIFY = (
+    15  # seconds after a reload in which monit has to read what is published and to check something
+)
 
 
 class Pass:
@@ -48,7 +50,11 @@ class Pass:
         self.verify_wait = 0.0
         self.reloaded = self.started = self.unsettled = False
         self.due = []
-        self.told, self.suspects, self.soon = {}, set(), None  # policies; whose last run failed; when to look again
+        self.told, self.suspects, self.soon = (
+            {},
+            set(),
+            None,
+        )  # policies; whose last run failed; when to look again
         self.looked = {}  # when monit ran the check last by which an env fails
 
     # Reading
@@ -64,13 +70,17 @@ class Pass:
         inbox, broken = self._one_moment(dry, until)
         self.trust = files.read_json(node.in_state("trust.json"), {})
         self.managed = {n for n in self.rows if self._managed(n)}
-        names = self.managed | {f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")}
+        names = self.managed | {
+            f[:-5] for f in os.listdir(node.in_state("envs")) if f.endswith(".json")
+        }
         names |= {n for n in {r.env for _, r in inbox} - names if self._managed(n)}
         for name in sorted(names):
             if NAME.match(name):
                 self.envs[name] = state.Env(node, name, self.found.get(name))
         for name in broken & set(self.envs):
-            self.errors[name] = "its row in CBSD's inventory cannot be read: a value holds a | or a line break"
+            self.errors[name] = (
+                "its row in CBSD's inventory cannot be read: a value holds a | or a line break"
+            )
             self.envs.pop(name)  # neither judged nor forgotten; what was published for it stays
         self.moving &= set(self.envs)
         for name in [n for n in self.moving if self.envs[n].new]:
@@ -97,11 +107,15 @@ class Pass:
             except AgentError as err:
                 self.kernel = None
                 self.errors["(kernel)"] = str(err)
-            self.rows, broken = cbsd.inventory(self.node)  # after the kernel: CBSD writes what it did after it was done
+            self.rows, broken = cbsd.inventory(
+                self.node
+            )  # after the kernel: CBSD writes what it did after it was done
             if dry:
                 break
             before = {path for path, _ in inbox}
-            self.moving = {record.env for path, record in state.read_inbox(self.node) if path not in before}
+            self.moving = {
+                record.env for path, record in state.read_inbox(self.node) if path not in before
+            }
             if not self.moving or tries and until not in self.moving:
                 break
         return inbox, broken
@@ -156,8 +170,15 @@ class Pass:
             return
         env.dir.remove("monitrc")  # it says the other name
         old = self.envs.get(before)
-        if before in self.rows or old is None or old.new or (old["phase"], old["cause"]) == ("removing", "remove"):
-            env.dir.remove("history.jsonl")  # a copy: what happened to the original did not happen to it
+        if (
+            before in self.rows
+            or old is None
+            or old.new
+            or (old["phase"], old["cause"]) == ("removing", "remove")
+        ):
+            env.dir.remove(
+                "history.jsonl"
+            )  # a copy: what happened to the original did not happen to it
             return
         if (old["phase"], old["cause"]) == ("removing", "gone"):
             old.enter_phase(None)
@@ -181,7 +202,9 @@ class Pass:
         """An env seen for the first time: created, adopted, cloned, imported or migrated to this node."""
         up = self._up(env)
         env["emulator"] = self.rows[env.name]["emulator"]
-        if env["intent"] is None:  # no hook said so: an env that is down may well be meant to be down
+        if (
+            env["intent"] is None
+        ):  # no hook said so: an env that is down may well be meant to be down
             env.intend("running" if up else "stopped", "first seen")
         if up and env["started"] is None:
             env["started"] = self.node.stamp()
@@ -190,10 +213,14 @@ class Pass:
 
     def _unwatched(self, record):
         """An env without a template was created or started: pillar may name it, and only Salt can know."""
-        transition = {"master_create.d": "created", "master_poststart.d": "started"}.get(record.hook)
+        transition = {"master_create.d": "created", "master_poststart.d": "started"}.get(
+            record.hook
+        )
         if transition and NAME.match(record.env):
             emulator = record.environ.get("emulator")
-            spool.append(self.node, spool.event(self.node, transition, record.env, emulator, "not watched"))
+            spool.append(
+                self.node, spool.event(self.node, transition, record.env, emulator, "not watched")
+            )
 
     def _departed(self, env):
         """
@@ -228,7 +255,9 @@ class Pass:
         """A silence given by command follows the env to its new name, and ends with it (``new`` None)."""
         path = self.node.in_state("silences.json")
         given = files.read_json(path, [])
-        moved = [{**s, "env": new} if s["env"] == old else s for s in given if new or s["env"] != old]
+        moved = [
+            {**s, "env": new} if s["env"] == old else s for s in given if new or s["env"] != old
+        ]
         if moved != given:
             files.write_json(path, moved)
 
@@ -237,9 +266,16 @@ class Pass:
         up = self._up(env)
         if up is None or env["op"]:
             return
-        if env["phase"] == "restarting" and env["cause"] == "guest" and up and env.age("phase_since") > REBOOT:
+        if (
+            env["phase"] == "restarting"
+            and env["cause"] == "guest"
+            and up
+            and env.age("phase_since") > REBOOT
+        ):
             env.enter_phase(None)
-        waited = (env["phase"], env["cause"]) == ("stopping", "gone") and env.age("phase_since") > REBOOT
+        waited = (env["phase"], env["cause"]) == ("stopping", "gone") and env.age(
+            "phase_since"
+        ) > REBOOT
         if waited or (env["phase"], env["cause"]) == ("stopping", "gone") and up:
             env.enter_phase(None)
         boots = env["phase"] == "booting" or env["boot"] != self.node.boot
@@ -260,7 +296,9 @@ class Pass:
                     env.enter_phase("stopping", "gone")
                     return
             elif env["intent"] == "running" and waited and self._stopped_unseen(env):
-                env.intend("stopped", "unannounced", "CBSD has it off, and its stop hooks are not linked")
+                env.intend(
+                    "stopped", "unannounced", "CBSD has it off, and its stop hooks are not linked"
+                )
             env["started"] = None
 
     def _stopped_unseen(self, env):
@@ -269,7 +307,9 @@ class Pass:
         return row["status"] == "0" and row["jid"] in ("", "0") and not self._linked(env)
 
     def _linked(self, env):
-        return os.path.lexists(os.path.join(self.node.sysdir(env.name), "master_prestop.d", "cbsd_monit"))
+        return os.path.lexists(
+            os.path.join(self.node.sysdir(env.name), "master_prestop.d", "cbsd_monit")
+        )
 
     # Publishing
 
@@ -296,7 +336,9 @@ class Pass:
             raise publish.EnvError("its monitrc.tpl cannot be read")
         facts = publish.facts_of(self.node, env.name, row, env["facts"])
         trusted = bool(over) or publish.trusted(self.node, env, self.trust)
-        return publish.EnvText(self.node, env.name, template, facts, trusted, self.owners, self._rank(env, row))
+        return publish.EnvText(
+            self.node, env.name, template, facts, trusted, self.owners, self._rank(env, row)
+        )
 
     def _rank(self, env, row):
         """Who keeps a service name that two envs claim: pillar's, then who has it already, then who runs."""
@@ -337,11 +379,19 @@ class Pass:
             names, differs = publisher.changed(good)
         else:
             kept = self._kept()
-            good = sorted([t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env)
+            good = sorted(
+                [t for t in texts if t.env not in self.quarantined] + kept, key=lambda t: t.env
+            )
             names, differs = publisher.changed(good)
-            if differs:  # then those in quarantine are tried again too: what they collided with may be gone
-                good, bad = publisher.accept(sorted(texts + kept, key=lambda t: t.env), self.quarantined)
-                self.quarantined = {e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()}
+            if (
+                differs
+            ):  # then those in quarantine are tried again too: what they collided with may be gone
+                good, bad = publisher.accept(
+                    sorted(texts + kept, key=lambda t: t.env), self.quarantined
+                )
+                self.quarantined = {
+                    e: {"reason": words, "digest": digests.get(e)} for e, words in bad.items()
+                }
                 names, differs = publisher.changed(good)
         if publisher.glob and len(good) > publish.INCLUDES:
             raise AgentError(
@@ -360,7 +410,9 @@ class Pass:
         for text in good:
             self._env_file(text.env, text.text)
         for name in self.quarantined:
-            self._env_file(name, None)  # nothing that monit refuses stays where a glob would find it
+            self._env_file(
+                name, None
+            )  # nothing that monit refuses stays where a glob would find it
         services = {n: list(v) for n, v in self.services.items()}
         if services != self.before:
             files.write_json(path, services)
@@ -376,7 +428,11 @@ class Pass:
     def _earlier(self, number):
         """What generation ``number`` said of the envs that there still are; ``publisher`` gets its head."""
         self.publisher.head, parts = self.publisher.read(number)
-        return [publish.Kept(n, part) for n, part in sorted(parts.items()) if n in self.envs and n in self.rows]
+        return [
+            publish.Kept(n, part)
+            for n, part in sorted(parts.items())
+            if n in self.envs and n in self.rows
+        ]
 
     def _env_file(self, name, text):
         """Write (or with None remove) the env's own ``monitrc``; what stands in the way there is that env's trouble alone."""
@@ -385,7 +441,9 @@ class Pass:
             return
 
         def failed(err):
-            self.errors.setdefault(name, f"jails-system/{name}/monit/monitrc cannot be written: {err.strerror}")
+            self.errors.setdefault(
+                name, f"jails-system/{name}/monit/monitrc cannot be written: {err.strerror}"
+            )
 
         try:
             if text is None:
@@ -398,8 +456,16 @@ class Pass:
     def _kept(self):
         """An env whose facts are missing for now keeps what was published for it before."""
         parts = publish.parts_of(self.publisher.current())
-        ranks = {n: self._rank(self.envs[n], self.rows[n]) for n in self.errors if n in self.envs and n in self.rows}
-        return [publish.Kept(n, parts[n], ranks.get(n, (True, False, True))) for n in self.errors if n in parts]
+        ranks = {
+            n: self._rank(self.envs[n], self.rows[n])
+            for n in self.errors
+            if n in self.envs and n in self.rows
+        }
+        return [
+            publish.Kept(n, parts[n], ranks.get(n, (True, False, True)))
+            for n in self.errors
+            if n in parts
+        ]
 
     def _load(self, wanted):
         """
@@ -424,7 +490,9 @@ class Pass:
             raise AgentError("monit runs and does not answer since its reload")
         if self.status is None:
             number = self.publisher.generation()
-            self._hold(self.publisher.older(), wanted, f"monit ended when it read generation {number}")
+            self._hold(
+                self.publisher.older(), wanted, f"monit ended when it read generation {number}"
+            )
             self.monit.start()
             self.status = self.monit.wait(set(), 10)
             raise AgentError(
@@ -432,7 +500,9 @@ class Pass:
             )
         self._miss()
         if not cycles:
-            self.errors.setdefault("(monit)", f"monit has not checked anything for {VERIFY} s since its reload")
+            self.errors.setdefault(
+                "(monit)", f"monit has not checked anything for {VERIFY} s since its reload"
+            )
         files.write_json(mark, {"digest": now, "verify_wait": self.verify_wait, **node.stamp()})
 
     def _reload(self):
@@ -480,9 +550,14 @@ class Pass:
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
         for text in good:
             self._env_file(text.env, text.text)
-        files.write_json(self.node.in_state("services.json"), {n: list(v) for n, v in self.services.items()})
+        files.write_json(
+            self.node.in_state("services.json"), {n: list(v) for n, v in self.services.items()}
+        )
         files.flush(late=False)
-        state.say(f"publish: {why}; generation {number} is published again until its inputs change", loud=True)
+        state.say(
+            f"publish: {why}; generation {number} is published again until its inputs change",
+            loud=True,
+        )
 
     def _miss(self):
         """Which checks are published and unknown to monit: then nobody looks, and that must not read as health."""
@@ -506,12 +581,16 @@ class Pass:
             else:
                 self.monit.start()
                 asked = time.monotonic()
-            self.status = self.monit.wait(set(self.services), self._reading()) or self.monit.status()
+            self.status = (
+                self.monit.wait(set(self.services), self._reading()) or self.monit.status()
+            )
             self.verify_wait = round(time.monotonic() - asked, 3)
             if self.status is None:
                 raise AgentError(f"monit does not answer on its socket {self.monit.socket}")
             self.started = True
-            state.say("monit did not answer; it was started or made to read its control file", loud=True)
+            state.say(
+                "monit did not answer; it was started or made to read its control file", loud=True
+            )
             loaded = {
                 "digest": publish.digest(self.publisher.current()),
                 "verify_wait": self.verify_wait,
@@ -536,7 +615,9 @@ class Pass:
                     "trust": publish.digest(json.dumps(self.trust, sort_keys=True)),
                     "published": publish.digest(self.publisher.current()),
                     "answer": {
-                        "quarantined": {env: why["reason"] for env, why in self.quarantined.items()},
+                        "quarantined": {
+                            env: why["reason"] for env, why in self.quarantined.items()
+                        },
                         "foreign": self.foreign,
                         "warnings": self.warnings,
                         "held": self.held,
@@ -549,7 +630,9 @@ class Pass:
     def running(self):
         """The envs that the kernel runs now."""
         alive = self.kernel or {}
-        return [env for name, env in sorted(self.envs.items()) if name in alive.get(env["emulator"], ())]
+        return [
+            env for name, env in sorted(self.envs.items()) if name in alive.get(env["emulator"], ())
+        ]
 
     def judge(self):
         """Give every env its state; those that want healing end up in ``due``."""
@@ -585,12 +668,16 @@ class Pass:
         now = {}
         for name, service in self.status.services.items():
             if name.startswith("node-") and "." not in name and service.watched:
-                now[name[5:]] = service.message or f"monit says {service.status}" if service.failing else ""
+                now[name[5:]] = (
+                    service.message or f"monit says {service.status}" if service.failing else ""
+                )
         for check, reason in now.items():
             if bool(reason) != bool(before.get(check)):
                 transition = "failing" if reason else "healthy"
                 state.say(f"node: {transition} ({check}) {reason}", loud=bool(reason))
-                spool.append(self.node, spool.event(self.node, transition, reason=reason, check=check))
+                spool.append(
+                    self.node, spool.event(self.node, transition, reason=reason, check=check)
+                )
         if now != before:
             files.write_json(path, now)
 
@@ -647,7 +734,9 @@ def run(node, overlay=None, start_monit=False):
             try:
                 seen.ensure_monit()
             except (AgentError, OSError, subprocess.SubprocessError) as err:
-                seen.errors["(monit)"] = "; ".join(filter(None, [seen.errors.get("(monit)"), str(err)]))
+                seen.errors["(monit)"] = "; ".join(
+                    filter(None, [seen.errors.get("(monit)"), str(err)])
+                )
                 state.say(f"monit: {err}", loud=True)
         seen.judge()
         try:
@@ -678,7 +767,12 @@ def rollback(node, number=None):
             raise AgentError(
                 f"no generation {'before the present one' if target is None else target}; there are: {there}"
             )
-        held = {"digest": wanted, "generation": target, "why": "rolled back by an operator", **node.stamp()}
+        held = {
+            "digest": wanted,
+            "generation": target,
+            "why": "rolled back by an operator",
+            **node.stamp(),
+        }
         files.write_json(node.in_state("held.json"), held)
     return run(node)
 

@@ -46,17 +46,28 @@ def _checked(own):
 
     need("schema", own.get("schema", SCHEMA), own.get("schema", SCHEMA) in range(SCHEMA + 1))
     numbers = (int, float)
-    for path, part in [("", own), *((f"checks:{n}", c) for n, c in (own.get("checks") or {}).items())]:
+    for path, part in [
+        ("", own),
+        *((f"checks:{n}", c) for n, c in (own.get("checks") or {}).items()),
+    ]:
         need(path, part, isinstance(part, dict))
         restart = part.get("restart", {})
         need(f"{path}:restart", restart, isinstance(restart, dict))
         for key, value in restart.items():
             kind = type(BUILTIN["restart"].get(key, ""))
-            need(f"{path}:restart:{key}", value, isinstance(value, numbers if kind in numbers else kind))
+            need(
+                f"{path}:restart:{key}",
+                value,
+                isinstance(value, numbers if kind in numbers else kind),
+            )
         for key in ("start_period", "interval", "timeout"):
             need(f"{path}:{key}", part.get(key), isinstance(part.get(key, 0), numbers))
         ladder = part.get("on_failure", [])
-        need(f"{path}:on_failure", ladder, isinstance(ladder, list) and all(isinstance(r, _LADDER) for r in ladder))
+        need(
+            f"{path}:on_failure",
+            ladder,
+            isinstance(ladder, list) and all(isinstance(r, _LADDER) for r in ladder),
+        )
     for key in ("depends_on", "restart_with"):
         needs = own.get(key, [])
         need(key, needs, isinstance(needs, list) and all(isinstance(n, str) for n in needs))
@@ -88,7 +99,9 @@ def of_check(policy, check):
 
     The check `env`, that it runs at all, is what a check of type `running` says it is, where there is one.
     """
-    alive = [name for name, said in sorted(policy["checks"].items()) if said.get("type") == "running"]
+    alive = [
+        name for name, said in sorted(policy["checks"].items()) if said.get("type") == "running"
+    ]
     said = policy["checks"].get(alive[0] if check == "env" and alive else check, {})
     return (
         said.get("on_failure") or policy["on_failure"],
@@ -113,8 +126,14 @@ def acts(policy, check):
 
 def attempts_of(env):
     """The heals that the history of an env tells of: an env that migrates brings its attempts along."""
-    told = [r for r in env.history() if r.get("transition") == "healing" and r.get("env") == env.name]
-    return [{"t": float(r["time"]), "m": 0, "b": ""} for r in told if isinstance(r.get("time"), (int, float))][-64:]
+    told = [
+        r for r in env.history() if r.get("transition") == "healing" and r.get("env") == env.name
+    ]
+    return [
+        {"t": float(r["time"]), "m": 0, "b": ""}
+        for r in told
+        if isinstance(r.get("time"), (int, float))
+    ][-64:]
 
 
 def silence(node, env, until, by, reason):
@@ -128,7 +147,12 @@ def silence(node, env, until, by, reason):
 
 def patience(policy):
     """Seconds after a start in which a failure of some check does not count yet."""
-    return max([policy["start_period"], *(said.get("start_period", 0) for said in policy["checks"].values())])
+    return max(
+        [
+            policy["start_period"],
+            *(said.get("start_period", 0) for said in policy["checks"].values()),
+        ]
+    )
 
 
 def delay(restart, attempts, rnd=None):
@@ -223,7 +247,9 @@ def judge(seen, env, services):
         return env.go("silenced", text)
     if env.name in seen.quarantined and up:  # a dead one is started: for that monit is not needed
         return env.go("quarantined", seen.quarantined[env.name]["reason"])
-    if env["state"] == "healthy" and env.age("since") > restart["reset_after"]:  # nobody need have looked meanwhile
+    if (
+        env["state"] == "healthy" and env.age("since") > restart["reset_after"]
+    ):  # nobody need have looked meanwhile
         env.reset_attempts()
     if failing is None:
         if env["gave_up"]:
@@ -234,10 +260,13 @@ def judge(seen, env, services):
             return env.go("unknown", untold)
         if waiting and waiting in seen.missing:
             return env.go(
-                "unknown", f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?"
+                "unknown",
+                f"monit does not know {env.name}'s check {waiting}: is the include line in its control file?",
             )
         if waiting:
-            begins = _in_grace(env, policy) or not env["warm"] and env["state"] in ("stopped", "unknown")
+            begins = (
+                _in_grace(env, policy) or not env["warm"] and env["state"] in ("stopped", "unknown")
+            )
             return env.go("starting", f"waiting for {waiting}") if begins else None
         env["warm"] = True
         return env.go("healthy")
@@ -282,13 +311,17 @@ def _look(seen, env, policy, services, up):
     if seen.status is None:
         return None, "", None, ""
     waiting, untold, failing = None, "", []
-    since = time.time() - env.age("started")  # by the clock that monit has now, should it have been set since
+    since = time.time() - env.age(
+        "started"
+    )  # by the clock that monit has now, should it have been set since
     for check, service in _results(seen, env, policy, services):
         if check == "env" and service is not None:
             continue
         if service is not None and service.suspect and acts(policy, check):
             seen.suspects.add(env.name)
-        if service is not None and service.failing and service.collected > since:  # before it: of the env as it was
+        if (
+            service is not None and service.failing and service.collected > since
+        ):  # before it: of the env as it was
             words = service.message or f"monit says {service.status}"
             failing.append((not acts(policy, check), check, words, service.collected))
         elif service is not None and service.unasked:
@@ -307,8 +340,15 @@ def _failing(seen, env, policy, check, reason, up):
         return env.go("starting", f"{check}: {reason}", check)
     if env["gave_up"]:
         return env.go("gave_up")
-    event = {"event": True} if "event" in ladder else {}  # the fleet is asked, and again when a back-off is over
-    if env["state"] not in ("failing", "backoff") or event and env["state"] == "backoff" and not waits(env):
+    event = (
+        {"event": True} if "event" in ladder else {}
+    )  # the fleet is asked, and again when a back-off is over
+    if (
+        env["state"] not in ("failing", "backoff")
+        or event
+        and env["state"] == "backoff"
+        and not waits(env)
+    ):
         env.go("failing", reason, check, **event)
     else:
         env["reason"], env["check"] = reason, check
@@ -367,7 +407,9 @@ def _settle(seen, told):
     sweeps = []
     for name, env in seen.envs.items():
         checks = told[name]["checks"].values()
-        seconds = sum(c.get("timeout", 5) for c in checks if c.get("type") not in (*PROBES, "running"))
+        seconds = sum(
+            c.get("timeout", 5) for c in checks if c.get("type") not in (*PROBES, "running")
+        )
         if env["intent"] == "running" and seconds:
             sweeps.append(seconds)
     if len(sweeps) < budget["storm_min"]:
@@ -413,7 +455,11 @@ def _restart_dependents(seen, told):
             continue
         for other in parents:
             parent = seen.envs[other]
-            if parent["state"] == "healthy" and parent["restarted"] and env.age("started") > parent.age("restarted"):
+            if (
+                parent["state"] == "healthy"
+                and parent["restarted"]
+                and env.age("started") > parent.age("restarted")
+            ):
                 seen.due.append((env, "depends_on", f"{other} was restarted"))
                 break
 
@@ -448,21 +494,29 @@ def _storm(seen, told):
     if now is None and many(fresh):
         now = {**node.stamp(), "envs": sorted(e.name for e in ill)}
         _noted(path, now)
-        ill[0].tell("storm", f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes")
+        ill[0].tell(
+            "storm",
+            f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes",
+        )
     elif now is not None and not many(ill):
         passed = node.stamp()
         _noted(path, {"passed": passed})
         for env in [seen.envs[n] for n in now["envs"] if n in seen.envs][:1]:
             env.tell("calm", "no longer so many envs fail at once")
         now = None
-    if now is not None:  # the network does not kill: what the kernel has lost is started, within the budget
+    if (
+        now is not None
+    ):  # the network does not kill: what the kernel has lost is started, within the budget
         seen.due = [(env, check, reason) for env, check, reason in seen.due if check == "env"]
     elif passed:
         calm = time.time() - node.age(passed)  # by the clock that monit has now
 
         def stale(env, check):
             timeout = told[env.name]["checks"].get(check, {}).get("timeout", 5)
-            return check not in ("env", "depends_on") and seen.looked.get(env.name, calm) < calm + timeout
+            return (
+                check not in ("env", "depends_on")
+                and seen.looked.get(env.name, calm) < calm + timeout
+            )
 
         late = [entry for entry in seen.due if stale(*entry[:2])]
         if late:

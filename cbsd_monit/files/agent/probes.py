@@ -68,7 +68,9 @@ def due(node, envs):
         for check, said in policy.of(node, env)["checks"].items():
             if said.get("type") in PROBES:
                 last = (env["probes"] or {}).get(check, {})
-                found.append((max(0.0, said.get("interval", 30) - node.age(last.get("at"))), env, check))
+                found.append(
+                    (max(0.0, said.get("interval", 30) - node.age(last.get("at"))), env, check)
+                )
     return sorted(found, key=lambda row: row[0])
 
 
@@ -91,7 +93,9 @@ def run_all(node, jobs):
 
 def _command(node, env, said):
     row = {"jname": env.name, "emulator": env["emulator"]}
-    answer = cbsd.command(node, row, said["command"], said.get("in", "jail"), said.get("timeout", 5))
+    answer = cbsd.command(
+        node, row, said["command"], said.get("in", "jail"), said.get("timeout", 5)
+    )
     if answer.code != 0:
         raise Bad(answer.last_words)
 
@@ -125,7 +129,9 @@ def _process(node, env, said):
             raise Bad(f"{said['pidfile']} holds {text!r}, which is no process of {env.name}")
         pids = {pid: pids[pid]}
     wanted = said.get("name")
-    count = sum(1 for name in pids.values() if not wanted or name == wanted[:19])  # MAXCOMLEN of FreeBSD
+    count = sum(
+        1 for name in pids.values() if not wanted or name == wanted[:19]
+    )  # MAXCOMLEN of FreeBSD
     least, most = said.get("min", 1), said.get("max")
     if count < least or most is not None and count > most:
         bounds = f"at least {least}" if count < least else f"at most {most}"
@@ -147,7 +153,9 @@ def _file(node, env, said):
 
 
 def _resource(node, env, said):
-    answer = cbsd.run([node.conf.get("rctl", "/usr/bin/rctl"), "-u", f"jail:{env.name}"], said.get("timeout", 5))
+    answer = cbsd.run(
+        [node.conf.get("rctl", "/usr/bin/rctl"), "-u", f"jail:{env.name}"], said.get("timeout", 5)
+    )
     if answer.code != 0:
         raise CannotTell(f"rctl: {answer.last_words}")
     used = dict(line.strip().partition("=")[::2] for line in answer.text.splitlines())
@@ -162,7 +170,13 @@ def _resource(node, env, said):
         raise Bad("; ".join(over))
 
 
-_TYPES = {"exec": _command, "service": _command, "process": _process, "file": _file, "resource": _resource}
+_TYPES = {
+    "exec": _command,
+    "service": _command,
+    "process": _process,
+    "file": _file,
+    "resource": _resource,
+}
 
 
 @contextlib.contextmanager
@@ -196,7 +210,9 @@ def _opened(node, env, path):
                         os.close(folders.pop())
                 words = [w for w in target.split("/") if w] + words
             elif words:
-                folders.append(os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folders[-1]))
+                folders.append(
+                    os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folders[-1])
+                )
             else:
                 yield folders[-1], word
                 return

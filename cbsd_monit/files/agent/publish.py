@@ -18,7 +18,9 @@ from node import AgentError
 KEEP = 5
 MARK = "# --- cbsd_monit "
 INCLUDES = 1024  # files that monit takes by one `include`, whatever the version
-ONE_BY_ONE = 8  # so many envs that monit refuses are hunted down; with more of them each env is asked alone
+ONE_BY_ONE = (
+    8  # so many envs that monit refuses are hunted down; with more of them each env is asked alone
+)
 _FACT = re.compile(r"%%([A-Za-z0-9_]+)%%")
 _SAFE = re.compile(r"[A-Za-z0-9_.:/@+=,-]+\Z")
 _BLAMED = re.compile(r"published:(\d+)")
@@ -55,7 +57,9 @@ def trusted(node, env, trust=None):
     ``env.files()`` returns, whatever lies there by now.
     """
     texts, roots = env.files()
-    said = (files.read_json(node.in_state("trust.json"), {}) if trust is None else trust).get(env.name)
+    said = (files.read_json(node.in_state("trust.json"), {}) if trust is None else trust).get(
+        env.name
+    )
     if isinstance(said, dict) and said.get("monitrc.tpl"):
         if all(text is not None and digest(text) == said.get(name) for name, text in texts.items()):
             return True
@@ -138,13 +142,17 @@ class Template:
         quoted = sum(len(_FACT.findall(m.group())) for m in words if m.group()[0] == '"')
         comments = sum(len(_FACT.findall(line)) for line in re.findall(r"(?m)^\s*#.*$", text))
         self.plain = quoted + comments == len(self.pieces) // 2 and not refused(text)
-        self.names = [_FACT.split(name) for name in monit_.service_names(text)] if self.plain else []
+        self.names = (
+            [_FACT.split(name) for name in monit_.service_names(text)] if self.plain else []
+        )
         for name in self.names:
             name[1::2] = [fact.upper() for fact in name[1::2]]
         probe = "%%WAKE%% probe %%JNAME%%"
         self.plain = (
             self.plain
-            and all(c.startswith(("%%WAKE%% monit ", probe + " ")) for _, _, c in monit_.executed(text))
+            and all(
+                c.startswith(("%%WAKE%% monit ", probe + " ")) for _, _, c in monit_.executed(text)
+            )
             and monit_.unknown_word(text, set(), probe) is None
         )
 
@@ -179,8 +187,14 @@ def sweep(text, poll):
         every = re.search(r"(?mi)^\s*every\s+(\d+)\s+cycles?", service)
         interval = poll * int(every.group(1) if every else 1)
         for test in _TESTED.findall(service):
-            number = {k: int(n) for k, n in re.findall(r"\b(timeout|retry|count)\s+(\d+)", test, re.I)}
-            times = number.get("count", 3) if re.search(r"\bping[46]?\b", test) else number.get("retry", 1)
+            number = {
+                k: int(n) for k, n in re.findall(r"\b(timeout|retry|count)\s+(\d+)", test, re.I)
+            }
+            times = (
+                number.get("count", 3)
+                if re.search(r"\bping[46]?\b", test)
+                else number.get("retry", 1)
+            )
             total += number.get("timeout", _TIMEOUT) * times
             shortest = min(interval, shortest or interval)
     return total, shortest
@@ -202,14 +216,22 @@ class EnvText:
         own = (env.lower(), service_prefix(env))
         for name in self.names:
             if name.lower() in ("all", "_status"):
-                raise EnvError(f"a service must not be called {name}: monit takes it for a pattern or a page")
+                raise EnvError(
+                    f"a service must not be called {name}: monit takes it for a pattern or a page"
+                )
             if name == "cbsd_monit-look" or name.startswith("node-") and name.lower() not in own:
-                raise EnvError(f"a service must not be called {name}: names of the node's own checks begin like that")
+                raise EnvError(
+                    f"a service must not be called {name}: names of the node's own checks begin like that"
+                )
             owner = owners.get(name.lower().partition(".")[0], env) if "." in name else env
             if owner != env:
-                raise EnvError(f"a service of {env} must not be called {name}, which is a name of {owner}'s")
+                raise EnvError(
+                    f"a service of {env} must not be called {name}, which is a name of {owner}'s"
+                )
             if not trusted and name.lower() not in own and not name.startswith(own[1] + "."):
-                raise EnvError(f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}")
+                raise EnvError(
+                    f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}"
+                )
         foreign = []
         for start, end, command in () if plain.plain else reversed(monit_.executed(text)):
             words = command.split()
@@ -268,7 +290,9 @@ class Publisher:
         self.folder = node.in_state("generations")
         self.head = node.conf.get("head", "")
         self.parses = 0
-        self.sound = None  # (the operator's control file, the text it would include) that monit took last
+        self.sound = (
+            None  # (the operator's control file, the text it would include) that monit took last
+        )
         # With `include: glob` monit reads `head` and the envs' own files, as the chapter has it; the generations are
         # made all the same, to be compared and tested.
         self.glob = node.conf.get("include") == "glob"
@@ -290,7 +314,9 @@ class Publisher:
 
     def _control(self):
         """The operator's control file; '' if there is none."""
-        with contextlib.suppress(OSError), open(self.node.conf["monitrc"], encoding="utf-8") as handle:
+        with contextlib.suppress(OSError), open(
+            self.node.conf["monitrc"], encoding="utf-8"
+        ) as handle:
             return handle.read()
         return ""
 
@@ -303,7 +329,9 @@ class Publisher:
         kept = [
             line
             for line in control.splitlines()
-            if not re.match(r"\s*include\s+\S*(/published|/head|/jails-system/\*/monit/monitrc)\"?\s*$", line)
+            if not re.match(
+                r"\s*include\s+\S*(/published|/head|/jails-system/\*/monit/monitrc)\"?\s*$", line
+            )
         ]
         if not re.search(r"^\s*set\s+daemon", control, re.M):
             kept.append("set daemon 30")
@@ -413,7 +441,9 @@ class Publisher:
         for count in range(len(texts)):
             if not words:
                 break
-            if count == ONE_BY_ONE:  # a template that many share is wrong: each env alone is a parse of a few lines
+            if (
+                count == ONE_BY_ONE
+            ):  # a template that many share is wrong: each env alone is a parse of a few lines
                 said = {t.env: self._words([t]) for t in texts}
                 bad.update({env: _reason(words) for env, words in said.items() if words})
                 texts = [t for t in texts if not said[t.env]]
@@ -442,7 +472,9 @@ class Publisher:
         numbers = self.numbers()
         number = (numbers or [0])[-1] + 1
         files.write(os.path.join(self.folder, str(number)), self.compose(texts))
-        files.flush(late=False)  # all else that was written before, too: records never lag behind what is live
+        files.flush(
+            late=False
+        )  # all else that was written before, too: records never lag behind what is live
         self.point(number)
         for old in numbers[: 1 - KEEP]:
             files.remove(os.path.join(self.folder, str(old)))
@@ -470,7 +502,9 @@ class Publisher:
     def read(self, number):
         """(head, {env: its part}) of generation ``number``; of none, the present head and no env."""
         try:
-            with open(os.path.join(self.folder, str(number)), encoding="utf-8", errors="surrogateescape") as handle:
+            with open(
+                os.path.join(self.folder, str(number)), encoding="utf-8", errors="surrogateescape"
+            ) as handle:
                 parts = parts_of(handle.read())
         except OSError:
             return self.head, {}
@@ -480,7 +514,9 @@ class Publisher:
         """The number of the newest generation that says something else than the published one, None if there is none."""
         now = self.current()
         for number in reversed([n for n in self.numbers() if n < self.generation()]):
-            with open(os.path.join(self.folder, str(number)), encoding="utf-8", errors="surrogateescape") as handle:
+            with open(
+                os.path.join(self.folder, str(number)), encoding="utf-8", errors="surrogateescape"
+            ) as handle:
                 if handle.read() != now:
                     return number
         return None

@@ -17,7 +17,9 @@ import time
 import files
 from node import AgentError
 
-SEGMENT = 256 << 10  # bytes in one file, so that what has been delivered can be given back in small pieces
+SEGMENT = (
+    256 << 10
+)  # bytes in one file, so that what has been delivered can be given back in small pieces
 MAX_SIZE = 16 << 20
 MAX_AGE = 7 * 86400
 WAITING_MAX = 10000  # records kept in memory while the disk is full
@@ -81,7 +83,9 @@ class _Folder:
         self.node, self.folder = node, folder
         limits = files.read_json(self._path("limits.json"))  # pillar's cbsd_monit:events
         limits = limits if isinstance(limits, dict) else {}
-        limits = {key: value for key, value in limits.items() if type(value) in (int, float) and value > 0}
+        limits = {
+            key: value for key, value in limits.items() if type(value) in (int, float) and value > 0
+        }
         self.max_size = limits.get("max_size", MAX_SIZE)
         self.max_age = limits.get("max_age", MAX_AGE)
 
@@ -95,7 +99,10 @@ class _Folder:
             lines = list(WAITING)
             if others > 0:
                 lines.insert(
-                    0, self._dropped(others, "could not be written: the disk was full or the agent was killed")
+                    0,
+                    self._dropped(
+                        others, "could not be written: the disk was full or the agent was killed"
+                    ),
                 )
             self._write(name, "".join(lines).encode())
         except OSError:
@@ -121,13 +128,20 @@ class _Folder:
         if name:
             path = self._path(name)
             torn = _mend(path)
-            if os.path.getsize(path) < min(SEGMENT, self.max_size // 4) and now - _began(name) < self.max_age / 8:
+            if (
+                os.path.getsize(path) < min(SEGMENT, self.max_size // 4)
+                and now - _began(name) < self.max_age / 8
+            ):
                 return name, torn
         number = int(name.partition("-")[0]) + 1 if name else 1
         return f"{number:010d}-{int(now)}.jsonl", torn
 
     def _write(self, name, data):
-        handle = os.open(self._path(name), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        handle = os.open(
+            self._path(name),
+            os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW,
+            0o600,
+        )
         try:
             size = os.fstat(handle).st_size
             try:
@@ -155,7 +169,8 @@ class _Folder:
             files.remove(self._path(names.pop(0)))
         if count:
             line = self._dropped(
-                count, "dropped: the master did not take them before the spool was full or they were too old"
+                count,
+                "dropped: the master did not take them before the spool was full or they were too old",
             )
             try:
                 self._write(names[-1], line.encode())
@@ -179,7 +194,13 @@ class _Folder:
         offset = 0
         if positions:
             segment, taken = min(positions)
-            offset = taken if segment == name else 0 if segment < name else os.path.getsize(self._path(name))
+            offset = (
+                taken
+                if segment == name
+                else 0
+                if segment < name
+                else os.path.getsize(self._path(name))
+            )
         with open(self._path(name), "rb") as handle:
             handle.seek(offset)
             return sum(_worth(line) for line in handle)
@@ -191,7 +212,9 @@ class _Folder:
     # What is lost for now: a number in a file that has its size already, so that a full disk can take it.
 
     def _lost(self):
-        with contextlib.suppress(OSError, ValueError), open(self._path("lost"), encoding="ascii") as handle:
+        with contextlib.suppress(OSError, ValueError), open(
+            self._path("lost"), encoding="ascii"
+        ) as handle:
             return int(handle.read())
         return 0
 

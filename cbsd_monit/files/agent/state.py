@@ -52,7 +52,9 @@ class Env:
             "attempts": [],
             "boot": node.boot,
         }
-        self._saved = None if self.new or self.path in UNSAVED else json.dumps(self.data, sort_keys=True)
+        self._saved = (
+            None if self.new or self.path in UNSAVED else json.dumps(self.data, sort_keys=True)
+        )
         self.dir = files.EnvDir(node.sysdir(name))
 
     def __getitem__(self, key):
@@ -127,16 +129,24 @@ class Env:
 
     def tell(self, transition, reason="", check=None, **more):
         """Record one transition in the env's history, and for Salt."""
-        record = spool.event(self.node, transition, self.name, self["emulator"], reason, check, self["state"], **more)
+        record = spool.event(
+            self.node, transition, self.name, self["emulator"], reason, check, self["state"], **more
+        )
         line = json.dumps(record, sort_keys=True) + "\n"
         if (
             self["phase"] != "removing"
         ):  # CBSD is about to remove the directory, and would stumble over a new file in it
             with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
                 old = (self.dir.read("history.jsonl") or "").splitlines(True)
-                self.dir.write("history.jsonl", "".join([*old[1 - HISTORY :], line]), **self._worth())
+                self.dir.write(
+                    "history.jsonl", "".join([*old[1 - HISTORY :], line]), **self._worth()
+                )
         spool.append(self.node, record)
-        words = f"{self.name}: {transition}" + (f" ({check})" if check else "") + (f": {reason}" if reason else "")
+        words = (
+            f"{self.name}: {transition}"
+            + (f" ({check})" if check else "")
+            + (f": {reason}" if reason else "")
+        )
         say(words, loud=transition in LOUD)
 
 
@@ -177,7 +187,10 @@ class HookRecord:
             if cause:
                 return cause, line.strip()
         scripts = [words for words in map(_script, self.ancestors) if words]
-        typed = next((" ".join(words) for words in scripts if words[0] == "cbsd"), self.environ.get("CBSD_APP", ""))
+        typed = next(
+            (" ".join(words) for words in scripts if words[0] == "cbsd"),
+            self.environ.get("CBSD_APP", ""),
+        )
         by = next((" ".join(words) for words in scripts if words[0] != "cbsd"), "")
         return "operator", f"{typed[:100]}, run by {by}" if by else typed
 
@@ -260,11 +273,15 @@ def _boots(env):
 def apply(env, record):
     """Change what is known of ``env`` by what one hook saw."""
     hook, env.fresh = record.hook, False  # no look would find that out again
-    if not record.torn and (hook in ("master_prestart.d", "master_poststart.d", "master_create.d") or not env["facts"]):
+    if not record.torn and (
+        hook in ("master_prestart.d", "master_poststart.d", "master_create.d") or not env["facts"]
+    ):
         env["facts"] = record.facts()
     env["emulator"] = record.environ.get("emulator") or env["emulator"]
     if hook == "master_prestart.d":
-        env.enter_phase("starting", record.environ.get("CBSD_MONIT_CAUSE") or ("boot" if _boots(env) else None))
+        env.enter_phase(
+            "starting", record.environ.get("CBSD_MONIT_CAUSE") or ("boot" if _boots(env) else None)
+        )
     elif hook == "master_poststart.d":
         if (
             record.environ.get("CBSD_MONIT_CAUSE") != "heal"
@@ -291,5 +308,7 @@ def apply(env, record):
         env.enter_phase("removing", "remove")
         env.intend("stopped", "remove", record.cause()[1])
     elif hook == "master_reboot.d":
-        env.enter_phase("restarting", "guest")  # the kernel may lose it for a moment; no hook tells when it is back
+        env.enter_phase(
+            "restarting", "guest"
+        )  # the kernel may lose it for a moment; no hook tells when it is back
         env["started"], env["warm"] = env.node.stamp(), False

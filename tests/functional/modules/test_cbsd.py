@@ -52,7 +52,11 @@ def commands(cbsd_node):
     def run(function, *args, **kwargs):
         before = len(cbsd_node.log())
         result = function(*args, **kwargs)
-        records = [entry for entry in cbsd_node.log()[before:] if entry["event"] == "start" and not entry["nested"]]
+        records = [
+            entry
+            for entry in cbsd_node.log()[before:]
+            if entry["event"] == "start" and not entry["nested"]
+        ]
         return result, [entry["argv"] for entry in records]
 
     return run
@@ -65,9 +69,13 @@ def hook(node, name, directory, text):
 
 
 def test_salt_offers_the_whole_vocabulary_without_cbsd(load_modules):
-    modules = load_modules(cbsd_monit={"lookup": {"cbsd": "/nonexistent/cbsd", "workdir": "/nonexistent"}})
+    modules = load_modules(
+        cbsd_monit={"lookup": {"cbsd": "/nonexistent/cbsd", "workdir": "/nonexistent"}}
+    )
     names = "list get set status start stop restart create remove rename clone exec paths".split()
-    assert {name for name in modules if name.startswith("cbsd.")} == {f"cbsd.{name}" for name in names}
+    assert {name for name in modules if name.startswith("cbsd.")} == {
+        f"cbsd.{name}" for name in names
+    }
     with pytest.raises(CommandExecutionError, match="/nonexistent/nc.inventory is missing"):
         modules["cbsd.list"]()
 
@@ -75,7 +83,9 @@ def test_salt_offers_the_whole_vocabulary_without_cbsd(load_modules):
 @pytest.mark.parametrize("source", ["opts", "grains", "pillar"])
 def test_the_lookup_may_come_from_anywhere(load_modules, minion_opts, cbsd_lookup, source):
     given = {"cbsd_monit": {"lookup": cbsd_lookup}}
-    configuration = given if source == "opts" else {source: {**minion_opts.get(source, {}), **given}}
+    configuration = (
+        given if source == "opts" else {source: {**minion_opts.get(source, {}), **given}}
+    )
     assert load_modules(**configuration)["cbsd.list"]() == {}
 
 
@@ -95,7 +105,10 @@ def test_a_life(call, cbsd_node):
     assert call("stop", "web1")["changed"]
     assert call("rename", "web1", "www1")["name"] == "www1"
     twin = call("clone", "www1", "www2", ip4_addr="127.79.9.2/8")
-    assert twin["new"]["ip4_addr"] == "127.79.9.2/8" and twin["new"]["host_hostname"] == "www2.my.domain"
+    assert (
+        twin["new"]["ip4_addr"] == "127.79.9.2/8"
+        and twin["new"]["host_hostname"] == "www2.my.domain"
+    )
     assert sorted(call("list")) == ["www1", "www2"]
     call("start", "www1")
     gone = call("remove", "www1")
@@ -105,7 +118,9 @@ def test_a_life(call, cbsd_node):
 
 
 def test_the_life_of_a_vm(call, cbsd_node):
-    made = call("create", "vm1", emulator="bhyve", vm_ram="1g", vm_cpus=1, vm_os_type="linux", ip4_addr="0")
+    made = call(
+        "create", "vm1", emulator="bhyve", vm_ram="1g", vm_cpus=1, vm_os_type="linux", ip4_addr="0"
+    )
     assert (made["emulator"], made["status"]) == ("bhyve", "off")
     started = call("start", "vm1")
     assert started["status"] == "on" and started["jid"] == cbsd_node.kernel.vm_pid("vm1")
@@ -119,7 +134,9 @@ def test_the_life_of_a_vm(call, cbsd_node):
     assert call("stop", "vm2")["status"] == "off"
     hooks = len(cbsd_node.hooks_log())
     assert call("stop", "vm2")["changed"] is False
-    assert len(cbsd_node.hooks_log()) == hooks, "CBSD would have run the stop hooks of a VM that does not run"
+    assert len(cbsd_node.hooks_log()) == hooks, (
+        "CBSD would have run the stop hooks of a VM that does not run"
+    )
     assert call("clone", "vm2", "vm3")["emulator"] == "bhyve"
     assert call("remove", "vm2")["changed"]
     assert list(call("list", emulator="bhyve")) == ["vm3"]
@@ -143,7 +160,9 @@ def test_a_vm_that_died_is_off(call, cbsd_node, vm):
 def test_a_start_that_cbsd_calls_a_success_is_not(call, cbsd_node, jail):
     jail("web1")
     cbsd_node.fail_start("web1")
-    with pytest.raises(CommandExecutionError, match="web1 did not start, it is off now; .* exited 0: "):
+    with pytest.raises(
+        CommandExecutionError, match="web1 did not start, it is off now; .* exited 0: "
+    ):
         call("start", "web1")
     jail("web2", start=True)
     cbsd_node.fail_start("web2")
@@ -175,13 +194,30 @@ def test_get_and_set(call, jail, commands):
     jail("web1", start=True)
     jail("web2", ip4_addr="127.79.9.3")
     everything = call("get", "web2")
-    assert everything["ip4_addr"] == "127.79.9.3" and everything["status"] == "off" and len(everything) > 50
-    assert call("get", "web2", "astart", "host_hostname") == {"astart": "1", "host_hostname": "web2.my.domain"}
+    assert (
+        everything["ip4_addr"] == "127.79.9.3"
+        and everything["status"] == "off"
+        and len(everything) > 50
+    )
+    assert call("get", "web2", "astart", "host_hostname") == {
+        "astart": "1",
+        "host_hostname": "web2.my.domain",
+    }
     with pytest.raises(SaltInvocationError, match="did you mean ip4_addr"):
         call("get", "web2", "ip4_adr")
-    ret, ran = commands(call, "set", "web2", astart=False, host_hostname="a.b", exec_timeout="0", exec_start="/bin/x y")
+    ret, ran = commands(
+        call,
+        "set",
+        "web2",
+        astart=False,
+        host_hostname="a.b",
+        exec_timeout="0",
+        exec_start="/bin/x y",
+    )
     assert (
-        ret["old"]["astart"] == "1" and ret["new"]["host_hostname"] == "a.b" and ret["new"]["exec_start"] == "/bin/x y"
+        ret["old"]["astart"] == "1"
+        and ret["new"]["host_hostname"] == "a.b"
+        and ret["new"]["exec_start"] == "/bin/x y"
     )
     ret, ran = commands(call, "set", "web2", astart=0, host_hostname="a.b")
     assert ret["changed"] is False and not any("jset" in argv for argv in ran)
@@ -234,7 +270,9 @@ def test_maintenance_and_slave(call, cbsd_node, jail):
 
 def test_a_lost_inventory_is_an_error_and_not_an_empty_node(call, cbsd_node, jail):
     jail("web1")
-    os.rename(cbsd_node.layout.work("var/db/local.sqlite"), cbsd_node.layout.work("var/db/elsewhere"))
+    os.rename(
+        cbsd_node.layout.work("var/db/local.sqlite"), cbsd_node.layout.work("var/db/elsewhere")
+    )
     for function, *args in (["list"], ["status", "web1"], ["start", "web1"]):
         with pytest.raises(CommandExecutionError, match="local.sqlite is missing or not readable"):
             call(function, *args)
@@ -269,11 +307,14 @@ def test_exec_is_killed_with_its_children_when_the_time_is_up(call, jail, tmp_pa
     assert call("status", "web1") == "on"
 
 
-def test_a_start_that_hangs_is_killed_although_cbsd_ignores_sigterm(call, cbsd_node, jail, tmp_path):
+def test_a_start_that_hangs_is_killed_although_cbsd_ignores_sigterm(
+    call, cbsd_node, jail, tmp_path
+):
     jail("web1")
     hook(cbsd_node, "web1", "master_prestart.d", f"echo $$ > {tmp_path}/pid; sleep 90")
     with pytest.raises(
-        CommandExecutionError, match="web1 did not start, it is off now; .*took too long and was killed"
+        CommandExecutionError,
+        match="web1 did not start, it is off now; .*took too long and was killed",
     ):
         call("start", "web1", timeout=4)
     assert not runs((tmp_path / "pid").read_text().strip())
@@ -282,7 +323,12 @@ def test_a_start_that_hangs_is_killed_although_cbsd_ignores_sigterm(call, cbsd_n
 def test_the_cause_of_a_stop_reaches_our_hooks(call, cbsd_node, jail, tmp_path):
     jail("web1", start=True)
     for directory in ("master_prestop.d", "master_poststop.d", "master_prestart.d"):
-        hook(cbsd_node, "web1", directory, f'echo "{directory[7:-2]} ${{CBSD_MONIT_CAUSE-none}}" >> {tmp_path}/causes')
+        hook(
+            cbsd_node,
+            "web1",
+            directory,
+            f'echo "{directory[7:-2]} ${{CBSD_MONIT_CAUSE-none}}" >> {tmp_path}/causes',
+        )
     call("restart", "web1")
     call("stop", "web1")
     call("start", "web1")
@@ -311,24 +357,37 @@ def test_neither_restart_command_of_cbsd_is_used(call, jail, vm, commands):
         ]
 
 
-def test_the_callers_environment_does_not_leak_into_cbsd(call, cbsd_node, jail, monkeypatch, tmp_path):
+def test_the_callers_environment_does_not_leak_into_cbsd(
+    call, cbsd_node, jail, monkeypatch, tmp_path
+):
     jail("web1")
     jail("web2", start=True)
     hook(cbsd_node, "web1", "master_prestart.d", f"env > {tmp_path}/env")
-    for key, value in (("jname", "web2"), ("H_CBSD_jname", "web2"), ("SECRET", "x"), ("CBSD_MONIT_CAUSE", "heal")):
+    for key, value in (
+        ("jname", "web2"),
+        ("H_CBSD_jname", "web2"),
+        ("SECRET", "x"),
+        ("CBSD_MONIT_CAUSE", "heal"),
+    ):
         monkeypatch.setenv(key, value)
     (tmp_path / "CBSDfile").write_text("jail_other()\n{\n}\n")
     monkeypatch.chdir(tmp_path)
     assert call("start", "web1")["status"] == "on"
     seen = dict(line.partition("=")[::2] for line in (tmp_path / "env").read_text().splitlines())
-    assert seen["jname"] == "web1" and not {"SECRET", "CBSD_MONIT_CAUSE", "H_CBSD_jname"} & set(seen)
+    assert seen["jname"] == "web1" and not {"SECRET", "CBSD_MONIT_CAUSE", "H_CBSD_jname"} & set(
+        seen
+    )
 
 
 def _restart(opts, queue):
     import salt.loader
 
     try:
-        queue.put(salt.loader.minion_mods(opts, context={})["cbsd.restart"]("web1", lock_timeout=60)["jid"])
+        queue.put(
+            salt.loader.minion_mods(opts, context={})["cbsd.restart"]("web1", lock_timeout=60)[
+                "jid"
+            ]
+        )
     except CommandExecutionError as err:
         queue.put(str(err))
 
@@ -373,7 +432,11 @@ def test_hostile_input_runs_nothing(call, jail, commands, tmp_path):
         for function in ("start", "stop", "restart", "remove", "status", "get", "create"):
             with pytest.raises(SaltInvocationError):
                 call(function, name)
-        for function, args in (("rename", ("web1", name)), ("clone", (name, "web2")), ("exec", (name, "id"))):
+        for function, args in (
+            ("rename", ("web1", name)),
+            ("clone", (name, "web2")),
+            ("exec", (name, "id")),
+        ):
             with pytest.raises(SaltInvocationError):
                 call(function, *args)
         for key in ("host_hostname", "ip4_addr"):
@@ -389,7 +452,13 @@ def test_hostile_input_runs_nothing(call, jail, commands, tmp_path):
 
 def test_every_result_can_be_sent_over_the_bus(call, jail):
     jail("web1")
-    results = [call("start", "web1"), call("set", "web1", astart=0), call("list"), call("get", "web1"), call("paths")]
+    results = [
+        call("start", "web1"),
+        call("set", "web1", astart=0),
+        call("list"),
+        call("get", "web1"),
+        call("paths"),
+    ]
     results += [call("rename", "web1", "www1", restart=True), call("remove", "www1")]
     shape = {"name", "emulator", "status", "jid", "changed", "old", "new"}
     assert all(set(results[at]) == shape for at in (0, 1, 5, 6))

@@ -10,7 +10,12 @@ PILLAR = {
     "defaults": {"restart": {"attempts": 5}},
     "groups": {"web": {"match": "lb*", "interval": "20s"}},
     "envs": {
-        "lb1": {"checks": {"http": {"type": "http", "path": "/healthz"}, "mem": {"type": "resource", "maxproc": 9}}}
+        "lb1": {
+            "checks": {
+                "http": {"type": "http", "path": "/healthz"},
+                "mem": {"type": "resource", "maxproc": 9},
+            }
+        }
     },
 }
 
@@ -39,7 +44,10 @@ def test_it_reads_the_pillar_as_the_states_do(node):
     assert settings["path"] == {"value": "/healthz", "from": "cbsd_monit:envs:lb1:checks:http:path"}
     assert settings["interval"] == {"value": 20, "from": "cbsd_monit:groups:web:interval"}
     assert settings["timeout"] == {"value": 5, "from": "built-in default"}
-    assert told["policy"]["restart:attempts"] == {"value": 5, "from": "cbsd_monit:defaults:restart:attempts"}
+    assert told["policy"]["restart:attempts"] == {
+        "value": 5,
+        "from": "cbsd_monit:defaults:restart:attempts",
+    }
     assert f'path "{node.wake} probe lb1 mem"' in told["checks"]["mem"]["monit"][0]
     assert told["checks"]["env"]["monit"][0].endswith(f'path "{node.run_dir}/dead/lb1"')
 
@@ -52,7 +60,8 @@ def test_text_is_for_a_person(node):
 
 
 @pytest.mark.parametrize(
-    "env, why", [("nosuch", "is not on hv1"), ("other", "the pillar does not mean it"), ("a b", "name")]
+    "env, why",
+    [("nosuch", "is not on hv1"), ("other", "the pillar does not mean it"), ("a b", "name")],
 )
 def test_others_are_one_clear_error(node, env, why):
     said = node.salt("cbsd_monit.explain", env, check=False)

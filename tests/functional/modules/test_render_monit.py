@@ -44,12 +44,26 @@ pytestmark = [
 def load():
     """Return the module ``cbsd_monit``, wired as under Salt."""
     salt = {"cp.get_file_str": lambda url: (REPO / url[len("salt://") :]).read_text()}
-    for name in ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit_explain", "cbsd_monit"):
-        spec = importlib.util.spec_from_file_location(f"functional_{name}", REPO / "_modules" / f"{name}.py")
+    for name in (
+        "cbsd_monit_schema",
+        "cbsd_monit_pillar",
+        "cbsd_monit_policy",
+        "cbsd_monit_explain",
+        "cbsd_monit",
+    ):
+        spec = importlib.util.spec_from_file_location(
+            f"functional_{name}", REPO / "_modules" / f"{name}.py"
+        )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.__salt__ = salt
-        salt.update({f"{name}.{key}": getattr(module, key) for key in dir(module) if not key.startswith("_")})
+        salt.update(
+            {
+                f"{name}.{key}": getattr(module, key)
+                for key in dir(module)
+                if not key.startswith("_")
+            }
+        )
     return module
 
 
@@ -58,7 +72,9 @@ cbsd_monit = load()
 
 @pytest.fixture
 def root():
-    path = pathlib.Path(tempfile.mkdtemp(prefix="cmr", dir="/tmp"))  # short: a unix socket's path has a limit
+    path = pathlib.Path(
+        tempfile.mkdtemp(prefix="cmr", dir="/tmp")
+    )  # short: a unix socket's path has a limit
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
@@ -107,7 +123,9 @@ def accepted(spec, root):
     """Assert that monit takes the text without a word of warning; return the text."""
     text = render(spec, root)
     path = control(text, root)
-    ran = subprocess.run([MONIT, "-t", "-c", path], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [MONIT, "-t", "-c", path], capture_output=True, text=True, timeout=60, check=False
+    )
     line = re.search(r"monitrc:(\d+)", ran.stdout + ran.stderr)
     where = path.read_text().split("\n")[int(line[1]) - 1] if line else ""
     assert (ran.returncode, ran.stderr) == (0, ""), where
@@ -164,7 +182,11 @@ def needed(kind):
     rows = cbsd_monit.schema()["checks"][kind]["fields"]
     given = {"port": 4711, "command": ["/bin/x", "a b", "-c=d"], "name": "nginx", "path": "/x"}
     more = {"process": {"pidfile": "/x"}, "resource": {"memoryuse": "2g"}}.get(kind, {})
-    return {"type": kind, **{key: given[key] for key, row in rows.items() if row.get("required")}, **more}
+    return {
+        "type": kind,
+        **{key: given[key] for key, row in rows.items() if row.get("required")},
+        **more,
+    }
 
 
 def test_every_type_with_everything_common_is_accepted(root):
@@ -173,9 +195,17 @@ def test_every_type_with_everything_common_is_accepted(root):
         if "env" not in row["scope"]:
             continue
         fields = row["fields"]
-        own = {key: [None, *field["choices"]] for key, field in fields.items() if field["type"] == "choice"}
+        own = {
+            key: [None, *field["choices"]]
+            for key, field in fields.items()
+            if field["type"] == "choice"
+        }
         own.update(NETWORK if "address" in fields else {})
-        more = [{**check, **tls} for check in product(**own) for tls in (TLS if "tls" in fields else [{}])]
+        more = [
+            {**check, **tls}
+            for check in product(**own)
+            for tls in (TLS if "tls" in fields else [{}])
+        ]
         more = [more[n % len(more)] for n in range(max(len(more), 32))]
         checks += [{**needed(kind), **check} for check in spread(COMMON, more)]
     assert len(checks) > 1200
@@ -195,7 +225,9 @@ def test_tls_and_ping_options_are_accepted(root):
         {"type": "tls", **c}
         for c in product(verify=[None, True, False], certificate_valid=[None, "1d"], port=[None, 1])
     ]
-    checks += [{"type": "ping", **check} for check in product(count=[1, 20], size=[8, 1492], **NETWORK)]
+    checks += [
+        {"type": "ping", **check} for check in product(count=[1, 20], size=[8, 1492], **NETWORK)
+    ]
     accepted(as_checks(checks), root)
 
 
@@ -203,25 +235,37 @@ def test_checks_of_the_node_are_accepted(root):
     limits = ("loadavg_1m", "loadavg_5m", "loadavg_15m")
     shares = ("cpu", "cpu_user", "cpu_system", "memory", "swap")
     checks = [{"type": "system", key: value} for key in limits for value in (0.5, 8, 1000)]
-    checks += [{"type": "system", key: value} for key in shares for value in ("1%", "90.5%", "100%")]
+    checks += [
+        {"type": "system", key: value} for key in shares for value in ("1%", "90.5%", "100%")
+    ]
     checks.append({"type": "system", **dict.fromkeys(limits, 8), **dict.fromkeys(shares, "90%")})
     checks += [{"type": "filesystem", "path": "/", "space": "90%", "inodes": "5.5%"}]
     checks += [{"type": "exec", "command": ["/no/such/program", "a b", "-c"]}]
     kinds = cbsd_monit.schema()["checks"].items()
     checks += [
-        needed(kind) for kind, row in kinds if "node" in row["scope"] and kind not in ("system", "filesystem", "exec")
+        needed(kind)
+        for kind, row in kinds
+        if "node" in row["scope"] and kind not in ("system", "filesystem", "exec")
     ]
     checks = spread(COMMON, [check for check in checks for _ in range(8)])
-    accepted({"nodes": {"hv1": {"checks": {f"c{n}": check for n, check in enumerate(checks)}}}}, root)
+    accepted(
+        {"nodes": {"hv1": {"checks": {f"c{n}": check for n, check in enumerate(checks)}}}}, root
+    )
 
 
 def test_names_of_any_shape_are_accepted(root):
     names = ["0", "a-b_c", "ENVIRON", "set", "check", "if", "all", "x" * 64]
-    accepted({"envs": {"lb1": {"checks": {name: {"type": "tcp", "port": 1} for name in names}}}}, root)
+    accepted(
+        {"envs": {"lb1": {"checks": {name: {"type": "tcp", "port": 1} for name in names}}}}, root
+    )
     text = render({"envs": {"ALL-_1": {"checks": {"Http": {"type": "http"}}}}}, root, "ALL-_1")
     assert 'check host "=a=l=l-_1.Http"' in text
     ran = subprocess.run(
-        [MONIT, "-t", "-c", control(text, root)], capture_output=True, text=True, timeout=60, check=False
+        [MONIT, "-t", "-c", control(text, root)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
     )
     assert ran.returncode == 0, ran.stderr
 
@@ -251,14 +295,18 @@ def test_no_text_that_is_let_through_breaks_out_of_its_string(root):
     spice = ['"', "\\", "'", "#", '" then exec "/bin/sh', "\\0x22", "{", "}", "//", "/"]
     checks = []
     while len(checks) < 500:
-        text = "".join(rng.choice(spice if rng.random() < 0.2 else letters) for _ in range(rng.randint(1, 12)))
+        text = "".join(
+            rng.choice(spice if rng.random() < 0.2 else letters) for _ in range(rng.randint(1, 12))
+        )
         check = {"type": "http", "content": text}
         with contextlib.suppress(SaltInvocationError):
             cbsd_monit.validate(as_checks([check]))
             checks.append(check)
     text = render(as_checks(checks), root)
     path = control(text, root)
-    ran = subprocess.run([MONIT, "-vt", "-c", path], capture_output=True, text=True, timeout=60, check=False)
+    ran = subprocess.run(
+        [MONIT, "-vt", "-c", path], capture_output=True, text=True, timeout=60, check=False
+    )
     assert ran.returncode == 0, ran.stderr
     services = re.findall(r"^Remote Host Name +(?:=|:) (\S+)", ran.stdout, re.M)
     assert sorted(services) == sorted(f"lb1.c{n}" for n in range(500))
@@ -294,7 +342,9 @@ class Server:
         self.tls.socket = context.wrap_socket(self.tls.socket, server_side=True)
         for server in (self.plain, self.tls):
             server.daemon_threads = True
-            threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+            threading.Thread(
+                target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
+            ).start()
         self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self.udp.bind((ADDRESS, 0))
         self.port, self.tls_port = self.plain.server_address[1], self.tls.server_address[1]
@@ -391,7 +441,9 @@ class Daemon:
     def __init__(self, spec, root):
         self.root = root
         self.process = subprocess.Popen(
-            [MONIT, "-I", "-c", control(render(spec, root), root)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            [MONIT, "-I", "-c", control(render(spec, root), root)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def services(self):
@@ -408,11 +460,15 @@ class Daemon:
         return {service.findtext("name"): service for service in tree.iter("service")}
 
     def status(self, check):
-        return int(self.services()[f"lb1.{check}" if "-" not in check else check].findtext("status"))
+        return int(
+            self.services()[f"lb1.{check}" if "-" not in check else check].findtext("status")
+        )
 
     def woken(self, check):
         name = f"lb1.{check}" if "-" not in check else check
-        lines = (self.root / "woken").read_text().split("\n") if (self.root / "woken").exists() else []
+        lines = (
+            (self.root / "woken").read_text().split("\n") if (self.root / "woken").exists() else []
+        )
         return [line.split(" ", 1)[1] for line in lines if line.split(" ")[0] == name]
 
     def close(self):
@@ -437,7 +493,15 @@ def lab():
     """A monit that watches good and bad servers: ``(daemon, server)``."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="cmr", dir="/tmp"))
     server = Server(root)
-    for name, code in (("app", 0), ("sick", 1), ("turn", 0), ("mute", 75), ("procs", 0), ("late", 1), ("big", 1)):
+    for name, code in (
+        ("app", 0),
+        ("sick", 1),
+        ("turn", 0),
+        ("mute", 75),
+        ("procs", 0),
+        ("late", 1),
+        ("big", 1),
+    ):
         (root / f"probe-{name}").write_text(str(code))
         (root / f"says-{name}").write_text(f"{name} says")
     http_check = {"type": "http", "port": server.port}
@@ -470,13 +534,28 @@ def lab():
         "bad_code": {**http_check, "path": "/code/200", "status": 204},
         "bad_500": {**http_check, "path": "/code/500"},
         "bad_text": {**http_check, "path": "/bad_text", "content": "^world"},
-        "bad_header": {**http_check, "path": "/header", "headers": {"X-A": "b"}, "hostheader": "www.example.org"},
-        "bad_host": {**http_check, "path": "/header", "headers": {"X-A": "b, c; (d)"}, "hostheader": "example.org"},
+        "bad_header": {
+            **http_check,
+            "path": "/header",
+            "headers": {"X-A": "b"},
+            "hostheader": "www.example.org",
+        },
+        "bad_host": {
+            **http_check,
+            "path": "/header",
+            "headers": {"X-A": "b, c; (d)"},
+            "hostheader": "example.org",
+        },
         "bad_method": {**http_check, "path": "/method/HEAD", "method": "GET"},
         "bad_port": {"type": "tcp", "port": closed_port()},
         "bad_udp": {"type": "udp", "port": closed_port(socket.SOCK_DGRAM)},
         "bad_tls": {"type": "tls", "port": server.port, "interval": 20},
-        "bad_cert": {"type": "tls", "port": server.tls_port, "certificate_valid": "30d", "interval": 20},
+        "bad_cert": {
+            "type": "tls",
+            "port": server.tls_port,
+            "certificate_valid": "30d",
+            "interval": 20,
+        },
         "bad_chain": {"type": "tls", "port": server.tls_port, "verify": True, "interval": 20},
         "bad_time": {**http_check, "path": "/slow/3", "timeout": "1s", "interval": 20},
         "bad_redis": {"type": "redis", "port": server.port, "interval": 20},
@@ -484,7 +563,10 @@ def lab():
         "sick": {"type": "exec", "command": ["/bin/app"]},
         "late": {"type": "file", "path": "/x", "max_age": "1h"},
         "big": {"type": "resource", "memoryuse": "512m"},
-        **{f"not_s{n}": {**http_check, "path": "/text/6", "content": texts[n]} for n in (0, 2, 3, 5)},
+        **{
+            f"not_s{n}": {**http_check, "path": "/text/6", "content": texts[n]}
+            for n in (0, 2, 3, 5)
+        },
     }
     moving = {
         "turn": {"type": "service", "name": "nginx", "failure_threshold": 2},
@@ -554,7 +636,9 @@ def test_monit_reads_back_what_the_pillar_said(lab):
     assert (port.findtext("protocol"), port.findtext("type")) == ("HTTP", "TCP")
     assert port.findtext("request") == "/a?b=c&d=e,f;g"
     assert daemon.services()["lb1.udp"].find("port").findtext("type") == "UDP"
-    assert daemon.services()["lb1.https"].find("port").findtext("portnumber") == str(server.tls_port)
+    assert daemon.services()["lb1.https"].find("port").findtext("portnumber") == str(
+        server.tls_port
+    )
     request = server.flow["/a?b=c&d=e,f;g"][0]
     assert (request.command, request.path) == ("GET", "/a?b=c&d=e,f;g")
 
@@ -563,7 +647,12 @@ def test_the_nodes_own_checks_work(lab):
     daemon, _ = lab
     assert until(lambda: daemon.woken("node-full") and daemon.woken("node-gone"))
     assert daemon.status("node-full") and daemon.status("node-gone")
-    assert daemon.status("node-good") == daemon.status("node-fine") == daemon.status("cbsd_monit-look") == 0
+    assert (
+        daemon.status("node-good")
+        == daemon.status("node-fine")
+        == daemon.status("cbsd_monit-look")
+        == 0
+    )
     assert not daemon.woken("node-good") and not daemon.woken("node-fine")
 
 
@@ -640,16 +729,38 @@ def test_failures_and_recoveries_are_seen_when_explain_says(root):
     server = Server(root)
     checks = {
         "quick": {"type": "http", "port": server.port, "path": "/quick", "failure_threshold": 3},
-        "seldom": {"type": "http", "port": server.port, "path": "/seldom", "interval": 3, "failure_threshold": 2},
-        "probe": {"type": "exec", "command": ["/x"], "interval": 2, "failure_threshold": 2, "success_threshold": 2},
-        "slow": {"type": "exec", "command": ["/x"], "interval": 2, "timeout": 2, "failure_threshold": 2},
+        "seldom": {
+            "type": "http",
+            "port": server.port,
+            "path": "/seldom",
+            "interval": 3,
+            "failure_threshold": 2,
+        },
+        "probe": {
+            "type": "exec",
+            "command": ["/x"],
+            "interval": 2,
+            "failure_threshold": 2,
+            "success_threshold": 2,
+        },
+        "slow": {
+            "type": "exec",
+            "command": ["/x"],
+            "interval": 2,
+            "timeout": 2,
+            "failure_threshold": 2,
+        },
     }
     probes = ("probe", "slow")
     for name in probes:
         (root / f"probe-{name}").write_text("0")
         (root / f"says-{name}").write_text("no")
     (root / "slow-slow").write_text("1.5")
-    spec = {"monit": {"poll": 1}, "defaults": {"interval": 1, "timeout": 1}, "envs": {"lb1": {"checks": checks}}}
+    spec = {
+        "monit": {"poll": 1},
+        "defaults": {"interval": 1, "timeout": 1},
+        "envs": {"lb1": {"checks": checks}},
+    }
     explain = cbsd_monit.__salt__["cbsd_monit_explain.explain"]
     told = explain(spec, "hv1", [{"name": "lb1", "emulator": "jail"}], "lb1")["checks"]
 
@@ -673,12 +784,22 @@ def test_failures_and_recoveries_are_seen_when_explain_says(root):
                 for name in checks:
                     turn(name, bad)
                 while len(took) < len(checks) and time.monotonic() - began < 20:
-                    took.update({n: time.monotonic() - began for n in checks if n not in took and seen(n, bad)})
+                    took.update(
+                        {
+                            n: time.monotonic() - began
+                            for n in checks
+                            if n not in took and seen(n, bad)
+                        }
+                    )
                     time.sleep(0.02)
                 for name in checks:
                     bounds = told[name]["detected" if bad else "recovered"]
-                    early = bounds["best"] - (1.6 if name == "slow" else 0.1)  # it may be under way already
-                    late = bounds["worst"] * 1.1 + 0.3  # monit's second is a bit longer than a second
+                    early = bounds["best"] - (
+                        1.6 if name == "slow" else 0.1
+                    )  # it may be under way already
+                    late = (
+                        bounds["worst"] * 1.1 + 0.3
+                    )  # monit's second is a bit longer than a second
                     if not early <= took.get(name, 99) <= late:
                         off.append((name, bad, took.get(name), bounds))
         assert off == []

@@ -64,7 +64,9 @@ def states():
 def lookup(tmp_path):
     for name in ("jails/share", "jails/jails-system", "state"):
         (tmp_path / name).mkdir(parents=True)
-    (tmp_path / "state/published").write_text("check host lb1 with address 127.0.0.1\n  if failed port 80 then alert\n")
+    (tmp_path / "state/published").write_text(
+        "check host lb1 with address 127.0.0.1\n  if failed port 80 then alert\n"
+    )
     (tmp_path / "sample").write_text(SAMPLE.format(root=tmp_path))
     return {
         "workdir": f"{tmp_path}/jails",
@@ -97,9 +99,16 @@ def test_control_file_from_the_sample_is_one_that_monit_takes(states, lookup):
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     said = subprocess.run([MONIT, "-t", "-c", name], capture_output=True, text=True, check=False)
     assert said.returncode == 0, said.stderr
-    active = [line for line in path.read_text().splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    active = [
+        line
+        for line in path.read_text().splitlines()
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
     assert not any("allow" in line or "httpd" in line for line in active)
-    assert "    programOutput: 512 B" in active and active[-1] == f"include {lookup['state']}/published"
+    assert (
+        "    programOutput: 512 B" in active
+        and active[-1] == f"include {lookup['state']}/published"
+    )
 
 
 def test_monits_refusal_is_quoted_and_nothing_changes(states, lookup, tmp_path, testmode):
@@ -131,7 +140,9 @@ def test_hooks_come_and_go(states, lookup, tmp_path, testmode):
     ret = states.cbsd_monit.hooks_present("hooks", spec=spec, test=testmode)
     assert ret.result is (None if testmode else True)
     assert len(ret.changes["links"]) == len(ret.changes["directories"]) == 7
-    assert sum(p.name == "cbsd_monit" for p in (tmp_path / "jails").rglob("*")) == (0 if testmode else 7)
+    assert sum(p.name == "cbsd_monit" for p in (tmp_path / "jails").rglob("*")) == (
+        0 if testmode else 7
+    )
     ret = states.cbsd_monit.hooks_absent("hooks", spec=spec)
     assert ret.result is True
     assert list((tmp_path / "jails/share/jail-system-default").iterdir()) == []
@@ -142,13 +153,19 @@ def test_missing_path_is_an_answer_and_not_a_traceback(states, lookup):
     del lookup["state"]
     ret = states.cbsd_monit.hooks_present("hooks", spec={"lookup": lookup})
     assert ret.result is False and "state" in ret.comment
-    ret = states.cbsd_monit.hooks_present("hooks", spec={"lookup": {**lookup, "state": "relative/path"}})
+    ret = states.cbsd_monit.hooks_present(
+        "hooks", spec={"lookup": {**lookup, "state": "relative/path"}}
+    )
     assert ret.result is False and "expected an absolute path, got 'relative/path'" in ret.comment
 
 
 PILLAR = {
     "monit": {"poll": "5s", "start_delay": "10s"},
-    "defaults": {"interval": "20s", "timeout": "3s", "restart": {"attempts": 4, "delay": "5s", "mode": "delay"}},
+    "defaults": {
+        "interval": "20s",
+        "timeout": "3s",
+        "restart": {"attempts": 4, "delay": "5s", "mode": "delay"},
+    },
     "budget": {"max_concurrent": 2, "storm_min": 7, "boot_grace": "5m"},
     "profiles": {
         "web": {
@@ -157,7 +174,15 @@ PILLAR = {
                 "ssh": {"type": "tcp", "port": 22},
             }
         },
-        "db": {"checks": {"sql": {"type": "mysql", "port": 3306, "failure_threshold": {"failures": 2, "within": 5}}}},
+        "db": {
+            "checks": {
+                "sql": {
+                    "type": "mysql",
+                    "port": 3306,
+                    "failure_threshold": {"failures": 2, "within": 5},
+                }
+            }
+        },
     },
     "groups": {
         "all": {"match": "*", "checks": {"alive": {"type": "running"}}},
@@ -209,7 +234,11 @@ def test_same_pillar_in_a_hundred_key_orders_renders_the_same_bytes(states):
         return files, json.dumps(made["config"], sort_keys=True), made["warnings"]
 
     wanted = rendered(PILLAR, envs)
-    assert "w1" in wanted[0] and "check program" in wanted[0]["w1"][0] and "port 99" in wanted[0]["db1"][0]
+    assert (
+        "w1" in wanted[0]
+        and "check program" in wanted[0]["w1"][0]
+        and "port 99" in wanted[0]["db1"][0]
+    )
     for seed in range(100):
         dice = random.Random(seed)
         assert rendered(shuffled(PILLAR, dice), dice.sample(envs, len(envs))) == wanted, seed

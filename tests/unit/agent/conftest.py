@@ -66,7 +66,9 @@ class World:
         import cbsd
 
         full = dict.fromkeys(cbsd.COLUMNS, "")
-        full.update(jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8", astart="1")
+        full.update(
+            jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8", astart="1"
+        )
         full.update(row)
         self.rows[name] = full
         (self.up.add if up else self.up.discard)(name)
@@ -76,7 +78,9 @@ class World:
         if not hook.is_symlink():
             hook.parent.mkdir()
             hook.symlink_to(self.node.wake)
-        text = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
+        text = (
+            'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
+        )
         (monit / "monitrc.tpl").write_text(text if template is None else template)
         if policy is not None:
             (monit / "policy.json").write_text(json.dumps({"schema": 1, "env": name, **policy}))

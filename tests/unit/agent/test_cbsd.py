@@ -10,7 +10,9 @@ from node import AgentError
 
 def test_daemon_that_keeps_the_output_open_holds_nobody_and_lives(tmp_path):
     began = time.monotonic()
-    answer = cbsd.run(["/bin/sh", "-c", f"setsid sleep 30 & echo $! > {tmp_path}/pid; echo started"], timeout=10)
+    answer = cbsd.run(
+        ["/bin/sh", "-c", f"setsid sleep 30 & echo $! > {tmp_path}/pid; echo started"], timeout=10
+    )
     assert time.monotonic() - began < 5
     assert (answer.code, answer.last_words) == (0, "started")
     pid = int((tmp_path / "pid").read_text())
@@ -21,7 +23,11 @@ def test_daemon_that_keeps_the_output_open_holds_nobody_and_lives(tmp_path):
 def test_time_out_kills_the_whole_group_even_where_sigterm_is_ignored(tmp_path):
     script = f"trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 30' & echo waiting; wait"
     answer = cbsd.run(["/bin/sh", "-c", script], timeout=1)
-    assert answer.code is None and "no answer within 1 s, killed" in answer.text and "waiting" in answer.text
+    assert (
+        answer.code is None
+        and "no answer within 1 s, killed" in answer.text
+        and "waiting" in answer.text
+    )
     time.sleep(0.2)
     stat = f"/proc/{(tmp_path / 'pid').read_text().strip()}/stat"
     assert not os.path.exists(stat) or open(stat).read().split()[2] == "Z"
@@ -41,7 +47,9 @@ def test_missing_program_is_an_answer(node):
 
 def test_inventory_survives_odd_rows(node, world, tmp_path):
     world.env("good")
-    (tmp_path / "rows").open("a").write("odd|1|1|jail|a|b|c\nn;id" + "|x" * (len(cbsd.COLUMNS) - 1) + "\n")
+    (tmp_path / "rows").open("a").write(
+        "odd|1|1|jail|a|b|c\nn;id" + "|x" * (len(cbsd.COLUMNS) - 1) + "\n"
+    )
     rows, broken = cbsd.inventory(node)
     assert (set(rows), broken) == ({"good"}, {"odd"})
 

@@ -71,7 +71,9 @@ def test_rename_keeps_history_and_a_clone_does_not(node, world, tmp_path):
     for name in ("policy.json", "history.jsonl"):
         (systems / "copy/monit" / name).write_text((monit / name).read_text())
     passes.run(node)
-    assert [r["transition"] for r in map(json.loads, (systems / "copy/monit/history.jsonl").open())][0] == "created"
+    assert [
+        r["transition"] for r in map(json.loads, (systems / "copy/monit/history.jsonl").open())
+    ][0] == "created"
     assert state.Env(node, "copy")["attempts"] == []
 
     (systems / "old").rename(systems / "new")
@@ -87,7 +89,9 @@ def test_rename_keeps_history_and_a_clone_does_not(node, world, tmp_path):
     assert '"new.tcp"' in published and "old.tcp" not in published
 
 
-def test_env_that_vanishes_is_unpublished_at_once_and_forgotten_soon(node, world, tmp_path, monkeypatch):
+def test_env_that_vanishes_is_unpublished_at_once_and_forgotten_soon(
+    node, world, tmp_path, monkeypatch
+):
     world.env("a")
     world.env("b")
     passes.run(node)
@@ -95,13 +99,17 @@ def test_env_that_vanishes_is_unpublished_at_once_and_forgotten_soon(node, world
     seen = passes.run(node)
     assert set(seen.envs) == {"b"}
     assert "a.tcp" not in (tmp_path / "state/published").read_text()
-    assert state.Env(node, "a")["phase"] == "removing", "it may be renamed: CBSD moves the directory later than the row"
+    assert state.Env(node, "a")["phase"] == "removing", (
+        "it may be renamed: CBSD moves the directory later than the row"
+    )
     monkeypatch.setattr(passes, "GONE", 0)
     passes.run(node)
     assert not (tmp_path / "state/envs/a.json").exists()
 
 
-def test_removed_env_is_forgotten_at_once_and_nothing_is_written_where_cbsd_removes(node, world, tmp_path):
+def test_removed_env_is_forgotten_at_once_and_nothing_is_written_where_cbsd_removes(
+    node, world, tmp_path
+):
     monit = world.env("a")
     passes.run(node)
     path, text = hook(node, 1000000001, "remove.d", "a")
@@ -143,7 +151,9 @@ def test_envs_whose_hooks_do_not_cease_are_left_to_the_next_pass(node, world, tm
     (tmp_path / "record").write_text(text)
     world.up.clear()
     world.write()
-    (tmp_path / "bin/jls").write_text(f"#!/bin/sh\ncat {tmp_path}/kernel\ncp {tmp_path}/record {path[:-2]}$$\n")
+    (tmp_path / "bin/jls").write_text(
+        f"#!/bin/sh\ncat {tmp_path}/kernel\ncp {tmp_path}/record {path[:-2]}$$\n"
+    )
     seen = passes.run(node)
     assert seen.moving == {"busy"} and seen.unsettled
     assert [e.name for e, _, _ in seen.due] == ["calm"]
@@ -174,9 +184,15 @@ def test_start_that_no_hook_announced_begins_a_new_grace(node, world):
 @pytest.mark.parametrize(
     ("status", "linked", "intent"),
     [("0", False, "stopped"), ("1", False, "running"), ("0", True, "running")],
-    ids=["stopped by CBSD, which could not tell", "crashed", "crashed, and somebody has listed the jails since"],
+    ids=[
+        "stopped by CBSD, which could not tell",
+        "crashed",
+        "crashed, and somebody has listed the jails since",
+    ],
 )
-def test_stop_that_no_hook_could_announce_is_no_crash(node, world, monkeypatch, status, linked, intent):
+def test_stop_that_no_hook_could_announce_is_no_crash(
+    node, world, monkeypatch, status, linked, intent
+):
     monit = world.env("a", status="1", jid="7")
     passes.run(node)
     if not linked:
@@ -230,13 +246,19 @@ def test_guest_that_reboots_is_not_dead_while_it_is_gone(node, world, tmp_path, 
     assert passes.run(node).envs["vm"]["phase"] is None
 
 
-def test_vm_that_is_gone_is_dead_only_when_bhyverun_had_time_to_say_why(node, world, tmp_path, monkeypatch):
+def test_vm_that_is_gone_is_dead_only_when_bhyverun_had_time_to_say_why(
+    node, world, tmp_path, monkeypatch
+):
     world.env("vm", emulator="bhyve", up=False)
     (tmp_path / "vmm/vm").touch()
     passes.run(node)
     (tmp_path / "vmm/vm").unlink()
     seen = passes.run(node)
-    assert (seen.due, seen.envs["vm"]["phase"], seen.envs["vm"]["cause"]) == ([], "stopping", "gone")
+    assert (seen.due, seen.envs["vm"]["phase"], seen.envs["vm"]["cause"]) == (
+        [],
+        "stopping",
+        "gone",
+    )
     monkeypatch.setattr(passes, "REBOOT", 0)
     assert [e.name for e, _, _ in passes.run(node).due] == ["vm"]
 
@@ -307,7 +329,11 @@ def test_second_pass_writes_nothing(node, world, tmp_path):
     passes.run(node)
 
     def stamps():
-        return {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "/run/" not in str(p)}
+        return {
+            str(p): p.stat().st_mtime_ns
+            for p in tmp_path.rglob("*")
+            if p.is_file() and "/run/" not in str(p)
+        }
 
     before = stamps()
     seen = passes.run(node)
@@ -319,7 +345,9 @@ def test_dry_pass_writes_nothing_and_foretells_the_change(node, world, tmp_path)
     world.env("a")
     passes.run(node)
     before = {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
-    template = 'check host "%%ENV%%.web" with address "%%ADDRESS%%"\n  if failed port 80 then alert\n'
+    template = (
+        'check host "%%ENV%%.web" with address "%%ADDRESS%%"\n  if failed port 80 then alert\n'
+    )
     seen = passes.dry(node, {"a": {"monitrc.tpl": template, "policy.json": {}}})
     assert seen.changed == ["a"]
     after = {str(p): p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
@@ -397,7 +425,9 @@ def test_policy_of_nonsense_is_that_envs_trouble_alone(node, world, policy):
 
 
 def test_untrusted_template_cannot_take_another_envs_name(node, world):
-    monit = world.env("a", template='check host "b.tcp" with address "1.1.1.1"\n  if failed port 1 then alert\n')
+    monit = world.env(
+        "a", template='check host "b.tcp" with address "1.1.1.1"\n  if failed port 1 then alert\n'
+    )
     monit.parent.chmod(0o777)
     world.env("b")
     seen = passes.run(node)

@@ -41,7 +41,9 @@ def judged(node, world, monkeypatch):
         seen.silences = {"lb1": silence} if silence else {}
         xml = "<monit><server><version>5.33.0</version></server>"
         seen.status = (
-            Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>") if services is not None else None
+            Status(xml + "".join(service(n, *a) for n, *a in services) + "</monit>")
+            if services is not None
+            else None
         )
         seen.envs = {"lb1": env}
         seen.quarantined = {"lb1": {"reason": "syntax error"}} if quarantined else {}
@@ -78,7 +80,14 @@ FAILING = (("lb1.env", 0), ("lb1.http", 32))
         ({"up": False, "silence": {"until": 4e9, "reason": "x"}}, "silenced", []),
         ({"services": FAILING, "pol": {"heal": False}}, "failing", []),
         ({"services": FAILING, "pol": {"on_failure": ["alert"]}}, "failing", []),
-        ({"services": FAILING, "pol": {"checks": {"http": {"type": "http", "on_failure": ["event"]}}}}, "failing", []),
+        (
+            {
+                "services": FAILING,
+                "pol": {"checks": {"http": {"type": "http", "on_failure": ["event"]}}},
+            },
+            "failing",
+            [],
+        ),
         ({"up": False, "pol": {"on_failure": ["alert"]}}, "failing", []),
         ({"up": False, "pol": {"on_failure": ["stop"]}}, "failing", []),
         ({"up": False, "pol": {"on_failure": ["alert", "stop", "restart"]}}, "failing", ["env"]),
@@ -87,7 +96,13 @@ FAILING = (("lb1.env", 0), ("lb1.http", 32))
 )
 def test_state_and_what_is_due(judged, case, want_state, want_due):
     if case.get("services") == (("lb1.http", 32, 0),):
-        case = {**case, "record": {"warm": False, "started": {"t": time.time(), "m": time.monotonic(), "b": "boot-1"}}}
+        case = {
+            **case,
+            "record": {
+                "warm": False,
+                "started": {"t": time.time(), "m": time.monotonic(), "b": "boot-1"},
+            },
+        }
     found, due, _ = judged(**case)
     assert (found, due) == (want_state, want_due)
 
@@ -100,7 +115,11 @@ def test_phase_of_a_typed_restart_is_not_a_failure(judged, node):
 
 
 def test_stop_that_did_not_happen_is_no_intent(judged, node):
-    record = {"intent": "stopped", "phase": "stopping", "phase_since": {**node.stamp(), "m": time.monotonic() - 999}}
+    record = {
+        "intent": "stopped",
+        "phase": "stopping",
+        "phase_since": {**node.stamp(), "m": time.monotonic() - 999},
+    }
     found, due, env = judged(services=FAILING, record=record)
     assert (env["intent"], found, due) == ("running", "failing", ["http"])
 
@@ -152,13 +171,19 @@ def test_node_boot_waits_for_cbsd(judged, node):
 
 
 def test_killed_heal_is_finished_and_its_maintenance_is_ours(judged, node):
-    record = {"op": {"id": "x", "action": "restart", "step": "stop", **node.stamp()}, "state": "healing"}
+    record = {
+        "op": {"id": "x", "action": "restart", "step": "stop", **node.stamp()},
+        "state": "healing",
+    }
     found, due, env = judged(up=False, status="3", record=record)
     assert (found, due, env["op"]) == ("failing", ["env"], None)
 
 
 def test_stop_that_an_operator_began_after_the_heal_was_killed_is_meant(judged, node):
-    record = {"op": {"id": "x", "action": "restart", "step": "start", **node.stamp()}, "state": "healing"}
+    record = {
+        "op": {"id": "x", "action": "restart", "step": "start", **node.stamp()},
+        "state": "healing",
+    }
     record.update(intent="stopped", phase="stopping", cause="operator", phase_since=node.stamp())
     found, due, env = judged(record=record)
     assert (due, env["op"], env["intent"], env["phase"]) == ([], None, "stopped", "stopping")
@@ -172,7 +197,9 @@ def test_running_heal_is_left_alone(judged, node):
         assert judged(up=False, record=record)[:2] == ("healing", [])
 
 
-@pytest.mark.parametrize(("failing", "total", "storms"), [(4, 4, False), (5, 10, False), (6, 10, True), (5, 5, True)])
+@pytest.mark.parametrize(
+    ("failing", "total", "storms"), [(4, 4, False), (5, 10, False), (6, 10, True), (5, 5, True)]
+)
 def test_storm_needs_a_share_and_a_number(node, world, failing, total, storms):
     seen = passes.Pass(node)
     seen.envs = {}
@@ -185,7 +212,10 @@ def test_storm_needs_a_share_and_a_number(node, world, failing, total, storms):
     policy.restrain(seen)
     assert (bool(seen.storm), bool(seen.due)) == (storms, not storms)
     if storms:
-        assert "fail at once" in (world.tmp_path / "work/jails-system/e0/monit/history.jsonl").read_text()
+        assert (
+            "fail at once"
+            in (world.tmp_path / "work/jails-system/e0/monit/history.jsonl").read_text()
+        )
         for env in seen.envs.values():
             env.go("healthy")
         policy.restrain(seen)
@@ -200,7 +230,9 @@ def test_after_a_storm_only_what_failed_once_more_is_healed(node, world):
     seen = many(node, world, ["healthy"] * 4 + ["failing"] * 2)
     seen.looked = {"e4": time.time() - 1, "e5": time.time() + 1}
     policy.restrain(seen)
-    assert not seen.storm and seen.due == [] and seen.soon, "a run takes 2 s: that of e5 began before"
+    assert not seen.storm and seen.due == [] and seen.soon, (
+        "a run takes 2 s: that of e5 began before"
+    )
     seen = many(node, world, ["healthy"] * 4 + ["failing"] * 2)
     seen.looked = {"e4": time.time() - 1, "e5": time.time() + 2.1}
     policy.restrain(seen)
@@ -277,8 +309,17 @@ def many(node, world, states, **said):
     for i, word in enumerate(states):
         world.env(f"e{i}")
         env = seen.envs[f"e{i}"] = state.Env(node, f"e{i}")
-        env["intent"], env["state"], env["since"], env["check"] = "running", word, node.stamp(), "http"
-        seen.told[f"e{i}"] = {**policy.BUILTIN, "checks": {"http": {"type": "http", "timeout": 2}}, **said}
+        env["intent"], env["state"], env["since"], env["check"] = (
+            "running",
+            word,
+            node.stamp(),
+            "http",
+        )
+        seen.told[f"e{i}"] = {
+            **policy.BUILTIN,
+            "checks": {"http": {"type": "http", "timeout": 2}},
+            **said,
+        }
     seen.due = [(e, "http", "x") for e in seen.envs.values() if e["state"] == "failing"]
     return seen
 
@@ -313,7 +354,9 @@ def test_with_a_threshold_of_one_the_first_failure_waits_for_the_others(node, wo
         ("maintenance", False, True),
     ],
 )
-def test_dependent_is_not_healed_while_what_it_depends_on_is_ill(node, world, parent, suspect, healed):
+def test_dependent_is_not_healed_while_what_it_depends_on_is_ill(
+    node, world, parent, suspect, healed
+):
     seen = many(node, world, ["failing", parent])
     seen.told["e0"] = {**policy.BUILTIN, "depends_on": ["e1", "elsewhere"]}
     seen.suspects = {"e1"} if suspect else set()
@@ -347,18 +390,27 @@ def test_dependent_that_asked_is_restarted_once_after_what_it_depends_on(node, w
 
 def test_set_clock_hides_no_health(judged, node, monkeypatch):
     now = time.time()
-    started = {"started": {"t": now + 3600, "m": time.monotonic() - 5, "b": node.boot}, "warm": False}
-    assert judged(services=(("lb1.env", 0), ("lb1.http", 0, 1, now)), record=started)[0] == "healthy"
+    started = {
+        "started": {"t": now + 3600, "m": time.monotonic() - 5, "b": node.boot},
+        "warm": False,
+    }
+    assert (
+        judged(services=(("lb1.env", 0), ("lb1.http", 0, 1, now)), record=started)[0] == "healthy"
+    )
 
 
 def test_what_cannot_be_asked_is_neither_health_nor_a_failure(judged, monkeypatch):
     original = service
 
     def program(name, status=0, monitor=1, collected=None):
-        said = "<program><status>75</status><output>cannot be asked: rctl</output></program></service>"
+        said = (
+            "<program><status>75</status><output>cannot be asked: rctl</output></program></service>"
+        )
         return original(name, status, monitor, collected).replace("</service>", said)
 
-    monkeypatch.setitem(globals(), "service", lambda n, *a: program(n, *a) if n == "lb1.http" else original(n, *a))
+    monkeypatch.setitem(
+        globals(), "service", lambda n, *a: program(n, *a) if n == "lb1.http" else original(n, *a)
+    )
     found, due, env = judged(services=(("lb1.env", 0), ("lb1.http", 2097152)))
     assert (found, due) == ("unknown", []) and "rctl" in env["reason"]
 
@@ -366,7 +418,10 @@ def test_what_cannot_be_asked_is_neither_health_nor_a_failure(judged, monkeypatc
 def test_event_is_acted_on_only_when_the_fleet_says_so(judged, node):
     pol = {"on_failure": ["event"]}
     assert judged(services=FAILING, pol=pol)[:2] == ("failing", [])
-    assert judged(services=FAILING, pol=pol, record={"recheck": node.stamp()})[:2] == ("failing", ["http"])
+    assert judged(services=FAILING, pol=pol, record={"recheck": node.stamp()})[:2] == (
+        "failing",
+        ["http"],
+    )
     old = {**node.stamp(), "m": time.monotonic() - 120}
     assert judged(services=FAILING, pol=pol, record={"recheck": old})[:2] == ("failing", [])
 
@@ -386,7 +441,9 @@ def test_event_is_acted_on_only_when_the_fleet_says_so(judged, node):
     ],
 )
 def test_thresholds_of_probes_that_the_agent_runs_itself(node, codes, need, good, failing):
-    outcome = Outcome({"failure_threshold": need, "success_threshold": good}, {"codes": codes, "at": node.stamp()})
+    outcome = Outcome(
+        {"failure_threshold": need, "success_threshold": good}, {"codes": codes, "at": node.stamp()}
+    )
     assert outcome.failing == failing
     assert outcome.good_since(0) == (not failing and codes[-1] == 0)
 
@@ -394,14 +451,20 @@ def test_thresholds_of_probes_that_the_agent_runs_itself(node, codes, need, good
 def test_check_of_type_running_says_what_is_done_when_the_env_dies(judged):
     alive = {"alive": {"type": "running", "on_failure": ["alert"]}}
     assert judged(up=False, pol={"checks": alive})[:2] == ("failing", [])
-    assert judged(up=False, pol={"on_failure": ["alert"], "checks": {"alive": {"type": "running"}}})[1] == []
+    assert (
+        judged(up=False, pol={"on_failure": ["alert"], "checks": {"alive": {"type": "running"}}})[1]
+        == []
+    )
     alive["alive"]["on_failure"] = ["restart"]
     assert judged(up=False, pol={"on_failure": ["alert"], "checks": alive})[1] == ["env"]
 
 
 @pytest.mark.parametrize(("mode", "found"), [("fail", "gave_up"), ("delay", "backoff")])
 def test_no_attempts_at_all(judged, mode, found):
-    assert judged(services=FAILING, pol={"restart": {"attempts": 0, "mode": mode}})[:2] == (found, [])
+    assert judged(services=FAILING, pol={"restart": {"attempts": 0, "mode": mode}})[:2] == (
+        found,
+        [],
+    )
 
 
 EVENTS = {
@@ -436,8 +499,14 @@ def test_table_of_states_in_the_contract_is_what_happens(judged, node):
         cells = []
         for event in EVENTS.values():
             case = {**event, **{k: v for k, v in held[name].items() if k not in ("record", "lock")}}
-            case["record"] = {"state": name, **held[name].get("record", {}), **event.get("record", {})}
-            lock = node.env_lock("lb1", "test") if held[name].get("lock") else contextlib.nullcontext()
+            case["record"] = {
+                "state": name,
+                **held[name].get("record", {}),
+                **event.get("record", {}),
+            }
+            lock = (
+                node.env_lock("lb1", "test") if held[name].get("lock") else contextlib.nullcontext()
+            )
             with lock:
                 cells.append(judged(**case)[0])
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")

@@ -60,7 +60,9 @@ def test_process(probe, tmp_path, said, code, words):
     probe.program("ps", PS)
     run = probe.root / "var/run"
     (run / "good.pid").write_text("4711\n")
-    (run / "postmaster.pid").write_text("4712\n/var/db/postgres/data16\n1795372240\n5432\n/tmp\n*\n")
+    (run / "postmaster.pid").write_text(
+        "4712\n/var/db/postgres/data16\n1795372240\n5432\n/tmp\n*\n"
+    )
     (run / "foreign.pid").write_text("1\n")
     (run / "words.pid").write_text("-1; reboot\n")
     (run / "out.pid").symlink_to(tmp_path / "secret")
@@ -88,7 +90,10 @@ def test_resource(probe):
     probe.program("rctl", 'echo "memoryuse=1000\nmaxproc=7"\n')
     assert probe(type="resource", memoryuse=1000, maxproc=10) == (0, "")
     assert probe(type="resource", memoryuse=999) == (1, "memoryuse is 1000, limit 999")
-    assert probe(type="resource", openfiles=5) == (75, "cannot be asked: rctl says nothing about openfiles")
+    assert probe(type="resource", openfiles=5) == (
+        75,
+        "cannot be asked: rctl says nothing about openfiles",
+    )
     probe.program("rctl", "echo 'rctl: RACCT/RCTL present, but disabled' >&2; exit 1\n")
     assert probe(type="resource", memoryuse=999)[0] == 75
 
@@ -104,7 +109,10 @@ def test_program_is_killed_in_time_and_runs_once_at_a_time(probe, node):
 
 def test_what_is_not_trusted_is_not_run(probe, node, world, tmp_path):
     probe.program("mark", f"touch {tmp_path}/marked\n")
-    folder = world.env("lb1", policy={"checks": {"c": {"type": "exec", "in": "host", "command": [node.conf["mark"]]}}})
+    folder = world.env(
+        "lb1",
+        policy={"checks": {"c": {"type": "exec", "in": "host", "command": [node.conf["mark"]]}}},
+    )
     os.chmod(folder, 0o777)
     assert probes.run(node, state.Env(node, "lb1"), "c")[0] == 75
     assert not (tmp_path / "marked").exists()

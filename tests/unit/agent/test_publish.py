@@ -93,9 +93,15 @@ def test_unknown_fact_is_named(node):
     ("template", "words"),
     [
         ("set daemon 1\n", "change the whole node"),
-        ('check file x path /x\n  if changed checksum then alert\nINCLUDE "/etc/x"\n', "change the whole node"),
+        (
+            'check file x path /x\n  if changed checksum then alert\nINCLUDE "/etc/x"\n',
+            "change the whole node",
+        ),
         ('check host "all" address 1.1.1.1\n  if failed port 1 then alert\n', "must not be called"),
-        ('check host x address 1.1.1.1\n  if failed port 1 send "x then alert\n', "unbalanced quotes"),
+        (
+            'check host x address 1.1.1.1\n  if failed port 1 send "x then alert\n',
+            "unbalanced quotes",
+        ),
         ("check host x address 1.1.1.1\x07\n", "control characters"),
     ],
 )
@@ -122,7 +128,9 @@ def test_foreign_programs_need_pillar_or_root(node, line):
 
 
 def test_check_program_is_a_program(node):
-    template = 'check program lb1 with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
+    template = (
+        'check program lb1 with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
+    )
     with pytest.raises(EnvError, match="/bin/evil a"):
         publish.EnvText(node, "lb1", template, facts(node), trusted=False)
     probe = f'check program lb1 with path "{node.wake} probe lb1 x"\n  if status != 0 then alert\n'
@@ -148,7 +156,9 @@ def texts(node, count, bad=()):
     found = []
     for i in range(count):
         word = "bad" if i in bad else "good"
-        template = f'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then {word}\n'
+        template = (
+            f'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then {word}\n'
+        )
         found.append(publish.EnvText(node, f"e{i}", template, facts(node, f"e{i}"), trusted=True))
     return found
 
@@ -186,10 +196,15 @@ def test_duplicate_service_names_are_found_before_monit_sees_them(node):
 
 
 def test_real_monit_names_the_culprit_and_not_its_neighbour(node, conf):
-    template = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
+    template = (
+        'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
+    )
     unfinished = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then\n'
     all_texts = [
-        publish.EnvText(node, f"e{i}", unfinished if i == 2 else template, facts(node, f"e{i}"), True) for i in range(5)
+        publish.EnvText(
+            node, f"e{i}", unfinished if i == 2 else template, facts(node, f"e{i}"), True
+        )
+        for i in range(5)
     ]
     good, refused = publish.Publisher(node, monit.Monit(node)).accept(all_texts)
     assert list(refused) == ["e2"]
@@ -231,7 +246,9 @@ def test_every_way_that_monit_knows_to_run_something_is_seen(node, line):
 
 
 def test_what_follows_a_hash_inside_a_word_is_no_comment(node):
-    template = "check host lb1#x with address 1.1.1.1\n  if failed port 1 then alert set daemon 77\n"
+    template = (
+        "check host lb1#x with address 1.1.1.1\n  if failed port 1 then alert set daemon 77\n"
+    )
     with pytest.raises(EnvError, match="change the whole node"):
         publish.EnvText(node, "lb1", template, facts(node), trusted=True)
 
@@ -270,7 +287,12 @@ def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
 
 def one(node, env, lines, rank=()):
     return publish.EnvText(
-        node, env, f'check file "%%ENV%%.a" with path "%%DEAD%%"\n  {lines}\n', facts(node, env), True, rank=rank
+        node,
+        env,
+        f'check file "%%ENV%%.a" with path "%%DEAD%%"\n  {lines}\n',
+        facts(node, env),
+        True,
+        rank=rank,
     )
 
 
@@ -361,11 +383,15 @@ def test_line_that_would_begin_another_env_s_part_is_refused(node):
 )
 @pytest.mark.parametrize("hostname", ["web", "all", "set", "include", "exec", "node-x", "alert"])
 @pytest.mark.parametrize("trusted", [True, False])
-def test_one_look_at_a_template_says_what_a_look_at_each_text_would(node, monkeypatch, template, hostname, trusted):
+def test_one_look_at_a_template_says_what_a_look_at_each_text_would(
+    node, monkeypatch, template, hostname, trusted
+):
     def outcome():
         publish.Template.cache_clear()
         try:
-            text = publish.EnvText(node, "lb1", template, facts(node, host_hostname=hostname), trusted)
+            text = publish.EnvText(
+                node, "lb1", template, facts(node, host_hostname=hostname), trusted
+            )
             return text.text, text.names, text.foreign
         except EnvError as err:
             return str(err)
@@ -403,7 +429,10 @@ def test_worst_sweep_longer_than_the_interval_is_said_with_its_numbers(node):
     found = [publish.EnvText(node, f"e{i}", rule, facts(node, f"e{i}"), True) for i in range(8)]
     publisher = publish.Publisher(node, None)
     assert publisher.limits(found[:7]) == []
-    assert "need 32 s" in publisher.limits(found)[0] and "interval is 30 s" in publisher.limits(found)[0]
+    assert (
+        "need 32 s" in publisher.limits(found)[0]
+        and "interval is 30 s" in publisher.limits(found)[0]
+    )
 
 
 def test_what_a_killed_writer_left_is_removed_once_it_is_old(node, world):
@@ -413,7 +442,10 @@ def test_what_a_killed_writer_left_is_removed_once_it_is_old(node, world):
     import passes
 
     monit_dir = world.env("a")
-    left = [monit_dir / f".monitrc.{'0a' * 6}.new", pathlib.Path(node.in_state("envs")) / f".a.json.{'0b' * 6}.new"]
+    left = [
+        monit_dir / f".monitrc.{'0a' * 6}.new",
+        pathlib.Path(node.in_state("envs")) / f".a.json.{'0b' * 6}.new",
+    ]
     young, alien = monit_dir / f".monitrc.{'0c' * 6}.new", monit_dir / ".mine.new"
     for path in (*left, young, alien):
         path.write_text("half")
@@ -452,7 +484,9 @@ def test_many_services_are_asked_for_in_few_requests(node, tmp_path, refused):
     alone = [page for page, _ in there.bodies if page != "/_doaction"]
     assert len(together) == 3 and all("action=unmonitor" in body for body in together)
     assert "service=e7%5C.http" in together[0] and "service=%3Dx%5C.a" in together[2]
-    assert len(alone) == (201 if refused else 1), "the odd one, and those of the refused request one by one"
+    assert len(alone) == (201 if refused else 1), (
+        "the odd one, and those of the refused request one by one"
+    )
 
 
 def test_monit_is_asked_for_nothing_else(node):
@@ -481,7 +515,9 @@ def test_only_what_monit_took_as_it_is_now_counts_as_tested(node, conf):
 
 
 @pytest.mark.parametrize(("name", "tested"), [("monit", True), ("monit", False), ("sleep", True)])
-def test_signal_goes_to_monit_alone_and_only_when_its_text_was_tested(node, conf, tmp_path, name, tested):
+def test_signal_goes_to_monit_alone_and_only_when_its_text_was_tested(
+    node, conf, tmp_path, name, tested
+):
     program = shutil.copy(shutil.which("sleep"), tmp_path / name)
     calls = tmp_path / "calls"
     node.conf["monit"] = str(tmp_path / "cli")

@@ -88,7 +88,9 @@ def test_a_write_that_a_kill_tore_is_mended_and_counted(node):
 
 def test_writers_killed_at_any_moment_leave_whole_lines_and_no_lock(node):
     for beat in range(8):
-        child = run(node, "for n in range(10**9): put(n); print(n, flush=True)", stdout=subprocess.PIPE)
+        child = run(
+            node, "for n in range(10**9): put(n); print(n, flush=True)", stdout=subprocess.PIPE
+        )
         said = int(child.stdout.readline())
         time.sleep(0.01 * beat)
         child.send_signal(signal.SIGKILL)
@@ -100,13 +102,17 @@ def test_writers_killed_at_any_moment_leave_whole_lines_and_no_lock(node):
         assert time.monotonic() - began < 1
         mine = [r["id"] for r in records(node) if r["transition"] == "failing"]
         last = mine[: mine.index("iafter")]
-        assert last == [f"i{n}" for n in range(len(last))] and len(last) > said, "what was said to be kept is there"
+        assert last == [f"i{n}" for n in range(len(last))] and len(last) > said, (
+            "what was said to be kept is there"
+        )
         for name in segments(node):
             os.unlink(node.in_state("spool", name))
 
 
 def test_two_processes_write_whole_lines(node):
-    children = [run(node, f"for n in range({k * 1000}, {k * 1000 + 200}): put(n)") for k in range(2)]
+    children = [
+        run(node, f"for n in range({k * 1000}, {k * 1000 + 200}): put(n)") for k in range(2)
+    ]
     assert [c.wait() for c in children] == [0, 0]
     found = [int(r["id"][1:]) for r in records(node)]
     assert sorted(found) == [*range(200), *range(1000, 1200)]
@@ -141,7 +147,10 @@ os._exit(0)
     assert 0 < kept < 30
     put(node, ["later"])
     found = records(node)
-    assert [(r["transition"], r.get("count")) for r in found[kept:]] == [("dropped", 30 - kept), ("failing", None)]
+    assert [(r["transition"], r.get("count")) for r in found[kept:]] == [
+        ("dropped", 30 - kept),
+        ("failing", None),
+    ]
     put(node, ["again"])
     assert [r["transition"] for r in records(node)].count("dropped") == 1
 
@@ -188,7 +197,9 @@ def test_age_is_bounded(node):
     assert [r["count"] for r in found if r["transition"] == "dropped"] == [5]
 
 
-@pytest.mark.parametrize("limits", ['{"max_size": "16m", "max_age": null}', "[1]", "{", '{"max_size": -1}'])
+@pytest.mark.parametrize(
+    "limits", ['{"max_size": "16m", "max_age": null}', "[1]", "{", '{"max_size": -1}']
+)
 def test_limits_that_are_none_keep_nothing_from_being_told(node, limits):
     with open(node.in_state("spool", "limits.json"), "w") as handle:
         handle.write(limits)

@@ -32,33 +32,59 @@ def life(node, *records):
         ),
         ([f"9 8 {CBSD} sudoexec/jstop lb1", f"8 7 {CBSD} jrestart lb1"], {}, "restart", "running"),
         (
-            [f"9 8 {CBSD} bstop inter=0 jname=lb1", f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1"],
+            [
+                f"9 8 {CBSD} bstop inter=0 jname=lb1",
+                f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1",
+            ],
             {},
             "restart",
             "running",
         ),
-        ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrename old=lb1 new=lb2 restart=1"], {}, "rename", "running"),
+        (
+            [f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrename old=lb1 new=lb2 restart=1"],
+            {},
+            "rename",
+            "running",
+        ),
         (
             [f"9 8 {CBSD} bstop jname=lb1", "8 7 /bin/sh /usr/local/cbsd/rc.d/jails-astart stop"],
             {},
             "shutdown",
             "running",
         ),
-        ([f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /etc/rc.shutdown"], {}, "shutdown", "running"),
+        (
+            [f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /etc/rc.shutdown"],
+            {},
+            "shutdown",
+            "running",
+        ),
         ([f"9 8 {CBSD} bstop cbsd_queue_name=none jname=lb1"], {}, "guest", "running"),
-        ([f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /usr/local/cbsd/share/bhyverun.sh -c x"], {}, "guest", "running"),
+        (
+            [f"9 8 {CBSD} bstop jname=lb1", "8 1 /bin/sh /usr/local/cbsd/share/bhyverun.sh -c x"],
+            {},
+            "guest",
+            "running",
+        ),
         ([f"9 8 {CBSD} jstop lb1"], {"CBSD_MONIT_CAUSE": "heal"}, "heal", "running"),
         ([f"9 8 {CBSD} jstop lb1"], {"CBSD_MONIT_CAUSE": "restart"}, "restart", "running"),
         ([f"9 8 {CBSD} jstop lb1"], {"CBSD_MONIT_CAUSE": "anything"}, "operator", "stopped"),
         ([], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop jname=jrestart-test"], {}, "operator", "stopped"),
         (
-            [f"9 8 {CBSD} jstop lb1", f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1"],
+            [
+                f"9 8 {CBSD} jstop lb1",
+                f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1",
+            ],
             {},
             "operator",
             "stopped",
         ),
-        ([f"9 8 {CBSD} jstop lb1", "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"], {}, "operator", "stopped"),
+        (
+            [f"9 8 {CBSD} jstop lb1", "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"],
+            {},
+            "operator",
+            "stopped",
+        ),
         ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart other"], {}, "operator", "stopped"),
         ([f"9 8 {CBSD} jstop lb1", f"8 7 {CBSD} jrestart jname=lb*"], {}, "restart", "running"),
         (
@@ -137,7 +163,12 @@ def test_attempts_are_forgotten_when_somebody_starts_it_but_not_when_we_do(node)
 
 
 def test_facts_are_the_columns_not_the_shell(node):
-    env = life(node, record("master_poststart.d", jid="7", ipv4_first="10.0.0.1", PATH="/x", NOINTER="1", inter="0"))
+    env = life(
+        node,
+        record(
+            "master_poststart.d", jid="7", ipv4_first="10.0.0.1", PATH="/x", NOINTER="1", inter="0"
+        ),
+    )
     assert env["facts"]["ipv4_first"] == "10.0.0.1"
     assert not {"PATH", "NOINTER", "inter"} & set(env["facts"])
 

@@ -14,7 +14,9 @@ def run_hook(wake, tmp_path, hook, env="lb1", environ=None, name="cbsd_monit"):
     if not link.exists():
         link.symlink_to(wake)
     full = {"PATH": os.environ["PATH"], "jname": env, "emulator": "jail", **(environ or {})}
-    return subprocess.run([str(link)], env=full, input=b"other-hook\n", capture_output=True, timeout=20, check=False)
+    return subprocess.run(
+        [str(link)], env=full, input=b"other-hook\n", capture_output=True, timeout=20, check=False
+    )
 
 
 def test_records_keep_the_order_of_the_hooks(wake, tmp_path, node):
@@ -39,11 +41,20 @@ def test_order_survives_an_agent_that_reads_in_between(wake, tmp_path, node):
 
 def test_record_holds_the_environment_as_it_came(wake, tmp_path, node):
     odd = "a b\n\"c\" 'd' $(touch x) ü"
-    run_hook(wake, tmp_path, "master_poststart.d", environ={"state": "x", "run": "y", "host_hostname": odd, "jid": "7"})
+    run_hook(
+        wake,
+        tmp_path,
+        "master_poststart.d",
+        environ={"state": "x", "run": "y", "host_hostname": odd, "jid": "7"},
+    )
     ((_, record),) = state.read_inbox(node)
     assert record.env == "lb1"
     assert record.environ["host_hostname"] == odd
-    assert (record.environ["state"], record.environ["run"], record.environ["jid"]) == ("x", "y", "7")
+    assert (record.environ["state"], record.environ["run"], record.environ["jid"]) == (
+        "x",
+        "y",
+        "7",
+    )
 
 
 def test_hook_reads_nothing_from_stdin_and_prints_nothing(wake, tmp_path, node):
@@ -53,14 +64,20 @@ def test_hook_reads_nothing_from_stdin_and_prints_nothing(wake, tmp_path, node):
 
 def test_agent_is_started_once_and_sees_nothing_of_the_caller(wake, tmp_path, node):
     script = tmp_path / "bin/python"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nenv > {tmp_path}/agent-env\nexec sleep 3\n')
+    script.write_text(
+        f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nenv > {tmp_path}/agent-env\nexec sleep 3\n'
+    )
     calls = [
-        subprocess.Popen([str(wake), "monit", "lb1.http"], env={"PATH": "/nowhere", "jname": "x", "LD_X": "1"})
+        subprocess.Popen(
+            [str(wake), "monit", "lb1.http"], env={"PATH": "/nowhere", "jname": "x", "LD_X": "1"}
+        )
         for _ in range(200)
     ]
     assert {c.wait(timeout=60) for c in calls} == {0}
     time.sleep(0.2)
-    assert (tmp_path / "called").read_text().splitlines() == [f"-IS {tmp_path}/lib/agent {tmp_path}/conf.json run"]
+    assert (tmp_path / "called").read_text().splitlines() == [
+        f"-IS {tmp_path}/lib/agent {tmp_path}/conf.json run"
+    ]
     names = {line.split("=")[0] for line in (tmp_path / "agent-env").read_text().splitlines()}
     assert names <= {"PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_"}
     assert os.path.exists(node.in_run("trigger"))
@@ -79,7 +96,9 @@ def test_ticket_of_a_killed_agent_is_taken_over(wake, tmp_path, node):
 
 def test_agent_is_started_though_its_ticket_cannot_be_made(wake, tmp_path, node):
     """A full disk; here the run directory is a file."""
-    wake.write_text(wake.read_text().replace(f"cm_run='{node.run}'", f"cm_run='{tmp_path}/conf.json'"))
+    wake.write_text(
+        wake.read_text().replace(f"cm_run='{node.run}'", f"cm_run='{tmp_path}/conf.json'")
+    )
     subprocess.run([str(wake), "monit", "x"], check=True, timeout=10, capture_output=True)
     time.sleep(0.3)
     assert (tmp_path / "called").exists()
@@ -87,11 +106,15 @@ def test_agent_is_started_though_its_ticket_cannot_be_made(wake, tmp_path, node)
 
 def test_missing_interpreter_is_loud(wake, tmp_path, node):
     (tmp_path / "bin/python").unlink()
-    done = subprocess.run([str(wake), "monit", "x"], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        [str(wake), "monit", "x"], capture_output=True, text=True, timeout=10, check=False
+    )
     assert done.returncode == 1
     assert "no Python at" in done.stderr
     assert not os.path.exists(node.in_run("agent.pid"))
-    done = subprocess.run([str(wake), "sync"], capture_output=True, text=True, timeout=10, check=False)
+    done = subprocess.run(
+        [str(wake), "sync"], capture_output=True, text=True, timeout=10, check=False
+    )
     assert done.returncode == 127
     assert "no Python at" in done.stderr
 
@@ -111,8 +134,12 @@ def test_stop_records_its_ancestry(wake, tmp_path, node):
 
 def test_what_cron_runs_is_logged_and_not_mailed(wake, tmp_path, node):
     (tmp_path / "bin/python").write_text("#!/bin/sh\necho lb1: failing >&2\n")
-    done = subprocess.run([str(wake), "sync"], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        [str(wake), "sync"], capture_output=True, text=True, timeout=10, check=True
+    )
     assert (done.stdout, done.stderr) == ("", "")
     assert (tmp_path / "state/agent.log").read_text() == "lb1: failing\n"
-    done = subprocess.run([str(wake), "sync", "--json"], capture_output=True, text=True, timeout=10, check=True)
+    done = subprocess.run(
+        [str(wake), "sync", "--json"], capture_output=True, text=True, timeout=10, check=True
+    )
     assert done.stderr == "lb1: failing\n"

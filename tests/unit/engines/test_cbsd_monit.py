@@ -12,7 +12,9 @@ REPO = pathlib.Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def engine():
-    spec = importlib.util.spec_from_file_location("cbsd_monit_engine", REPO / "_engines/cbsd_monit.py")
+    spec = importlib.util.spec_from_file_location(
+        "cbsd_monit_engine", REPO / "_engines/cbsd_monit.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -59,7 +61,9 @@ def made(engine, tmp_path, monkeypatch):
     def put(*ids, name=path, **more):
         with open(name, "a") as handle:
             for one in ids:
-                handle.write(json.dumps({"id": one, "env": "lb1", "transition": "failing", **more}) + "\n")
+                handle.write(
+                    json.dumps({"id": one, "env": "lb1", "transition": "failing", **more}) + "\n"
+                )
 
     def courier():
         one = engine.Courier(str(tmp_path), master, batch=3)
@@ -85,7 +89,9 @@ def test_a_batch_in_order_and_the_loud_ones_also_alone(made):
         courier.work()
         clock.now += 1
     assert master.batches() == [["1", "2", "3"], ["4"]]
-    assert [(t, d["id"]) for t, d in master.sent if t.count("/") == 3] == [("cbsd_monit/hv1/lb1/gave_up", "3")]
+    assert [(t, d["id"]) for t, d in master.sent if t.count("/") == 3] == [
+        ("cbsd_monit/hv1/lb1/gave_up", "3")
+    ]
 
 
 def test_what_comes_within_the_gap_is_one_message(made):
@@ -165,7 +171,9 @@ def test_a_torn_line_waits_and_an_unreadable_one_is_told(made, tmp_path):
     path.write_text('not json\n{"id": "1", "tr')
     courier.work()
     ((_, data),) = [x for x in master.sent if x[0].endswith("/batch")]
-    assert [r["transition"] for r in data["records"]] == ["dropped"] and data["records"][0]["count"] == 1
+    assert [r["transition"] for r in data["records"]] == ["dropped"] and data["records"][0][
+        "count"
+    ] == 1
     path.write_text(path.read_text() + 'ansition": "failing"}\n')
     clock.now += 1
     courier.work()
@@ -188,7 +196,10 @@ def test_segments_are_given_back_when_every_master_has_them_for_sure(made, tmp_p
     for _ in range(3):
         courier.work()
         clock.now += 30
-    assert not (tmp_path / "0000000001-1.jsonl").exists() and (tmp_path / "0000000002-2.jsonl").exists()
+    assert (
+        not (tmp_path / "0000000001-1.jsonl").exists()
+        and (tmp_path / "0000000002-2.jsonl").exists()
+    )
     assert master.batches() == [["1"], ["2"], ["3"]]
 
 

@@ -47,13 +47,19 @@ class FakeNode:
 
     def add(self, name, emulator="jail", jid=0, status=None, **columns):
         row = dict.fromkeys(COLUMNS.split(","), "0")
-        row.update(jname=name, emulator=emulator, ip4_addr="10.0.0.1/24", host_hostname=f"{name}.my.domain")
+        row.update(
+            jname=name, emulator=emulator, ip4_addr="10.0.0.1/24", host_hostname=f"{name}.my.domain"
+        )
         row["path"] = f"/jails/{name}"
         row["status"] = str(status if status is not None else int(bool(jid)))
         row["jid"] = str(jid)
         row.update(columns)
         self.envs[name] = row
-        self.settings[name] = {"astart": row["astart"], "ip4_addr": row["ip4_addr"], "interface": "auto"}
+        self.settings[name] = {
+            "astart": row["astart"],
+            "ip4_addr": row["ip4_addr"],
+            "interface": "auto",
+        }
         if jid:
             self.up(name, jid)
 
@@ -93,7 +99,9 @@ class FakeNode:
 
     def get(self, name, keys):
         known = {key: self.settings[name][key] for key in keys if key in self.settings[name]}
-        return self.answer("\n".join(f"{key}: {value}" for key, value in (known or self.settings[name]).items()))
+        return self.answer(
+            "\n".join(f"{key}: {value}" for key, value in (known or self.settings[name]).items())
+        )
 
     @staticmethod
     def answer(stdout="", retcode=0, stderr=""):
@@ -216,9 +224,7 @@ def test_the_time_out_kills_children_too_even_if_they_ignore_sigterm(real_run, t
 
 def test_a_daemon_that_keeps_the_output_open_is_neither_waited_for_nor_killed(real_run, tmp_path):
     """FreeBSD's timeout(1) would do both, and so end the VM that was just started."""
-    script = (
-        f"(until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo still here; echo > {tmp_path}/alive) & echo started"
-    )
+    script = f"(until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo still here; echo > {tmp_path}/alive) & echo started"
     ran = real_run(["/bin/sh", "-c", script], timeout=60)
     assert ran["stdout"] == "started" and not ran["killed"]
     (tmp_path / "go").touch()
@@ -226,7 +232,9 @@ def test_a_daemon_that_keeps_the_output_open_is_neither_waited_for_nor_killed(re
 
 
 def test_a_missing_program_is_one_clear_sentence(node, real_run):
-    with pytest.raises(CommandExecutionError, match="/nonexistent/cbsd is missing or not executable"):
+    with pytest.raises(
+        CommandExecutionError, match="/nonexistent/cbsd is missing or not executable"
+    ):
         real_run(["/nonexistent/cbsd", "version"])
     with pytest.raises(CommandExecutionError, match="jls is missing"):
         os.remove(node.root / "jls")
@@ -256,7 +264,9 @@ def test_workdir_comes_from_rc_conf(node, text, workdir):
 
 
 def test_rc_conf_is_not_executed(node):
-    (node.root / "rc.conf").write_text(f'cbsd_workdir="$(touch {node.root}/ran; echo /usr/jails)"\n')
+    (node.root / "rc.conf").write_text(
+        f'cbsd_workdir="$(touch {node.root}/ran; echo /usr/jails)"\n'
+    )
     node.lookup.update(rc_conf=str(node.root / "rc.conf"), workdir=None)
     with pytest.raises(CommandExecutionError, match=r"sets no usable cbsd_workdir \('\$\(touch"):
         cbsd.paths()
@@ -284,7 +294,9 @@ def test_a_lookup_that_is_no_mapping_is_not_shown(node):
     node.lookup = "secret"
     with pytest.raises(SaltInvocationError) as caught:
         cbsd.paths()
-    assert "cbsd_monit:lookup: expected a mapping" in str(caught.value) and "secret" not in str(caught.value)
+    assert "cbsd_monit:lookup: expected a mapping" in str(caught.value) and "secret" not in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize("file", ["nc.inventory", "var/db/local.sqlite"])
@@ -409,7 +421,9 @@ def test_output_that_ends_in_the_middle_does_not_hide_what_came_before(node):
     }
 
 
-@pytest.mark.parametrize("text", ["cbsdsql: Can't open database file: /x", "cbsdsql: no such column: astart"])
+@pytest.mark.parametrize(
+    "text", ["cbsdsql: Can't open database file: /x", "cbsdsql: no such column: astart"]
+)
 def test_errors_of_cbsds_sql_are_not_taken_for_envs(node, text):
     node.raw_inventory = text
     with pytest.raises(CommandExecutionError, match="cbsdsql"):
@@ -492,7 +506,9 @@ def test_values_do_not_get_into_the_error_of_a_command(node):
 def test_an_exit_code_does_not_matter_when_the_env_runs(node):
     node.add("web1")
     node.effects["cbsd jstart inter=0 jname=web1"] = lambda: node.up("web1")
-    node.answers["cbsd jstart inter=0 jname=web1"] = node.answer("Jail web1 already running, jid: 7", 1)
+    node.answers["cbsd jstart inter=0 jname=web1"] = node.answer(
+        "Jail web1 already running, jid: 7", 1
+    )
     assert cbsd.start("web1")["changed"]
 
 
@@ -500,7 +516,9 @@ def test_a_killed_start_is_an_error_even_if_the_env_runs(node):
     node.add("web1")
     node.effects["cbsd jstart inter=0 jname=web1"] = lambda: node.up("web1")
     node.answers["cbsd jstart inter=0 jname=web1"] = node.answer("working", 137, "\0killed")
-    with pytest.raises(CommandExecutionError, match="it is on now.*took too long and was killed: working"):
+    with pytest.raises(
+        CommandExecutionError, match="it is on now.*took too long and was killed: working"
+    ):
         cbsd.start("web1")
 
 
@@ -555,9 +573,16 @@ def test_a_stop_has_no_cause_of_ours(node):
 def test_set_changes_only_what_differs_and_reads_it_again(node):
     node.add("web1")
     line = "cbsd jset jname=web1 astart=1 ip4_addr=em0#10.0.0.3/24,fde4::1/64"
-    node.effects[line] = lambda: node.settings["web1"].update(astart="1", ip4_addr="em0#10.0.0.3/24,fde4::1/64")
-    ret = cbsd.set_("web1", astart=True, ip4_addr="em0#10.0.0.3/24,fde4::1/64", __pub_fun="cbsd.set")
-    assert ret["changed"] and ret["new"] == {"astart": "1", "ip4_addr": "em0#10.0.0.3/24,fde4::1/64"}
+    node.effects[line] = lambda: node.settings["web1"].update(
+        astart="1", ip4_addr="em0#10.0.0.3/24,fde4::1/64"
+    )
+    ret = cbsd.set_(
+        "web1", astart=True, ip4_addr="em0#10.0.0.3/24,fde4::1/64", __pub_fun="cbsd.set"
+    )
+    assert ret["changed"] and ret["new"] == {
+        "astart": "1",
+        "ip4_addr": "em0#10.0.0.3/24,fde4::1/64",
+    }
     assert ret["old"] == {"astart": "0", "ip4_addr": "10.0.0.1/24"}
     ret = cbsd.set_("web1", astart=1)
     assert (ret["changed"], ret["old"], ret["new"]) == (False, {}, {})
@@ -566,8 +591,12 @@ def test_set_changes_only_what_differs_and_reads_it_again(node):
 
 def test_set_that_cbsd_refused_fails(node):
     node.add("web1")
-    node.answers["cbsd jset jname=web1 ip4_addr=em9#10.0.0.9"] = node.answer("interface not exist: em9", 1)
-    with pytest.raises(CommandExecutionError, match="it is '10.0.0.1/24'.*interface not exist: em9"):
+    node.answers["cbsd jset jname=web1 ip4_addr=em9#10.0.0.9"] = node.answer(
+        "interface not exist: em9", 1
+    )
+    with pytest.raises(
+        CommandExecutionError, match="it is '10.0.0.1/24'.*interface not exist: em9"
+    ):
         cbsd.set_("web1", ip4_addr="em9#10.0.0.9")
 
 
@@ -595,10 +624,17 @@ def test_sizes_are_compared_as_cbsd_stores_them(key, wanted, found, same):
 
 
 def test_create(node):
-    line = "cbsd jcreate inter=0 jname=web1 ip4_addr=10.0.0.7/24 astart=0 exec_start=/bin/sh /etc/rc"
+    line = (
+        "cbsd jcreate inter=0 jname=web1 ip4_addr=10.0.0.7/24 astart=0 exec_start=/bin/sh /etc/rc"
+    )
     node.effects[line] = lambda: node.add("web1")
     ret = cbsd.create("web1", ip4_addr="10.0.0.7/24", astart=False, exec_start="/bin/sh /etc/rc")
-    assert (ret["changed"], ret["old"], ret["status"], ret["new"]["name"]) == (True, None, "off", "web1")
+    assert (ret["changed"], ret["old"], ret["status"], ret["new"]["name"]) == (
+        True,
+        None,
+        "off",
+        "web1",
+    )
     for emulator in ("jail", "bhyve"):
         with pytest.raises(CommandExecutionError, match=r"web1 exists already \(emulator jail\)"):
             cbsd.create("web1", emulator=emulator)
@@ -629,14 +665,23 @@ def test_remove(node):
 
     node.effects["cbsd jremove jname=web1"] = gone
     ret = cbsd.remove("web1")
-    assert (ret["changed"], ret["status"], ret["new"], ret["old"]["name"]) == (True, None, None, "web1")
+    assert (ret["changed"], ret["status"], ret["new"], ret["old"]["name"]) == (
+        True,
+        None,
+        None,
+        "web1",
+    )
 
 
 def test_remove_that_left_something_fails_although_cbsd_exits_0(node):
     node.add("web1", protected="1")
     line = "cbsd jremove jname=web1"
-    node.answers[line] = node.answer("Protected/locked jail. Skip for remove: web1\njdestroy done in 0 seconds")
-    with pytest.raises(CommandExecutionError, match="left: its row.*exited 0: Protected/locked jail"):
+    node.answers[line] = node.answer(
+        "Protected/locked jail. Skip for remove: web1\njdestroy done in 0 seconds"
+    )
+    with pytest.raises(
+        CommandExecutionError, match="left: its row.*exited 0: Protected/locked jail"
+    ):
         cbsd.remove("web1")
     node.effects[line] = lambda: node.envs.clear()
     (node.workdir / "jails-system/web1").mkdir(parents=True)
@@ -652,7 +697,12 @@ def test_rename(node):
 
     node.effects["cbsd jrename old=web1 new=www1"] = renamed
     ret = cbsd.rename("web1", "www1")
-    assert (ret["name"], ret["changed"], ret["old"], ret["new"]) == ("www1", True, {"name": "web1"}, {"name": "www1"})
+    assert (ret["name"], ret["changed"], ret["old"], ret["new"]) == (
+        "www1",
+        True,
+        {"name": "web1"},
+        {"name": "www1"},
+    )
 
 
 def test_rename_of_a_running_env_needs_restart_and_stops_it_for_a_reason(node):
@@ -707,12 +757,21 @@ def test_rename_and_clone_to_a_name_in_use_fail(node):
 
 def test_clone(node):
     node.add("web1")
-    node.effects["cbsd jclone old=web1 new=web2 host_hostname=web2.my.domain"] = lambda: node.add("web2")
+    node.effects["cbsd jclone old=web1 new=web2 host_hostname=web2.my.domain"] = lambda: node.add(
+        "web2"
+    )
     ret = cbsd.clone("web1", "web2")
-    assert (ret["name"], ret["changed"], ret["old"], ret["new"]["name"]) == ("web2", True, None, "web2")
+    assert (ret["name"], ret["changed"], ret["old"], ret["new"]["name"]) == (
+        "web2",
+        True,
+        None,
+        "web2",
+    )
     line = "cbsd jclone old=web1 new=web3 host_hostname=x.y ip4_addr=DHCP"
     node.answers[line] = node.answer("jail is online, please stop them: web1", 1)
-    with pytest.raises(CommandExecutionError, match="web3: it is not in the inventory; .*please stop them"):
+    with pytest.raises(
+        CommandExecutionError, match="web3: it is not in the inventory; .*please stop them"
+    ):
         cbsd.clone("web1", "web3", host_hostname="x.y", ip4_addr="DHCP")
 
 
@@ -749,7 +808,9 @@ def test_exec_that_takes_too_long_fails(node):
         cbsd.exec_("web1", "sleep 9", timeout=1)
 
 
-@pytest.mark.parametrize("command", ["", [], [""], {}, {"a": 1}, None, 7, [None], [["id"]], "echo 'a", "a\0b", [True]])
+@pytest.mark.parametrize(
+    "command", ["", [], [""], {}, {"a": 1}, None, 7, [None], [["id"]], "echo 'a", "a\0b", [True]]
+)
 def test_exec_wants_a_program(node, command):
     node.add("web1", jid=7)
     with pytest.raises(SaltInvocationError, match="exec: command"):
@@ -853,7 +914,21 @@ HOSTILE_VALUES = [
     {"a": 1},
     b"a",
 ]
-HOSTILE_KEYS = ["$(x)", "A", "a-b", "a b", "a\n", "1a", "", "ünï", "jname", "old", "inter", "node", "emulator"]
+HOSTILE_KEYS = [
+    "$(x)",
+    "A",
+    "a-b",
+    "a b",
+    "a\n",
+    "1a",
+    "",
+    "ünï",
+    "jname",
+    "old",
+    "inter",
+    "node",
+    "emulator",
+]
 
 NAME_USES = {
     **VERBS,
@@ -875,7 +950,9 @@ def test_no_hostile_name_reaches_a_command(node, use, name):
 
 
 @pytest.mark.parametrize(
-    "name", [bad for bad in HOSTILE_NAMES if bad not in ("*", "web?", "[a-z]", "-a", "--help", "x" * 65)], ids=ascii
+    "name",
+    [bad for bad in HOSTILE_NAMES if bad not in ("*", "web?", "[a-z]", "-a", "--help", "x" * 65)],
+    ids=ascii,
 )
 def test_no_hostile_glob_reaches_list(node, name):
     with pytest.raises(SaltInvocationError):
@@ -903,7 +980,12 @@ VALUE_USES = {
 @pytest.mark.parametrize(
     ("use", "value"),
     # For a clone None means: not given.
-    [(use, value) for use in sorted(VALUE_USES) for value in HOSTILE_VALUES if value is not None or use[:5] != "clone"],
+    [
+        (use, value)
+        for use in sorted(VALUE_USES)
+        for value in HOSTILE_VALUES
+        if value is not None or use[:5] != "clone"
+    ],
     ids=ascii,
 )
 def test_no_hostile_value_reaches_a_command(node, use, value):
@@ -947,7 +1029,9 @@ def test_a_source_with_a_hostile_hostname_cannot_be_cloned_by_default(node):
     assert not node.calls
 
 
-@pytest.mark.parametrize("seconds", [0, -1, "30", None, True, float("inf"), float("nan"), [1]], ids=repr)
+@pytest.mark.parametrize(
+    "seconds", [0, -1, "30", None, True, float("inf"), float("nan"), [1]], ids=repr
+)
 def test_time_outs_are_positive_numbers(node, seconds):
     for verb in (cbsd.start, cbsd.stop, cbsd.restart, cbsd.remove, cbsd.create):
         for key in ("timeout", "lock_timeout"):
@@ -980,7 +1064,8 @@ def test_a_verb_waits_for_the_lock_and_then_names_who_holds_it(node, verb):
     with lock(node, "web1", "4711 heal\n"):
         began = time.monotonic()
         with pytest.raises(
-            CommandExecutionError, match=f"cbsd.{verb}: web1 is locked by process 4711 heal; gave up after 0.3 s"
+            CommandExecutionError,
+            match=f"cbsd.{verb}: web1 is locked by process 4711 heal; gave up after 0.3 s",
         ):
             uses.get(verb, lambda: getattr(cbsd, verb)("web1", lock_timeout=0.3))()
         assert 0.3 <= time.monotonic() - began < 2
@@ -989,7 +1074,9 @@ def test_a_verb_waits_for_the_lock_and_then_names_who_holds_it(node, verb):
 
 def test_rename_needs_the_lock_of_the_new_name_too(node):
     node.add("web1")
-    with lock(node, "www1", ""), pytest.raises(CommandExecutionError, match="www1 is locked by an unknown"):
+    with lock(node, "www1", ""), pytest.raises(
+        CommandExecutionError, match="www1 is locked by an unknown"
+    ):
         cbsd.rename("web1", "www1", lock_timeout=0.1)
 
 
@@ -1005,7 +1092,9 @@ def test_a_lock_file_that_is_deleted_meanwhile_is_no_lock(node, monkeypatch):
             path.unlink()
 
     monkeypatch.setattr(cbsd, "fcntl", types.SimpleNamespace(**{**vars(fcntl), "flock": flock}))
-    node.effects["cbsd jstart inter=0 jname=web1"] = lambda: node.up("web1", len(path.read_text().split()))
+    node.effects["cbsd jstart inter=0 jname=web1"] = lambda: node.up(
+        "web1", len(path.read_text().split())
+    )
     assert cbsd.start("web1")["jid"] == 2
     assert len(locked) == 2
 
@@ -1068,10 +1157,25 @@ def test_aliases():
 
 def test_every_public_function_says_what_it_returns_and_shows_an_example():
     public = [
-        f for n, f in vars(cbsd).items() if callable(f) and not n.startswith("_") and f.__module__ == cbsd.__name__
+        f
+        for n, f in vars(cbsd).items()
+        if callable(f) and not n.startswith("_") and f.__module__ == cbsd.__name__
     ]
     names = {f.__name__.rstrip("_") for f in public}
-    verbs = {"list", "get", "set", "status", "start", "stop", "restart", "create", "remove", "rename", "clone", "exec"}
+    verbs = {
+        "list",
+        "get",
+        "set",
+        "status",
+        "start",
+        "stop",
+        "restart",
+        "create",
+        "remove",
+        "rename",
+        "clone",
+        "exec",
+    }
     assert names == verbs | {"paths"}
     for function in public:
         name = function.__name__.rstrip("_")

@@ -20,14 +20,26 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 FILES = REPO / "tests" / "unit" / "files"
-NAMES = ("cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit_explain", "cbsd_monit")
+NAMES = (
+    "cbsd_monit_schema",
+    "cbsd_monit_pillar",
+    "cbsd_monit_policy",
+    "cbsd_monit_explain",
+    "cbsd_monit",
+)
 
 
 def load(**more):
     """Return the module ``cbsd_monit`` with the others, the formula's files and ``more`` as its ``__salt__``."""
-    salt = {"cp.get_file_str": lambda url: _file(url), "config.get": lambda key, default: default, **more}
+    salt = {
+        "cp.get_file_str": lambda url: _file(url),
+        "config.get": lambda key, default: default,
+        **more,
+    }
     for name in NAMES:
-        spec = importlib.util.spec_from_file_location(f"loaded_{name}", REPO / "_modules" / f"{name}.py")
+        spec = importlib.util.spec_from_file_location(
+            f"loaded_{name}", REPO / "_modules" / f"{name}.py"
+        )
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         module.__salt__ = salt
@@ -80,7 +92,9 @@ def test_pillar_example_is_valid(monit):
 
 def test_the_reference_is_what_the_schema_says(monit):
     made = monit.__salt__["cbsd_monit_schema.reference"]()
-    assert (REPO / "docs/pillar.md").read_text() == made, "make it anew: python -m tests.unit.modules.test_cbsd_monit"
+    assert (REPO / "docs/pillar.md").read_text() == made, (
+        "make it anew: python -m tests.unit.modules.test_cbsd_monit"
+    )
 
 
 def test_the_reference_has_every_key_and_says_what_it_means(monit):
@@ -100,7 +114,10 @@ def test_who_does_what_is_said_of_every_key_that_has_a_part_in_healing(monit):
     """A new threshold, grace or bound that does not say who keeps it is not finished."""
     table = (REPO / "docs/pillar.md").read_text().split("\n## Who does what\n")[1].split("\n## ")[0]
     sections = monit.schema()["sections"]
-    keys = {**{key: sections["policy"][key] for key in sections["policy"]}, "depends_on": sections["env"]["depends_on"]}
+    keys = {
+        **{key: sections["policy"][key] for key in sections["policy"]},
+        "depends_on": sections["env"]["depends_on"],
+    }
     for section in ("restart", "budget"):
         keys.update({f"{section}:{key}": row for key, row in sections[section].items()})
     assert len(keys) > 20
@@ -111,14 +128,37 @@ def test_who_does_what_is_said_of_every_key_that_has_a_part_in_healing(monit):
 
 def test_what_the_reference_says_of_monit_is_what_is_rendered(monit):
     """Each of monit's phrases in the table stands in the text when its key is used."""
-    check = {"type": "tcp", "port": 1, "interval": 50, "timeout": 7, "failure_threshold": 4, "success_threshold": 6}
-    text = rule(monit, one(check)) + rule(monit, one({**check, "failure_threshold": {"failures": 4, "within": 8}}))
+    check = {
+        "type": "tcp",
+        "port": 1,
+        "interval": 50,
+        "timeout": 7,
+        "failure_threshold": 4,
+        "success_threshold": 6,
+    }
+    text = rule(monit, one(check)) + rule(
+        monit, one({**check, "failure_threshold": {"failures": 4, "within": 8}})
+    )
     rows = monit.schema()["sections"]["policy"]
     phrases = {key: re.findall("`([^`]+)`", rows[key]["monit"]) for key in rows}
     said = {"every N cycles": "every 5 cycles", "with timeout N seconds": "with timeout 7 seconds"}
-    said.update({"for N cycles": "for 4 cycles", "for N times within M cycles": "for 4 times within 8 cycles"})
-    said.update({"else if succeeded for N cycles": "else if succeeded for 6 cycles", "exec": 'then exec "%%WAKE%%'})
-    found = {phrase for words in phrases.values() for phrase in words} - {"monit:poll", "wake", "ping"}
+    said.update(
+        {
+            "for N cycles": "for 4 cycles",
+            "for N times within M cycles": "for 4 times within 8 cycles",
+        }
+    )
+    said.update(
+        {
+            "else if succeeded for N cycles": "else if succeeded for 6 cycles",
+            "exec": 'then exec "%%WAKE%%',
+        }
+    )
+    found = {phrase for words in phrases.values() for phrase in words} - {
+        "monit:poll",
+        "wake",
+        "ping",
+    }
     assert found == set(said)
     assert all(line in text for line in said.values())
 
@@ -160,7 +200,16 @@ def test_schema_is_plain_data(monit):
 
 @pytest.mark.parametrize(
     "given, seconds",
-    [("10s", 10), ("5m", 300), ("1h", 3600), ("1d", 86400), ("90", 90), (90, 90), (1.5, 1.5), ("1.5m", 90)],
+    [
+        ("10s", 10),
+        ("5m", 300),
+        ("1h", 3600),
+        ("1d", 86400),
+        ("90", 90),
+        (90, 90),
+        (1.5, 1.5),
+        ("1.5m", 90),
+    ],
 )
 def test_durations(monit, given, seconds):
     assert monit.validate({"defaults": {"interval": given}})["defaults"]["interval"] == seconds
@@ -196,17 +245,45 @@ REFUSED = [
         "cbsd_monit:defaults:failure_threshold:within",
         "64",
     ),
-    ({"defaults": {"failure_threshold": {"failures": 5}}}, "cbsd_monit:defaults:failure_threshold", "within"),
-    ({"defaults": {"success_threshold": 1.5}}, "cbsd_monit:defaults:success_threshold", "whole number"),
+    (
+        {"defaults": {"failure_threshold": {"failures": 5}}},
+        "cbsd_monit:defaults:failure_threshold",
+        "within",
+    ),
+    (
+        {"defaults": {"success_threshold": 1.5}},
+        "cbsd_monit:defaults:success_threshold",
+        "whole number",
+    ),
     ({"defaults": {"on_failure": "reboot"}}, "cbsd_monit:defaults:on_failure", "restart"),
     ({"defaults": {"on_failure": []}}, "cbsd_monit:defaults:on_failure", "restart"),
-    ({"defaults": {"on_failure": ["alert", "reboot"]}}, "cbsd_monit:defaults:on_failure:1", "restart"),
-    ({"defaults": {"on_failure": {"command": ["true"]}}}, "cbsd_monit:defaults:on_failure:command:0", "absolute"),
-    ({"defaults": {"on_failure": {"command": "/bin/true"}}}, "cbsd_monit:defaults:on_failure:command", "list"),
+    (
+        {"defaults": {"on_failure": ["alert", "reboot"]}},
+        "cbsd_monit:defaults:on_failure:1",
+        "restart",
+    ),
+    (
+        {"defaults": {"on_failure": {"command": ["true"]}}},
+        "cbsd_monit:defaults:on_failure:command:0",
+        "absolute",
+    ),
+    (
+        {"defaults": {"on_failure": {"command": "/bin/true"}}},
+        "cbsd_monit:defaults:on_failure:command",
+        "list",
+    ),
     ({"defaults": {"heal": "no"}}, "cbsd_monit:defaults:heal", "true or false"),
-    ({"defaults": {"restart": {"attempts": "3"}}}, "cbsd_monit:defaults:restart:attempts", "whole number"),
+    (
+        {"defaults": {"restart": {"attempts": "3"}}},
+        "cbsd_monit:defaults:restart:attempts",
+        "whole number",
+    ),
     ({"defaults": {"restart": {"jitter": 2}}}, "cbsd_monit:defaults:restart:jitter", "from 0 to 1"),
-    ({"defaults": {"restart": {"mode": "wait"}}}, "cbsd_monit:defaults:restart:mode", "fail, delay"),
+    (
+        {"defaults": {"restart": {"mode": "wait"}}},
+        "cbsd_monit:defaults:restart:mode",
+        "fail, delay",
+    ),
     (
         {"defaults": {"restart": {"delay_function": "linear"}}},
         "cbsd_monit:defaults:restart:delay_function",
@@ -221,7 +298,11 @@ REFUSED = [
         "cbsd_monit:nodes:hv1:checks:x:type",
         "not supported for a node",
     ),
-    ({"nodes": {"hv1": {"checks": {"x": {"type": "system"}}}}}, "cbsd_monit:nodes:hv1:checks:x", "loadavg_1m"),
+    (
+        {"nodes": {"hv1": {"checks": {"x": {"type": "system"}}}}},
+        "cbsd_monit:nodes:hv1:checks:x",
+        "loadavg_1m",
+    ),
     (
         {"nodes": {"hv1": {"checks": {"x": {"type": "system", "memory": 90}}}}},
         "cbsd_monit:nodes:hv1:checks:x:memory",
@@ -249,54 +330,110 @@ REFUSED = [
     ),
     ({"profiles": {"p": {"profiles": ["q"]}}}, "cbsd_monit:profiles:p:profiles", "unknown key"),
     ({"groups": {"web": {}}}, "cbsd_monit:groups:web", "match or emulator"),
-    ({"groups": {"web": {"match": "w*", "emulator": "xen"}}}, "cbsd_monit:groups:web:emulator", "jail, bhyve"),
+    (
+        {"groups": {"web": {"match": "w*", "emulator": "xen"}}},
+        "cbsd_monit:groups:web:emulator",
+        "jail, bhyve",
+    ),
     (
         {"groups": {"web": {"match": "w*", "profiles": ["ngin"]}}, "profiles": {"nginx": {}}},
         "cbsd_monit:groups:web:profiles:0",
         "did you mean 'nginx'",
     ),
-    ({"envs": {"lb1": {"profiles": ["nginx"]}}}, "cbsd_monit:envs:lb1:profiles:0", "no profile 'nginx'"),
+    (
+        {"envs": {"lb1": {"profiles": ["nginx"]}}},
+        "cbsd_monit:envs:lb1:profiles:0",
+        "no profile 'nginx'",
+    ),
     ({"envs": {"lb1": []}}, "cbsd_monit:envs:lb1", "a mapping"),
     ({"envs": {"-lb1": {}}}, "cbsd_monit:envs:-lb1", "name of an env"),
     ({"envs": {12: {}}}, "cbsd_monit:envs:12", "name of an env"),
     ({"envs": {True: {}}}, "cbsd_monit:envs:True", "quotes"),
-    ({"envs": {"lb1": {"depends_on": ["lb1"]}}}, "cbsd_monit:envs:lb1:depends_on", "wait for itself"),
+    (
+        {"envs": {"lb1": {"depends_on": ["lb1"]}}},
+        "cbsd_monit:envs:lb1:depends_on",
+        "wait for itself",
+    ),
     (
         {"envs": {"a": {"depends_on": ["b"]}, "b": {"depends_on": "a"}}},
         "cbsd_monit:envs:a:depends_on",
         "wait for itself: a -> b -> a",
     ),
     (
-        {"envs": {"x": {"depends_on": "c"}, "c": {"depends_on": {"env": "b"}}, "b": {"depends_on": ["a", "c"]}}},
+        {
+            "envs": {
+                "x": {"depends_on": "c"},
+                "c": {"depends_on": {"env": "b"}},
+                "b": {"depends_on": ["a", "c"]},
+            }
+        },
         "cbsd_monit:envs:b:depends_on",
         "wait for itself: b -> c -> b",
     ),
     (
-        {"envs": {"a": {"depends_on": "b"}, "b": {}}, "nodes": {"hv*": {"envs": {"b": {"depends_on": "a"}}}}},
+        {
+            "envs": {"a": {"depends_on": "b"}, "b": {}},
+            "nodes": {"hv*": {"envs": {"b": {"depends_on": "a"}}}},
+        },
         "cbsd_monit:envs:a:depends_on",
         "a -> b -> a",
     ),
     (
-        {"envs": {"a": {}, "b": {"depends_on": "a"}}, "nodes": {"hv*": {"envs": {"a": {"depends_on": "b"}}}}},
+        {
+            "envs": {"a": {}, "b": {"depends_on": "a"}},
+            "nodes": {"hv*": {"envs": {"a": {"depends_on": "b"}}}},
+        },
         "cbsd_monit:nodes:hv*:envs:a:depends_on",
         "a -> b -> a",
     ),
-    ({"envs": {"a": {"depends_on": ["b", "b c"]}}}, "cbsd_monit:envs:a:depends_on:1", "name of an env"),
-    ({"envs": {"a": {"depends_on": [{"env": "-b"}]}}}, "cbsd_monit:envs:a:depends_on:0:env", "name of an env"),
-    ({"envs": {"a": {"depends_on": {"env": 5}}}}, "cbsd_monit:envs:a:depends_on:env", "name of an env"),
-    ({"envs": {"a": {"depends_on": [{"restart": True}]}}}, "cbsd_monit:envs:a:depends_on:0", "{env: NAME"),
-    ({"envs": {"a": {"depends_on": [{"env": "b", "x": 1}]}}}, "cbsd_monit:envs:a:depends_on:0", "{env: NAME"),
+    (
+        {"envs": {"a": {"depends_on": ["b", "b c"]}}},
+        "cbsd_monit:envs:a:depends_on:1",
+        "name of an env",
+    ),
+    (
+        {"envs": {"a": {"depends_on": [{"env": "-b"}]}}},
+        "cbsd_monit:envs:a:depends_on:0:env",
+        "name of an env",
+    ),
+    (
+        {"envs": {"a": {"depends_on": {"env": 5}}}},
+        "cbsd_monit:envs:a:depends_on:env",
+        "name of an env",
+    ),
+    (
+        {"envs": {"a": {"depends_on": [{"restart": True}]}}},
+        "cbsd_monit:envs:a:depends_on:0",
+        "{env: NAME",
+    ),
+    (
+        {"envs": {"a": {"depends_on": [{"env": "b", "x": 1}]}}},
+        "cbsd_monit:envs:a:depends_on:0",
+        "{env: NAME",
+    ),
     (
         {"envs": {"a": {"depends_on": [{"env": "b", "restart": 1}]}}},
         "cbsd_monit:envs:a:depends_on:0:restart",
         "true or false",
     ),
-    ({"envs": {"a": {"depends_on": ["b", {"env": "b"}]}}}, "cbsd_monit:envs:a:depends_on:1", "each env once"),
+    (
+        {"envs": {"a": {"depends_on": ["b", {"env": "b"}]}}},
+        "cbsd_monit:envs:a:depends_on:1",
+        "each env once",
+    ),
     ({"envs": {"a": {"depends_on": True}}}, "cbsd_monit:envs:a:depends_on", "each by name"),
     ({"envs": {"lb1": {"checks": ["http"]}}}, "cbsd_monit:envs:lb1:checks", "by name"),
     ({"envs": {"lb1": {"checks": {"env": HTTP}}}}, "cbsd_monit:envs:lb1:checks:env", "not env"),
-    ({"envs": {"lb1": {"checks": {"_x": HTTP}}}}, "cbsd_monit:envs:lb1:checks:_x", "a check's name"),
-    ({"envs": {"lb1": {"checks": {"web": HTTP, "WEB": HTTP}}}}, "cbsd_monit:envs:lb1:checks:web", "only in case"),
+    (
+        {"envs": {"lb1": {"checks": {"_x": HTTP}}}},
+        "cbsd_monit:envs:lb1:checks:_x",
+        "a check's name",
+    ),
+    (
+        {"envs": {"lb1": {"checks": {"web": HTTP, "WEB": HTTP}}}},
+        "cbsd_monit:envs:lb1:checks:web",
+        "only in case",
+    ),
     (
         {"envs": {"lb1": {"checks": {"raw": HTTP}, "raw": "if failed port 1 then alert"}}},
         "cbsd_monit:envs:lb1:checks:raw",
@@ -306,34 +443,86 @@ REFUSED = [
     (one({"port": 1}), "cbsd_monit:envs:lb1:checks:c:type", "missing"),
     (one({"type": "htpp"}), "cbsd_monit:envs:lb1:checks:c:type", "did you mean 'http'"),
     (one({"type": ["http"]}), "cbsd_monit:envs:lb1:checks:c:type", "a check type"),
-    (one({"type": "system", "memory": "90%"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env"),
+    (
+        one({"type": "system", "memory": "90%"}),
+        "cbsd_monit:envs:lb1:checks:c:type",
+        "not supported for an env",
+    ),
     (one({"type": "process"}), "cbsd_monit:envs:lb1:checks:c", "name or pidfile"),
     (one({"type": "process", "name": "a b"}), "cbsd_monit:envs:lb1:checks:c:name", "a name"),
-    (one({"type": "process", "pidfile": "x.pid"}), "cbsd_monit:envs:lb1:checks:c:pidfile", "absolute path"),
-    (one({"type": "process", "pidfile": "/x", "min": 2}), "cbsd_monit:envs:lb1:checks:c:min", "one process"),
-    (one({"type": "process", "name": "x", "min": 3, "max": 2}), "cbsd_monit:envs:lb1:checks:c:max", "less than min"),
+    (
+        one({"type": "process", "pidfile": "x.pid"}),
+        "cbsd_monit:envs:lb1:checks:c:pidfile",
+        "absolute path",
+    ),
+    (
+        one({"type": "process", "pidfile": "/x", "min": 2}),
+        "cbsd_monit:envs:lb1:checks:c:min",
+        "one process",
+    ),
+    (
+        one({"type": "process", "name": "x", "min": 3, "max": 2}),
+        "cbsd_monit:envs:lb1:checks:c:max",
+        "less than min",
+    ),
     (one({"type": "file"}), "cbsd_monit:envs:lb1:checks:c:path", "missing"),
-    (one({"type": "file", "path": "/a/../b"}), "cbsd_monit:envs:lb1:checks:c:path", "absolute path"),
-    (one({"type": "file", "path": "/a", "max_age": 0}), "cbsd_monit:envs:lb1:checks:c:max_age", "from 1s"),
-    (one({"type": "file", "path": "/a", "min_size": "1kb"}), "cbsd_monit:envs:lb1:checks:c:min_size", "512m"),
+    (
+        one({"type": "file", "path": "/a/../b"}),
+        "cbsd_monit:envs:lb1:checks:c:path",
+        "absolute path",
+    ),
+    (
+        one({"type": "file", "path": "/a", "max_age": 0}),
+        "cbsd_monit:envs:lb1:checks:c:max_age",
+        "from 1s",
+    ),
+    (
+        one({"type": "file", "path": "/a", "min_size": "1kb"}),
+        "cbsd_monit:envs:lb1:checks:c:min_size",
+        "512m",
+    ),
     (
         one({"type": "file", "path": "/a", "min_size": 2, "max_size": 1}),
         "cbsd_monit:envs:lb1:checks:c:max_size",
         "less",
     ),
-    (one({"type": "filesystem", "path": "/"}), "cbsd_monit:envs:lb1:checks:c:type", "not supported for an env"),
+    (
+        one({"type": "filesystem", "path": "/"}),
+        "cbsd_monit:envs:lb1:checks:c:type",
+        "not supported for an env",
+    ),
     (one({"type": "resource"}), "cbsd_monit:envs:lb1:checks:c", "at least one of"),
-    (one({"type": "resource", "memoryuse": "50%"}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
+    (
+        one({"type": "resource", "memoryuse": "50%"}),
+        "cbsd_monit:envs:lb1:checks:c:memoryuse",
+        "bytes",
+    ),
     (one({"type": "resource", "memoryuse": -1}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
-    (one({"type": "resource", "memoryuse": 1.5}), "cbsd_monit:envs:lb1:checks:c:memoryuse", "bytes"),
-    (one({"type": "resource", "memory": "1g"}), "cbsd_monit:envs:lb1:checks:c:memory", "did you mean 'memoryuse'"),
-    (one({"type": "resource", "maxproc": "1k"}), "cbsd_monit:envs:lb1:checks:c:maxproc", "whole number"),
+    (
+        one({"type": "resource", "memoryuse": 1.5}),
+        "cbsd_monit:envs:lb1:checks:c:memoryuse",
+        "bytes",
+    ),
+    (
+        one({"type": "resource", "memory": "1g"}),
+        "cbsd_monit:envs:lb1:checks:c:memory",
+        "did you mean 'memoryuse'",
+    ),
+    (
+        one({"type": "resource", "maxproc": "1k"}),
+        "cbsd_monit:envs:lb1:checks:c:maxproc",
+        "whole number",
+    ),
     (
         {"nodes": {"hv1": {"checks": {"c": {"type": "process", "name": "x"}}}}},
         "cbsd_monit:nodes:hv1:checks:c:type",
         "not supported for a node",
     ),
-    (one({**HTTP, "port": "x"}), "cbsd_monit:envs:lb1:checks:c:port", "expected a port number 1-65535, got 'x'"),
+    (
+        one({**HTTP, "port": "x"}),
+        "cbsd_monit:envs:lb1:checks:c:port",
+        "expected a port number 1-65535, got 'x'",
+    ),
     (one({**HTTP, "port": "80"}), "cbsd_monit:envs:lb1:checks:c:port", "got '80'"),
     (one({**HTTP, "port": 65536}), "cbsd_monit:envs:lb1:checks:c:port", "1-65535"),
     (one({**HTTP, "port": True}), "cbsd_monit:envs:lb1:checks:c:port", "1-65535"),
@@ -343,29 +532,73 @@ REFUSED = [
     (one({**HTTP, "path": "/a/../b"}), "cbsd_monit:envs:lb1:checks:c:path", "path of a URL"),
     (one({**HTTP, "status": "200"}), "cbsd_monit:envs:lb1:checks:c:status", "100-599"),
     (one({**HTTP, "method": "POST"}), "cbsd_monit:envs:lb1:checks:c:method", "GET, HEAD"),
-    (one({**HTTP, "method": "HEAD", "content": "x"}), "cbsd_monit:envs:lb1:checks:c:content", "HEAD"),
+    (
+        one({**HTTP, "method": "HEAD", "content": "x"}),
+        "cbsd_monit:envs:lb1:checks:c:content",
+        "HEAD",
+    ),
     (one({**HTTP, "content": "(x"}), "cbsd_monit:envs:lb1:checks:c:content", "regular expression"),
     (one({**HTTP, "content": "\\d+"}), "cbsd_monit:envs:lb1:checks:c:content", "[0-9]"),
     (one({**HTTP, "content": "(?i)x"}), "cbsd_monit:envs:lb1:checks:c:content", "POSIX"),
     (one({**HTTP, "content": "é"}), "cbsd_monit:envs:lb1:checks:c:content", "printable ASCII"),
-    (one({**HTTP, "headers": {"X Y": "1"}}), "cbsd_monit:envs:lb1:checks:c:headers:'X Y'", "name of a header"),
+    (
+        one({**HTTP, "headers": {"X Y": "1"}}),
+        "cbsd_monit:envs:lb1:checks:c:headers:'X Y'",
+        "name of a header",
+    ),
     (one({**HTTP, "headers": {"X-Y": 1}}), "cbsd_monit:envs:lb1:checks:c:headers:X-Y", "blanks"),
     (one({**HTTP, "verify": True}), "cbsd_monit:envs:lb1:checks:c:verify", "needs tls"),
-    (one({**HTTP, "certificate_valid": "30d"}), "cbsd_monit:envs:lb1:checks:c:certificate_valid", "needs tls"),
-    (one({**HTTP, "address": "lb1.example.org"}), "cbsd_monit:envs:lb1:checks:c:address", "IP address"),
+    (
+        one({**HTTP, "certificate_valid": "30d"}),
+        "cbsd_monit:envs:lb1:checks:c:certificate_valid",
+        "needs tls",
+    ),
+    (
+        one({**HTTP, "address": "lb1.example.org"}),
+        "cbsd_monit:envs:lb1:checks:c:address",
+        "IP address",
+    ),
     (one({**HTTP, "address": "10.0.0.1/24"}), "cbsd_monit:envs:lb1:checks:c:address", "IP address"),
-    (one({**HTTP, "address": "[2001:db8::1]"}), "cbsd_monit:envs:lb1:checks:c:address", "IP address"),
-    (one({"type": "tls", "certificate_valid": "36h"}), "cbsd_monit:envs:lb1:checks:c:certificate_valid", "30d"),
+    (
+        one({**HTTP, "address": "[2001:db8::1]"}),
+        "cbsd_monit:envs:lb1:checks:c:address",
+        "IP address",
+    ),
+    (
+        one({"type": "tls", "certificate_valid": "36h"}),
+        "cbsd_monit:envs:lb1:checks:c:certificate_valid",
+        "30d",
+    ),
     (one({"type": "tcp"}), "cbsd_monit:envs:lb1:checks:c:port", "missing"),
     (one({"type": "fail2ban"}), "cbsd_monit:envs:lb1:checks:c:port", "missing"),
     (one({"type": "exec"}), "cbsd_monit:envs:lb1:checks:c:command", "missing"),
-    (one({"type": "exec", "command": "/bin/true"}), "cbsd_monit:envs:lb1:checks:c:command", "a list"),
-    (one({"type": "exec", "command": ["/bin/true", 1]}), "cbsd_monit:envs:lb1:checks:c:command:1", "an argument"),
-    (one({"type": "exec", "command": ["/bin/"]}), "cbsd_monit:envs:lb1:checks:c:command:0", "program"),
-    (one({"type": "exec", "command": ["/bin/true"], "in": "vm"}), "cbsd_monit:envs:lb1:checks:c:in", "jail, host"),
+    (
+        one({"type": "exec", "command": "/bin/true"}),
+        "cbsd_monit:envs:lb1:checks:c:command",
+        "a list",
+    ),
+    (
+        one({"type": "exec", "command": ["/bin/true", 1]}),
+        "cbsd_monit:envs:lb1:checks:c:command:1",
+        "an argument",
+    ),
+    (
+        one({"type": "exec", "command": ["/bin/"]}),
+        "cbsd_monit:envs:lb1:checks:c:command:0",
+        "program",
+    ),
+    (
+        one({"type": "exec", "command": ["/bin/true"], "in": "vm"}),
+        "cbsd_monit:envs:lb1:checks:c:in",
+        "jail, host",
+    ),
     (one({"type": "service"}), "cbsd_monit:envs:lb1:checks:c:name", "missing"),
     (one({"type": "running", "port": 1}), "cbsd_monit:envs:lb1:checks:c:port", "unknown key"),
-    (one({"type": "dns", "transport": "sctp"}), "cbsd_monit:envs:lb1:checks:c:transport", "udp, tcp"),
+    (
+        one({"type": "dns", "transport": "sctp"}),
+        "cbsd_monit:envs:lb1:checks:c:transport",
+        "udp, tcp",
+    ),
     (one({"type": "ping", "count": 0}), "cbsd_monit:envs:lb1:checks:c:count", "from 1"),
     ({"silences": {"env": "lb1"}}, "cbsd_monit:silences", "a list"),
     ({"silences": [{"env": "lb1"}]}, "cbsd_monit:silences:0:until", "missing"),
@@ -378,11 +611,27 @@ REFUSED = [
     ({"events": {"a": ["__slot__:salt:cmd.run(x)"]}}, "cbsd_monit:events:a:0", "__slot__"),
     ({"__slot__:x": 1}, "cbsd_monit:'__slot__:x'", "__slot__"),
     ({"envs": {"a": {"raw": "set daemon 1"}}}, "cbsd_monit:envs:a:raw", "line 1"),
-    ({"envs": {"a": {"raw": "if failed port 1 then alert\n SET daemon 1"}}}, "cbsd_monit:envs:a:raw", "line 2"),
-    ({"envs": {"a": {"raw": "if failed port 1 then alert set daemon 1"}}}, "cbsd_monit:envs:a:raw", "whole node"),
+    (
+        {"envs": {"a": {"raw": "if failed port 1 then alert\n SET daemon 1"}}},
+        "cbsd_monit:envs:a:raw",
+        "line 2",
+    ),
+    (
+        {"envs": {"a": {"raw": "if failed port 1 then alert set daemon 1"}}},
+        "cbsd_monit:envs:a:raw",
+        "whole node",
+    ),
     ({"envs": {"a": {"raw": "every 5set daemon 1"}}}, "cbsd_monit:envs:a:raw", "whole node"),
-    ({"envs": {"a": {"raw": 'send "x\n#" set daemon 1'}}}, "cbsd_monit:envs:a:raw", "closing double quote"),
-    ({"envs": {"a": {"raw": "send 'x' set daemon 1 'y'"}}}, "cbsd_monit:envs:a:raw", "double quotes"),
+    (
+        {"envs": {"a": {"raw": 'send "x\n#" set daemon 1'}}},
+        "cbsd_monit:envs:a:raw",
+        "closing double quote",
+    ),
+    (
+        {"envs": {"a": {"raw": "send 'x' set daemon 1 'y'"}}},
+        "cbsd_monit:envs:a:raw",
+        "double quotes",
+    ),
     ({"envs": {"a": {"raw": "include /etc/x"}}}, "cbsd_monit:envs:a:raw", "include"),
     ({"envs": {"a": {"raw": "if failed\x00port 1"}}}, "cbsd_monit:envs:a:raw", "printable"),
     ({"envs": {"a": {"raw": "\ufeffif failed port 1"}}}, "cbsd_monit:envs:a:raw", "printable"),
@@ -397,7 +646,12 @@ def test_what_is_wrong_is_refused_with_its_path(monit, spec, path, word):
 
 
 def test_all_errors_are_told_at_once(monit):
-    spec = {key: value for spec, *_ in REFUSED[1:20] if isinstance(spec, dict) for key, value in spec.items()}
+    spec = {
+        key: value
+        for spec, *_ in REFUSED[1:20]
+        if isinstance(spec, dict)
+        for key, value in spec.items()
+    }
     spec["envs"] = {"lb1": {"checks": {"a": {"type": "tcp"}, "b": {"type": "http", "port": "x"}}}}
     message = refused(monit, spec)
     assert message.startswith("cbsd_monit: ")
@@ -411,7 +665,9 @@ def test_secrets_are_not_shown(monit):
 
 
 def test_messages_are_safe_to_print(monit):
-    message = refused(monit, {"envs": {"a\x1b[2J\nb": {}}, "\x1b": 1, "defaults": {"interval": "\x1b[31m"}})
+    message = refused(
+        monit, {"envs": {"a\x1b[2J\nb": {}}, "\x1b": 1, "defaults": {"interval": "\x1b[31m"}}
+    )
     assert message.replace("\n", "").isascii() and message.replace("\n", "").isprintable()
 
 
@@ -480,23 +736,37 @@ def full():
     spec["template"] = "salt://site/a.tpl"
     spec["envs"]["db1"]["template"] = "salt://site/b.tpl"
     spec["events"] = {"tag": "cbsd_monit", "more": [{"x": "y"}]}
-    spec["lookup"].update(package="monit", monit_start=["/usr/sbin/service", "monit", "start"], rootgroup="wheel")
-    spec["lookup"].update(skeletons=["mine-skel"], module_url="https://example.org/x.git", boot_id="/run/boot")
-    spec["defaults"]["on_failure"] = [{"service_restart": "nginx"}, {"command": ["/bin/true", "x"]}, "restart"]
+    spec["lookup"].update(
+        package="monit", monit_start=["/usr/sbin/service", "monit", "start"], rootgroup="wheel"
+    )
+    spec["lookup"].update(
+        skeletons=["mine-skel"], module_url="https://example.org/x.git", boot_id="/run/boot"
+    )
+    spec["defaults"]["on_failure"] = [
+        {"service_restart": "nginx"},
+        {"command": ["/bin/true", "x"]},
+        "restart",
+    ]
     return spec
 
 
 @pytest.mark.parametrize("path", list(leaves(full())), ids=lambda path: ":".join(map(str, path)))
 def test_hostile_values_are_refused_wherever_they_stand(monit, path):
     spec = full()
-    wide = WIDE["events"] if path[0] == "events" else WIDE.get("headers" if "headers" in path else path[-1], set())
+    wide = (
+        WIDE["events"]
+        if path[0] == "events"
+        else WIDE.get("headers" if "headers" in path else path[-1], set())
+    )
     where = ":".join(["cbsd_monit", *map(str, path)])
     for value in HOSTILE:
         if value in wide:
             continue
         message = refused(monit, put(spec, path, value))
         # A name that is wrong makes its mapping wrong: `type` decides what the others mean.
-        assert where in message or path[-1] == "type" and ":".join(where.split(":")[:-1]) in message, value
+        assert (
+            where in message or path[-1] == "type" and ":".join(where.split(":")[:-1]) in message
+        ), value
 
 
 @pytest.mark.parametrize("value", HOSTILE)
@@ -505,14 +775,18 @@ def test_hostile_names_are_refused(monit, value):
         assert f"cbsd_monit:{section}:" in refused(
             monit, {section: {value: {"match": "x"} if section == "groups" else {}}}
         )
-    assert "cbsd_monit:envs:lb1:checks:" in refused(monit, {"envs": {"lb1": {"checks": {value: HTTP}}}})
+    assert "cbsd_monit:envs:lb1:checks:" in refused(
+        monit, {"envs": {"lb1": {"checks": {value: HTTP}}}}
+    )
     assert "headers" in refused(monit, one({**HTTP, "headers": {value: "x"}}))
     for envs in ([{"name": value, "emulator": "jail"}], [{"name": "lb1", "emulator": value}]):
         with pytest.raises(SaltInvocationError):
             monit.effective({}, "hv1", envs)
 
 
-@pytest.mark.parametrize("reason", ["kernel upgrade", "Überprüfung, 日本", "Bob's test (see #12)", ""])
+@pytest.mark.parametrize(
+    "reason", ["kernel upgrade", "Überprüfung, 日本", "Bob's test (see #12)", ""]
+)
 def test_reasons_are_sentences_of_any_language(monit, reason):
     spec = {"silences": [{"env": "lb1", "until": 1, "reason": reason}]}
     assert monit.validate(spec)["silences"][0]["reason"] == reason
@@ -527,7 +801,11 @@ def test_inputs_are_not_changed(monit):
     first["envs"]["lb1"]["policy.json"]["on_failure"].append("x")
     first["envs"]["lb1"]["policy.json"]["checks"]["http"]["on_failure"].append("x")
     assert (spec, envs) == before
-    assert monit.render(spec, "hv1.example.net", envs) == monit.render(spec, "hv1.example.net", envs) != first
+    assert (
+        monit.render(spec, "hv1.example.net", envs)
+        == monit.render(spec, "hv1.example.net", envs)
+        != first
+    )
 
 
 # --- What it means
@@ -535,21 +813,45 @@ def test_inputs_are_not_changed(monit):
 
 def test_nearer_wins(monit):
     spec = {
-        "defaults": {"interval": 1, "timeout": 1, "failure_threshold": 1, "success_threshold": 1, "start_period": 1},
+        "defaults": {
+            "interval": 1,
+            "timeout": 1,
+            "failure_threshold": 1,
+            "success_threshold": 1,
+            "start_period": 1,
+        },
         "nodes": {
-            "hv*": {"defaults": {"timeout": 2, "failure_threshold": 2, "success_threshold": 2, "start_period": 2}},
-            "hv1": {"defaults": {"failure_threshold": 3, "success_threshold": 3, "start_period": 3}},
+            "hv*": {
+                "defaults": {
+                    "timeout": 2,
+                    "failure_threshold": 2,
+                    "success_threshold": 2,
+                    "start_period": 2,
+                }
+            },
+            "hv1": {
+                "defaults": {"failure_threshold": 3, "success_threshold": 3, "start_period": 3}
+            },
         },
         "groups": {
             "a": {"match": "*", "success_threshold": 4, "start_period": 4, "heal": False},
             "b": {"match": "lb*", "start_period": 5},
         },
         "envs": {
-            "lb1": {"start_period": 6, "checks": {"c": {"type": "running"}, "d": {"type": "running", "interval": 9}}}
+            "lb1": {
+                "start_period": 6,
+                "checks": {"c": {"type": "running"}, "d": {"type": "running", "interval": 9}},
+            }
         },
     }
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
-    expected = {"interval": 1, "timeout": 2, "failure_threshold": 3, "success_threshold": 4, "start_period": 6}
+    expected = {
+        "interval": 1,
+        "timeout": 2,
+        "failure_threshold": 3,
+        "success_threshold": 4,
+        "start_period": 6,
+    }
     assert {key: policy["checks"]["c"][key] for key in expected} == expected
     assert policy["checks"]["d"]["interval"] == 9
     assert (policy["start_period"], policy["heal"]) == (6, False)
@@ -559,11 +861,20 @@ def test_restart_is_merged_and_ladders_are_replaced(monit):
     spec = {
         "defaults": {"on_failure": ["alert", "restart"], "restart": {"attempts": 9}},
         "groups": {"all": {"match": "*", "restart": {"delay": 1}}},
-        "envs": {"lb1": {"on_failure": "event", "checks": {"c": {"type": "running", "restart": {"timeout": 7}}}}},
+        "envs": {
+            "lb1": {
+                "on_failure": "event",
+                "checks": {"c": {"type": "running", "restart": {"timeout": 7}}},
+            }
+        },
     }
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
     assert policy["on_failure"] == ["event"]
-    assert (policy["restart"]["attempts"], policy["restart"]["delay"], policy["restart"]["timeout"]) == (9, 1, 300)
+    assert (
+        policy["restart"]["attempts"],
+        policy["restart"]["delay"],
+        policy["restart"]["timeout"],
+    ) == (9, 1, 300)
     assert policy["checks"]["c"]["restart"] == {**policy["restart"], "timeout": 7}
 
 
@@ -574,7 +885,12 @@ def test_policy_has_the_shape_of_the_contract(monit):
         "schema", "env", "node", "origin", "heal", "on_failure", "start_period", "restart", "depends_on", "restart_with",
         "checks",
     ]  # fmt: skip
-    assert (policy["schema"], policy["env"], policy["node"], policy["origin"]) == (1, "lb1", "hv1", "pillar")
+    assert (policy["schema"], policy["env"], policy["node"], policy["origin"]) == (
+        1,
+        "lb1",
+        "hv1",
+        "pillar",
+    )
     assert policy["restart"] == {
         "attempts": 3, "interval": 1800, "delay": 15, "delay_function": "exponential", "max_delay": 300, "jitter": 0.25,
         "reset_after": 600, "mode": "fail", "timeout": 300,
@@ -599,7 +915,11 @@ def test_profiles_groups_and_env_contribute_checks(monit):
             "a": {"match": "*", "profiles": ["p"], "checks": {"http": {"port": 82}}},
             "vm": {"emulator": "bhyve", "checks": {"ping": {"type": "ping"}}},
         },
-        "envs": {"lb1": {"checks": {"http": {"path": "/e"}, "gone": False, "own": {"type": "tcp", "port": 1}}}},
+        "envs": {
+            "lb1": {
+                "checks": {"http": {"path": "/e"}, "gone": False, "own": {"type": "tcp", "port": 1}}
+            }
+        },
     }
     checks = monit.effective(spec, "hv1", jails("lb1"))["lb1"]["checks"]
     assert list(checks) == ["http", "own"]
@@ -614,7 +934,12 @@ def test_another_type_replaces_an_inherited_check(monit):
         "envs": {"lb1": {"checks": {"up": {"type": "tcp", "port": 5}}}},
     }
     check = monit.effective(spec, "hv1", jails("lb1"))["lb1"]["checks"]["up"]
-    assert (check["type"], check["port"], check["interval"], "path" in check) == ("tcp", 5, 30, False)
+    assert (check["type"], check["port"], check["interval"], "path" in check) == (
+        "tcp",
+        5,
+        30,
+        False,
+    )
 
 
 def test_parts_from_here_and_there_have_to_fit(monit):
@@ -622,7 +947,9 @@ def test_parts_from_here_and_there_have_to_fit(monit):
         "groups": {"a": {"match": "*", "checks": {"up": {**HTTP, "method": "HEAD"}}}},
         "envs": {"lb1": {"checks": {"up": {"content": "x"}}}},
     }
-    with pytest.raises(SaltInvocationError, match="cbsd_monit:envs:lb1:checks:up:content: the answer to HEAD"):
+    with pytest.raises(
+        SaltInvocationError, match="cbsd_monit:envs:lb1:checks:up:content: the answer to HEAD"
+    ):
         monit.effective(spec, "hv1", jails("lb1"))
 
 
@@ -640,10 +967,20 @@ def test_only_envs_that_are_meant_and_present_get_a_policy(monit):
 def test_a_nodes_word_on_an_env_is_nearer_than_the_fleets(monit):
     spec = {
         "envs": {"lb1": {"heal": True, "checks": {"a": {**HTTP, "port": 1}, "b": HTTP}}},
-        "nodes": {"hv1": {"envs": {"lb1": {"heal": False, "checks": {"a": {"port": 2}, "b": {"type": "running"}}}}}},
+        "nodes": {
+            "hv1": {
+                "envs": {
+                    "lb1": {"heal": False, "checks": {"a": {"port": 2}, "b": {"type": "running"}}}
+                }
+            }
+        },
     }
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
-    assert (policy["heal"], policy["checks"]["a"]["port"], policy["checks"]["b"]["type"]) == (False, 2, "running")
+    assert (policy["heal"], policy["checks"]["a"]["port"], policy["checks"]["b"]["type"]) == (
+        False,
+        2,
+        "running",
+    )
     assert monit.effective(spec, "hv2", jails("lb1"))["lb1"]["checks"]["a"]["port"] == 1
 
 
@@ -661,7 +998,9 @@ def test_checks_that_the_agent_runs_carry_their_command(monit):
         }
     }
     checks = monit.effective(spec, "hv1", jails("lb1"))["lb1"]["checks"]
-    assert {name: (check["type"], check["in"], check["command"]) for name, check in checks.items()} == {
+    assert {
+        name: (check["type"], check["in"], check["command"]) for name, check in checks.items()
+    } == {
         "app": ("exec", "jail", ["/bin/app", "-q"]),
         "host": ("exec", "host", ["/bin/app"]),
         "svc": ("service", "jail", ["/usr/sbin/service", "nginx", "onestatus"]),
@@ -673,9 +1012,18 @@ def test_what_the_agent_looks_at_itself_reaches_it_in_seconds_and_bytes(monit):
     checks = {
         "p": {"type": "process", "name": "nginx", "pidfile": "/var/run/nginx.pid"},
         "f": {"type": "file", "path": "/var/run/beat", "max_age": "10m", "max_size": "3k"},
-        "r": {"type": "resource", "memoryuse": "512m", "swapuse": "2G", "pcpu": 150, "wallclock": "1d", "maxproc": 0},
+        "r": {
+            "type": "resource",
+            "memoryuse": "512m",
+            "swapuse": "2G",
+            "pcpu": 150,
+            "wallclock": "1d",
+            "maxproc": 0,
+        },
     }
-    policy = monit.effective({"envs": {"lb1": {"checks": checks}}}, "hv1", jails("lb1"))["lb1"]["checks"]
+    policy = monit.effective({"envs": {"lb1": {"checks": checks}}}, "hv1", jails("lb1"))["lb1"][
+        "checks"
+    ]
     common = "interval timeout failure_threshold success_threshold start_period on_failure".split()
     assert {name: {k: v for k, v in check.items() if k not in common} for name, check in policy.items()} == {
         "p": {"type": "process", "name": "nginx", "pidfile": "/var/run/nginx.pid", "min": 1},
@@ -687,7 +1035,17 @@ def test_what_the_agent_looks_at_itself_reaches_it_in_seconds_and_bytes(monit):
 
 
 def test_who_depends_on_whom_reaches_the_agent(monit):
-    spec = {"envs": {"lb1": {"depends_on": ["db1", {"env": "db2", "restart": True}, {"env": "db3", "restart": False}]}}}
+    spec = {
+        "envs": {
+            "lb1": {
+                "depends_on": [
+                    "db1",
+                    {"env": "db2", "restart": True},
+                    {"env": "db3", "restart": False},
+                ]
+            }
+        }
+    }
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
     assert (policy["depends_on"], policy["restart_with"]) == (["db1", "db2", "db3"], ["db2"])
     spec["envs"]["lb1"]["depends_on"] = {"env": "db1", "restart": True}
@@ -698,7 +1056,10 @@ def test_who_depends_on_whom_reaches_the_agent(monit):
 def test_nodes_may_depend_in_opposite_ways_but_not_one_of_them_in_both(monit):
     spec = {
         "envs": {"a": {}, "b": {}},
-        "nodes": {"hv1": {"envs": {"a": {"depends_on": "b"}}}, "hv2": {"envs": {"b": {"depends_on": "a"}}}},
+        "nodes": {
+            "hv1": {"envs": {"a": {"depends_on": "b"}}},
+            "hv2": {"envs": {"b": {"depends_on": "a"}}},
+        },
     }
     assert monit.effective(spec, "hv1", jails("a", "b"))["a"]["depends_on"] == ["b"]
     spec["nodes"]["hv*"] = spec["nodes"].pop("hv2")
@@ -715,11 +1076,15 @@ def test_checks_that_look_into_a_jail_are_left_out_for_a_vm(monit):
         "pid": {"type": "process", "name": "x"},
     }
     result = monit.render(
-        {"groups": {"g": {"match": "*", "checks": checks}}}, "hv1", [{"name": "vm1", "emulator": "bhyve"}]
+        {"groups": {"g": {"match": "*", "checks": checks}}},
+        "hv1",
+        [{"name": "vm1", "emulator": "bhyve"}],
     )
     assert list(result["envs"]["vm1"]["policy.json"]["checks"]) == ["up"]
     assert "probe" not in result["envs"]["vm1"]["monitrc.tpl"].replace("# ", "")
-    assert result["warnings"] == ["vm1 is a VM: checks that look into a jail are left out (app, mem, pid)"]
+    assert result["warnings"] == [
+        "vm1 is a VM: checks that look into a jail are left out (app, mem, pid)"
+    ]
 
 
 def test_silences_are_told_per_env_of_this_node(monit):
@@ -743,13 +1108,18 @@ def test_silences_are_told_per_env_of_this_node(monit):
 
 
 def test_the_nodes_configuration_has_the_shape_of_the_contract(monit):
-    config = monit.render({"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", [])[
-        "config"
-    ]
+    config = monit.render(
+        {"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", []
+    )["config"]
     assert set(config) == {
         "schema", "node", "poll", "include", "head", "socket", "probes", "policy", "budget", "silences",
     }  # fmt: skip
-    assert (config["schema"], config["node"], config["poll"], config["include"]) == (1, "hv1", 5, "publish")
+    assert (config["schema"], config["node"], config["poll"], config["include"]) == (
+        1,
+        "hv1",
+        5,
+        "publish",
+    )
     assert config["budget"] == {
         "max_concurrent": 1, "storm_threshold": 0.5, "storm_min": 9, "storm_window": 120, "boot_grace": 600,
     }  # fmt: skip
@@ -791,11 +1161,16 @@ def test_text_of_each_check_type(monit, name):
     assert text == golden.read_text()
 
 
-@pytest.mark.parametrize("kind", [k for k, row in load().schema()["checks"].items() if "env" in row["scope"]])
+@pytest.mark.parametrize(
+    "kind", [k for k, row in load().schema()["checks"].items() if "env" in row["scope"]]
+)
 def test_every_type_is_rendered_as_one_service_that_wakes_the_agent(monit, kind):
     needed = {"port": 99, "command": ["/x"], "name": "nginx", "path": "/x"}
     fields = monit.schema()["checks"][kind]["fields"]
-    check = {"type": kind, **{key: needed[key] for key, row in fields.items() if row.get("required")}}
+    check = {
+        "type": kind,
+        **{key: needed[key] for key, row in fields.items() if row.get("required")},
+    }
     check.update({"process": {"name": "nginx"}, "resource": {"maxproc": 9}}.get(kind, {}))
     text = rule(monit, one(check))
     assert len(re.findall("^check ", text, re.M)) == 2
@@ -807,7 +1182,9 @@ def test_every_type_is_rendered_as_one_service_that_wakes_the_agent(monit, kind)
 
 def test_the_text_travels(monit):
     """Neither the env's name nor a path of this node is in it."""
-    text = rule(monit, {"envs": {"zebra7": {"checks": {n: c for n, c in GOLDEN.items()}}}}, "zebra7")
+    text = rule(
+        monit, {"envs": {"zebra7": {"checks": {n: c for n, c in GOLDEN.items()}}}}, "zebra7"
+    )
     assert "zebra7" not in text and "/usr/local" not in text and "hv1" not in text
 
 
@@ -816,7 +1193,9 @@ def test_the_text_travels(monit):
     [(30, 10, 3, 1), (30, 7, 5, 1), (10, 10, 1, 3), (5, 10, 1, 3), (60, 1, 60, 1), (15, 10, 2, 2)],
 )
 def test_intervals_are_rounded_up_to_cycles(monit, interval, poll, every, repeat):
-    text = rule(monit, {**one({"type": "tcp", "port": 1, "interval": interval}), "monit": {"poll": poll}})
+    text = rule(
+        monit, {**one({"type": "tcp", "port": 1, "interval": interval}), "monit": {"poll": poll}}
+    )
     assert (f"every {every} cycles\n  if" in text) is (every > 1)
     assert f'monit %%ENV%%.c" repeat every {repeat} cycles' in text
 
@@ -836,7 +1215,9 @@ def test_key_order_does_not_matter(monit):
 
 
 def test_raw_text_is_put_under_its_own_service(monit):
-    text = rule(monit, {"envs": {"lb1": {"raw": "# mail\nif failed port 25 protocol smtp then alert\n"}}})
+    text = rule(
+        monit, {"envs": {"lb1": {"raw": "# mail\nif failed port 25 protocol smtp then alert\n"}}}
+    )
     assert text.endswith(
         'check host "%%ENV%%.raw" with address "%%ADDRESS%%"\n  onreboot laststate\n  depends on "%%ENV%%.env"\n'
         "  # mail\n  if failed port 25 protocol smtp then alert\n"
@@ -850,7 +1231,9 @@ def test_raw_text_with_a_check_of_its_own_is_taken_as_it_is(monit):
 
 
 def test_raw_text_is_no_template(monit):
-    assert "{{ 7*7 }}" in rule(monit, {"envs": {"lb1": {"raw": "# {{ 7*7 }}\nif failed port 1 then alert"}}})
+    assert "{{ 7*7 }}" in rule(
+        monit, {"envs": {"lb1": {"raw": "# {{ 7*7 }}\nif failed port 1 then alert"}}}
+    )
 
 
 # --- The node's own text
@@ -862,7 +1245,13 @@ def test_head(monit):
         "nodes": {
             "hv1": {
                 "checks": {
-                    "load": {"type": "system", "loadavg_5m": 8, "cpu": "95%", "memory": "90.5%", "interval": 10},
+                    "load": {
+                        "type": "system",
+                        "loadavg_5m": 8,
+                        "cpu": "95%",
+                        "memory": "90.5%",
+                        "interval": 10,
+                    },
                     "disk": {"type": "filesystem", "path": "/", "space": "90%", "inodes": "80%"},
                     "sshd": {"type": "ssh"},
                     "site": {**HTTP, "address": "10.1.2.3", "on_failure": ["alert", "event"]},
@@ -871,9 +1260,9 @@ def test_head(monit):
             }
         },
     }
-    head = monit.render(spec, "hv1", [], lookup={"libexec": "/opt/lx", "state": "/db/cm", "rootgroup": "root"})[
-        "config"
-    ]["head"]
+    head = monit.render(
+        spec, "hv1", [], lookup={"libexec": "/opt/lx", "state": "/db/cm", "rootgroup": "root"}
+    )["config"]["head"]
     assert head == (FILES / "monit_head.conf").read_text()
 
 
@@ -885,7 +1274,11 @@ def test_paths_of_the_head_are_held_to_the_same_rules(monit):
 
 def test_the_pillars_lookup_is_used_where_none_is_given(monit):
     head = monit.render({"lookup": {"libexec": "/opt/lx"}}, "hv1", [])["config"]["head"]
-    assert 'path "/opt/lx/wake look"' in head and "gid wheel" in head and '"/var/db/cbsd_monit/monit.sock"' in head
+    assert (
+        'path "/opt/lx/wake look"' in head
+        and "gid wheel" in head
+        and '"/var/db/cbsd_monit/monit.sock"' in head
+    )
 
 
 @pytest.mark.parametrize(
@@ -938,8 +1331,13 @@ def test_the_nearer_template_wins():
     spec = {"template": "salt://a", "envs": {"lb1": {"template": "salt://b"}, "lb2": {}}}
     result = monit.render(spec, "hv1", jails("lb1", "lb2"))
     assert [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")] == ["# env\n", "# site\n"]
-    result = monit.render(spec, "hv1", jails("lb1", "lb2"), template="# given", templates={"lb1": "# text"})
-    assert [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")] == ["# text\n", "# given\n"]
+    result = monit.render(
+        spec, "hv1", jails("lb1", "lb2"), template="# given", templates={"lb1": "# text"}
+    )
+    assert [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")] == [
+        "# text\n",
+        "# given\n",
+    ]
     with pytest.raises(SaltInvocationError, match="template salt://c: there is no such file"):
         monit.render({"template": "salt://c", "envs": {"lb1": {}}}, "hv1", jails("lb1"))
 
@@ -987,7 +1385,9 @@ def test_bad_templates_are_one_clear_error(monit, text, word):
 def test_the_filter_makes_a_monit_string_of_anything(monit):
     spec = one({**HTTP, "content": "/a\"b\\.'d"})
     text = rule(
-        monit, spec, template="{{ policy.checks.c.content | monit }} {{ 5 | monit }} {{ checks[0].tests[0] | monit }}"
+        monit,
+        spec,
+        template="{{ policy.checks.c.content | monit }} {{ 5 | monit }} {{ checks[0].tests[0] | monit }}",
     )
     assert text.startswith('"\\0x2fa\\0x22b\\\\.\\0x27d" 5 failed port 80 ')
 
@@ -995,7 +1395,11 @@ def test_the_filter_makes_a_monit_string_of_anything(monit):
 def test_what_is_safe_anywhere_needs_no_filter(monit):
     spec = one({**HTTP, "path": "/a"})
     assert (
-        rule(monit, spec, template="{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}")
+        rule(
+            monit,
+            spec,
+            template="{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}",
+        )
         == "c /a 10 0.5\n"
     )
 
@@ -1024,7 +1428,12 @@ def test_the_agent_is_asked_by_argument_list():
     run.answer["stdout"] = '{"id": "1"}\n{"id": "2"}\n'
     assert [line["id"] for line in monit.history("lb1")] == ["1", "2"]
     wake = "/opt/lx/wake"
-    assert run.ran == [[wake, "status"], [wake, "status", "lb1"], [wake, "sync", "--json"], [wake, "history", "lb1"]]
+    assert run.ran == [
+        [wake, "status"],
+        [wake, "status", "lb1"],
+        [wake, "sync", "--json"],
+        [wake, "history", "lb1"],
+    ]
 
 
 def test_the_agents_default_place():
@@ -1053,7 +1462,12 @@ def test_a_pass_with_errors_of_single_envs_is_an_answer():
 
 
 def test_monit_version():
-    assert load(**{"cmd.run_all": Commands("This is Monit version 5.33.0\nBuilt with ssl")}).monit_version() == "5.33.0"
+    assert (
+        load(
+            **{"cmd.run_all": Commands("This is Monit version 5.33.0\nBuilt with ssl")}
+        ).monit_version()
+        == "5.33.0"
+    )
 
 
 # --- The house's rules

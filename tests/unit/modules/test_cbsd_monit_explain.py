@@ -25,7 +25,9 @@ def salt():
 
 
 def explain(salt, spec, env="lb1", node="hv1", envs=None, **more):
-    return salt["cbsd_monit_explain.explain"](spec, node, envs or jails("lb1", "db1", "web1"), env, **more)
+    return salt["cbsd_monit_explain.explain"](
+        spec, node, envs or jails("lb1", "db1", "web1"), env, **more
+    )
 
 
 def one(check, **env):
@@ -60,7 +62,12 @@ LAYERS = {
         },
     },
     "profiles": {
-        "a": {"checks": {"http": {"type": "http", "path": "/a", "headers": {"X-A": "a"}}, "gone": {"type": "running"}}},
+        "a": {
+            "checks": {
+                "http": {"type": "http", "path": "/a", "headers": {"X-A": "a"}},
+                "gone": {"type": "running"},
+            }
+        },
         "b": {
             "checks": {
                 "http": {"type": "http", "path": "/b", "status": 200, "headers": {"X-B": "b"}},
@@ -69,7 +76,12 @@ LAYERS = {
         },
     },
     "groups": {
-        "g": {"match": "lb*", "profiles": ["a"], "restart": {"max_delay": 14}, "checks": {"http": {"port": 81}}},
+        "g": {
+            "match": "lb*",
+            "profiles": ["a"],
+            "restart": {"max_delay": 14},
+            "checks": {"http": {"port": 81}},
+        },
         "h": {"match": "*", "success_threshold": 4, "on_failure": "alert"},
         "other": {"match": "db*", "interval": 99},
     },
@@ -80,7 +92,10 @@ LAYERS = {
             "on_failure": ["alert", "restart"],
             "depends_on": ["db1"],
             "checks": {
-                "http": {"failure_threshold": {"failures": 2, "within": 3}, "restart": {"attempts": 2}},
+                "http": {
+                    "failure_threshold": {"failures": 2, "within": 3},
+                    "restart": {"attempts": 2},
+                },
                 "up": {"type": "tcp", "port": 5},
             },
         }
@@ -90,7 +105,10 @@ LAYERS = {
 
 def test_every_value_says_where_it_stands(salt):
     told = explain(salt, LAYERS)
-    settings = {key: row["from"].replace("cbsd_monit:", "") for key, row in told["checks"]["http"]["settings"].items()}
+    settings = {
+        key: row["from"].replace("cbsd_monit:", "")
+        for key, row in told["checks"]["http"]["settings"].items()
+    }
     assert settings == {
         "type": "profiles:b:checks:http:type",
         "path": "profiles:b:checks:http:path",
@@ -117,9 +135,15 @@ def test_every_value_says_where_it_stands(salt):
         "restart:timeout": "built-in default",
     }
     assert set(told["checks"]) == {"env", "http", "up"}
-    assert set(told["checks"]["up"]["settings"]) >= {"port"} and "path" not in told["checks"]["up"]["settings"]
+    assert (
+        set(told["checks"]["up"]["settings"]) >= {"port"}
+        and "path" not in told["checks"]["up"]["settings"]
+    )
     assert told["policy"]["heal"] == {"value": True, "from": "cbsd_monit:nodes:hv1:envs:lb1:heal"}
-    assert told["policy"]["restart:attempts"] == {"value": 11, "from": "cbsd_monit:defaults:restart:attempts"}
+    assert told["policy"]["restart:attempts"] == {
+        "value": 11,
+        "from": "cbsd_monit:defaults:restart:attempts",
+    }
     assert told["policy"]["depends_on"]["from"] == "cbsd_monit:envs:lb1:depends_on"
     assert told["layers"] == [
         "built-in defaults", "cbsd_monit:defaults", "cbsd_monit:nodes:hv*:defaults", "cbsd_monit:nodes:hv1:defaults",
@@ -148,19 +172,29 @@ def anything(rng):
         return {**said, **({"restart": some(rng, RESTART)} if rng.random() < 0.5 else {})}
 
     def checks(whole):
-        kinds = [{"type": "tcp", "port": 22}, {"type": "http", "path": "/x"}, {"type": "exec", "command": ["/bin/x"]}]
-        made = {name: {**(rng.choice(kinds) if whole else {}), **settings(heal=False)} for name in ("a", "b")}
+        kinds = [
+            {"type": "tcp", "port": 22},
+            {"type": "http", "path": "/x"},
+            {"type": "exec", "command": ["/bin/x"]},
+        ]
+        made = {
+            name: {**(rng.choice(kinds) if whole else {}), **settings(heal=False)}
+            for name in ("a", "b")
+        }
         return {name: check for name, check in made.items() if rng.random() < 0.7}
 
     return {
         "defaults": settings(),
         "profiles": {"p": {"checks": checks(True)}, "q": {"checks": checks(True)}},
         "groups": {
-            n: {"match": "*", "profiles": [rng.choice("pq")], **settings(), "checks": checks(True)} for n in "gh"
+            n: {"match": "*", "profiles": [rng.choice("pq")], **settings(), "checks": checks(True)}
+            for n in "gh"
         },
         "envs": {"lb1": {**settings(), "checks": checks(True)}},
         "nodes": {
-            n: {"defaults": settings(), "envs": {"lb1": settings()}} for n in ("hv1", "hv*") if rng.random() < 0.5
+            n: {"defaults": settings(), "envs": {"lb1": settings()}}
+            for n in ("hv1", "hv*")
+            if rng.random() < 0.5
         },
     }
 
@@ -173,7 +207,10 @@ def test_what_it_says_is_what_the_policy_has_and_what_the_pillar_says_there(salt
     read = salt["cbsd_monit.validate"](spec)
     defaults = salt["cbsd_monit.validate"]({})["defaults"]
     assert set(told["checks"]) - {"env"} == set(policy["checks"])
-    places = [(told["policy"], policy), *((told["checks"][n]["settings"], c) for n, c in policy["checks"].items())]
+    places = [
+        (told["policy"], policy),
+        *((told["checks"][n]["settings"], c) for n, c in policy["checks"].items()),
+    ]
     seen = 0
     for settings, effective in places:
         for key, row in settings.items():
@@ -189,8 +226,12 @@ def test_what_it_says_is_what_the_policy_has_and_what_the_pillar_says_there(salt
 
 def test_origins_do_not_change_what_is_meant(salt):
     for spec in (LAYERS, example()):
-        plain = salt["cbsd_monit_policy.for_node"](spec, "hv1.example.net", jails("lb1", "db1", "web1"))
-        told = salt["cbsd_monit_policy.for_node"](spec, "hv1.example.net", jails("lb1", "db1", "web1"), origins=True)
+        plain = salt["cbsd_monit_policy.for_node"](
+            spec, "hv1.example.net", jails("lb1", "db1", "web1")
+        )
+        told = salt["cbsd_monit_policy.for_node"](
+            spec, "hv1.example.net", jails("lb1", "db1", "web1"), origins=True
+        )
         assert "origins" not in plain and told.pop("origins")
         assert told == plain
         assert type(plain["policies"]["lb1"]["restart"]) is dict
@@ -206,7 +247,8 @@ def test_it_is_plain_data_and_does_not_change_what_it_got(salt):
 
 def test_secrets_are_not_repeated(salt):
     spec = one(
-        {"type": "http", "headers": {"Authorization": "Bearer s3cret"}}, raw='if failed port 1 send "s3cret" then alert'
+        {"type": "http", "headers": {"Authorization": "Bearer s3cret"}},
+        raw='if failed port 1 send "s3cret" then alert',
     )
     told = explain(salt, spec)
     assert "s3cret" not in json.dumps(told) + salt["cbsd_monit_explain.text"](told)
@@ -218,7 +260,16 @@ def test_secrets_are_not_repeated(salt):
 
 
 def test_the_monit_lines_are_those_that_are_rendered(salt):
-    spec = {"envs": {"Lb1": {"checks": {"c": {"type": "tcp", "port": 22}, "d": {"type": "exec", "command": ["/x"]}}}}}
+    spec = {
+        "envs": {
+            "Lb1": {
+                "checks": {
+                    "c": {"type": "tcp", "port": 22},
+                    "d": {"type": "exec", "command": ["/x"]},
+                }
+            }
+        }
+    }
     lookup = {"libexec": "/opt/lx", "state": "/s", "rootgroup": "root", "run": "/r"}
     told = explain(salt, spec, "Lb1", envs=jails("Lb1"), lookup=lookup)["checks"]
     assert told["c"]["monit"] == [
@@ -231,13 +282,20 @@ def test_the_monit_lines_are_those_that_are_rendered(salt):
         '    else if succeeded for 1 cycles then exec "/opt/lx/wake monit =lb1.c"',
     ]
     assert (
-        told["d"]["monit"][0] == 'check program "=lb1.d" with path "/opt/lx/wake probe Lb1 d" with timeout 10 seconds'
+        told["d"]["monit"][0]
+        == 'check program "=lb1.d" with path "/opt/lx/wake probe Lb1 d" with timeout 10 seconds'
     )
     assert told["env"]["monit"][0] == 'check file "=lb1.env" with path "/r/dead/Lb1"'
 
 
 def test_a_template_without_the_check_is_said():
-    salt = load(**{"cp.get_file_str": lambda url: '# nothing\ncheck host "%%ENV%%.x" with address 1.2.3.4\n'}).__salt__
+    salt = load(
+        **{
+            "cp.get_file_str": lambda url: (
+                '# nothing\ncheck host "%%ENV%%.x" with address 1.2.3.4\n'
+            )
+        }
+    ).__salt__
     told = explain(salt, {**one({"type": "tcp", "port": 1}), "template": "salt://x"})["checks"]["c"]
     assert told["monit"] == [] and "renders no service" in told["notes"][0]
 
@@ -273,22 +331,39 @@ def test_detection_by_monit(salt, settings, detected):
 def test_detection_by_probe_waits_for_the_cycle_that_looks_at_the_result(salt):
     exec_ = {"type": "exec", "command": ["/x"]}
     assert tuple(check(salt, one(exec_))["detected"].values()) == (70, 100, 100)
-    assert tuple(check(salt, one({**exec_, "timeout": "25s"}))["detected"].values()) == (70, 160, 160)
-    assert tuple(check(salt, one({**exec_, "failure_threshold": 1}))["detected"].values()) == (10, 40, 40)
+    assert tuple(check(salt, one({**exec_, "timeout": "25s"}))["detected"].values()) == (
+        70,
+        160,
+        160,
+    )
+    assert tuple(check(salt, one({**exec_, "failure_threshold": 1}))["detected"].values()) == (
+        10,
+        40,
+        40,
+    )
 
 
 def test_the_sweep_is_the_sum_of_all_serial_checks_of_the_node(salt):
     spec = {
         "envs": {
             "lb1": {
-                "checks": {"c": {"type": "tcp", "port": 1, "timeout": "2.5s"}, "x": {"type": "exec", "command": ["/x"]}}
+                "checks": {
+                    "c": {"type": "tcp", "port": 1, "timeout": "2.5s"},
+                    "x": {"type": "exec", "command": ["/x"]},
+                }
             },
             "db1": {
-                "checks": {"p": {"type": "ping", "count": 4}, "r": {"type": "running"}, "u": {"type": "udp", "port": 1}}
+                "checks": {
+                    "p": {"type": "ping", "count": 4},
+                    "r": {"type": "running"},
+                    "u": {"type": "udp", "port": 1},
+                }
             },
             "away": {"checks": {"c": {"type": "tcp", "port": 1}}},
         },
-        "nodes": {"hv1": {"checks": {"s": {"type": "ssh"}, "l": {"type": "system", "memory": "90%"}}}},
+        "nodes": {
+            "hv1": {"checks": {"s": {"type": "ssh"}, "l": {"type": "system", "memory": "90%"}}}
+        },
     }
     told = explain(salt, spec)
     assert told["sweep"] == {"poll": 10, "serial_checks": 4, "seconds": 29.2, "cycle": 39.2}
@@ -300,7 +375,9 @@ def test_the_end_of_the_env_is_seen_in_the_next_cycle(salt):
     assert tuple(told["checks"]["env"]["detected"].values()) == (0, 10, 10)
     assert told["checks"]["c"]["detected"] == told["checks"]["env"]["detected"]
     assert "only tells" in words(told["checks"]["c"])[1]
-    assert "only tells" in words(told["checks"]["env"])[1], "what a check of type running says holds for the env"
+    assert "only tells" in words(told["checks"]["env"])[1], (
+        "what a check of type running says holds for the env"
+    )
     told = explain(salt, one({"type": "running", "on_failure": "restart"}, on_failure="alert"))
     assert any("cbsd jstart" in line for line in words(told["checks"]["env"]))
 
@@ -308,14 +385,26 @@ def test_the_end_of_the_env_is_seen_in_the_next_cycle(salt):
 def test_a_timeline_to_the_end(salt):
     restart = {"attempts": 3, "delay": 10, "jitter": 0.2, "max_delay": 15, "interval": 1800}
     ladder = [{"service_restart": "nginx"}, "alert", "restart"]
-    told = check(salt, one({"type": "tcp", "port": 1, "failure_threshold": 1, "on_failure": ladder}, restart=restart))
+    told = check(
+        salt,
+        one(
+            {"type": "tcp", "port": 1, "failure_threshold": 1, "on_failure": ladder},
+            restart=restart,
+        ),
+    )
     rows = told["timeline"]
     assert [row["what"].split(":")[0].split(";")[0].split(",")[0] for row in rows] == [
         "within 60 s of a start", "failing", "attempt 1", "attempt 2", "attempt 3",
         "3 attempts within 1800 s did not help", "should attempts take their longest", "healthy for 600 s",
     ]  # fmt: skip
     # Noticed after 0 - 35 s; each attempt is verified for 60 + 2 * 30 + 5 + 3 * 10 + 5 = 160 s; then 8 - 12 s, 12 - 18 s.
-    assert [row["usual"] for row in rows[1:6]] == [[0, 35], [0, 35], [168, 207], [340, 385], [500, 545]]
+    assert [row["usual"] for row in rows[1:6]] == [
+        [0, 35],
+        [0, 35],
+        [168, 207],
+        [340, 385],
+        [500, 545],
+    ]
     # At best each fails at once; at worst service restart takes 300 s, jstop 210 s and jstart 300 s.
     assert [row["at"] for row in rows[1:6]] == [[0, 45], [0, 45], [8, 517], [20, 1205], [20, 1875]]
     assert "service nginx restart, in the jail" in rows[2]["what"]
@@ -345,18 +434,28 @@ def test_what_is_never_healed_says_why(salt, env, said):
 
 
 def test_mode_delay_goes_on(salt):
-    told = words(check(salt, one({"type": "tcp", "port": 1}, restart={"mode": "delay", "interval": "1h"})))
-    assert "there is another one, for ever" in told[-2] and not any("gave_up" in line for line in told)
+    told = words(
+        check(salt, one({"type": "tcp", "port": 1}, restart={"mode": "delay", "interval": "1h"}))
+    )
+    assert "there is another one, for ever" in told[-2] and not any(
+        "gave_up" in line for line in told
+    )
 
 
 def test_many_attempts_are_not_listed_one_by_one(salt):
-    told = words(check(salt, one({"type": "tcp", "port": 1}, restart={"attempts": 500, "interval": "10d"})))
+    told = words(
+        check(salt, one({"type": "tcp", "port": 1}, restart={"attempts": 500, "interval": "10d"}))
+    )
     assert len(told) < 15 and "500 attempts in all" in told[-3]
 
 
 def test_stop_is_the_end(salt):
-    told = words(check(salt, one({"type": "tcp", "port": 1}, on_failure=["start", "stop", "restart"])))
-    assert "start, if it does not run" in told[2] and "stays `stopped`" in told[-1] and len(told) == 4
+    told = words(
+        check(salt, one({"type": "tcp", "port": 1}, on_failure=["start", "stop", "restart"]))
+    )
+    assert (
+        "start, if it does not run" in told[2] and "stays `stopped`" in told[-1] and len(told) == 4
+    )
     told = words(check(salt, one({"type": "tcp", "port": 1}, on_failure="stop"), "env"))
     assert "on_failure would stop it" in told[-1]
 
@@ -373,7 +472,10 @@ def test_a_vm(salt):
         "envs": {"vm1": {"checks": {"t": {"type": "tcp", "port": 1}}}},
     }
     told = explain(salt, spec, "vm1", envs=[{"name": "vm1", "emulator": "bhyve"}])
-    assert set(told["checks"]) == {"env", "t"} and "left out, they look into a jail: p" in told["limits"]
+    assert (
+        set(told["checks"]) == {"env", "t"}
+        and "left out, they look into a jail: p" in told["limits"]
+    )
     assert any("cbsd bstart" in line for line in words(told["checks"]["env"]))
     assert any("no command can be run in a VM" in line for line in words(told["checks"]["t"]))
 
@@ -411,11 +513,20 @@ def test_times_are_the_agents(salt, monkeypatch):
     module = salt["cbsd_monit_explain.explain"].__globals__
     assert (module["SETTLE"], module["RECHECK"]) == (policy.SETTLE, policy.RECHECK)
     assert module["PASSIVE"] == policy.PASSIVE
-    assert set(module["PROBES"]) == {*monit.PROBES, "unix"}  # which is an exec when it reaches the agent
-    assert module["STOP"] == {emulator: cbsd.stop_timeout({"emulator": emulator}) for emulator in cbsd.EMULATORS}
+    assert set(module["PROBES"]) == {
+        *monit.PROBES,
+        "unix",
+    }  # which is an exec when it reaches the agent
+    assert module["STOP"] == {
+        emulator: cbsd.stop_timeout({"emulator": emulator}) for emulator in cbsd.EMULATORS
+    }
     source = (REPO / "cbsd_monit/files/agent/commands.py").read_text()
     assert f"LINGER = {module['LINGER']} " in source
-    for restart in ({"delay_function": "constant"}, {"delay": 7, "max_delay": 100, "jitter": 0.1}, {"max_delay": 1}):
+    for restart in (
+        {"delay_function": "constant"},
+        {"delay": 7, "max_delay": 100, "jitter": 0.1},
+        {"max_delay": 1},
+    ):
         restart = {**policy.BUILTIN["restart"], **restart}
         for number in range(1, 40):
             wait = [policy.delay(restart, number, lambda end=end: end) for end in (0, 1)]
@@ -451,7 +562,9 @@ def test_times_are_the_agents(salt, monkeypatch):
         job._verify(meant, {})
     verified = f"at most {int(str(caught.value).split(' s after')[0].split()[-1])} s"
     assert verified == "at most 155 s"
-    assert any(line.endswith(f"verified by all checks, {verified}") for line in words(check(salt, spec)))
+    assert any(
+        line.endswith(f"verified by all checks, {verified}") for line in words(check(salt, spec))
+    )
 
 
 # --- Whom it is asked for
@@ -460,7 +573,9 @@ def test_times_are_the_agents(salt, monkeypatch):
 def test_an_env_that_is_not_here_or_not_meant_is_one_clear_error(salt):
     with pytest.raises(SaltInvocationError, match="^env lb9 is not on hv1$"):
         explain(salt, {}, "lb9")
-    with pytest.raises(SaltInvocationError, match="^env lb1 is on hv1, but the pillar does not mean it: "):
+    with pytest.raises(
+        SaltInvocationError, match="^env lb1 is on hv1, but the pillar does not mean it: "
+    ):
         explain(salt, {"envs": {"db1": {}}, "groups": {"w": {"match": "web*"}}})
     with pytest.raises(SaltInvocationError, match="cbsd_monit:defualts: unknown key"):
         explain(salt, {"defualts": {}})
@@ -469,7 +584,10 @@ def test_an_env_that_is_not_here_or_not_meant_is_one_clear_error(salt):
 def asked(spec, listed, version="This is Monit version 5.33.0"):
     answers = {
         "cmd.run_all": Commands(version) if version else Commands(retcode=1),
-        "slsutil.renderer": lambda string, default_renderer: {"pillar": spec, "lookup": {"libexec": "/opt/lx"}},
+        "slsutil.renderer": lambda string, default_renderer: {
+            "pillar": spec,
+            "lookup": {"libexec": "/opt/lx"},
+        },
         "cbsd.list": lambda: listed,
     }
     module = load(**answers)
@@ -483,7 +601,10 @@ def test_it_asks_for_the_pillar_and_the_envs_itself():
     told = asked(spec, listed).explain("lb1")
     assert (told["node"], told["emulator"]) == ("hv1", "jail")
     assert '"/opt/lx/wake probe lb1 c"' in told["checks"]["c"]["monit"][0]
-    assert asked(spec, listed, "This is Monit version 5.35.0").explain("lb1")["checks"]["c"]["run_by"] == "the agent"
+    assert (
+        asked(spec, listed, "This is Monit version 5.35.0").explain("lb1")["checks"]["c"]["run_by"]
+        == "the agent"
+    )
     assert asked(spec, listed, None).explain("lb1")["checks"]["c"]["monit"]
     with pytest.raises(CommandExecutionError, match="^env vm1 is on hv1, but"):
         asked(spec, listed).explain("vm1")
@@ -501,16 +622,21 @@ def test_the_text_says_all_that_the_data_says(salt):
             assert f"\n{name} (run by {row['run_by']})\n" in text
             assert all(line in text for line in [*row["monit"], *row["notes"], *words(row)])
             for key, setting in row["settings"].items():
-                assert any(line.split()[:1] == [key] and line.endswith(setting["from"]) for line in text.split("\n")), (
-                    key
-                )
-        assert all(limit in text for limit in told["limits"]) and all(layer in text for layer in told["layers"])
+                assert any(
+                    line.split()[:1] == [key] and line.endswith(setting["from"])
+                    for line in text.split("\n")
+                ), key
+        assert all(limit in text for limit in told["limits"]) and all(
+            layer in text for layer in told["layers"]
+        )
     assert "  interval           15 s" in text
 
 
 def test_text_is_what_explain_returns_when_asked():
     module = asked(one({"type": "running"}), {"lb1": {"emulator": "jail"}})
-    assert module.explain("lb1", text=True) == module.__salt__["cbsd_monit_explain.text"](module.explain("lb1"))
+    assert module.explain("lb1", text=True) == module.__salt__["cbsd_monit_explain.text"](
+        module.explain("lb1")
+    )
 
 
 # --- The present state, to read

@@ -23,7 +23,9 @@ class Node:
             "config.get": lambda key, default: {"lookup": lookup},
             "cbsd.list": lambda: {"lb1": {"emulator": "jail"}},
             "cbsd.paths": lambda: {"workdir": str(root / "work")},
-            "cbsd_monit_policy.for_node": lambda pillar, node, envs: {"policies": {e["name"]: {} for e in envs}},
+            "cbsd_monit_policy.for_node": lambda pillar, node, envs: {
+                "policies": {e["name"]: {} for e in envs}
+            },
             "state.running": lambda: self.busy and self.busy.pop(0)(),
             "state.apply": self.apply,
         }

@@ -13,7 +13,9 @@ REPO = pathlib.Path(__file__).resolve().parents[3]
 
 @pytest.fixture
 def runner(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location("cbsd_monit_runner", REPO / "_runners/cbsd_monit.py")
+    spec = importlib.util.spec_from_file_location(
+        "cbsd_monit_runner", REPO / "_runners/cbsd_monit.py"
+    )
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     module.__opts__ = {"cachedir": str(tmp_path), "cbsd_monit_notify": []}
@@ -41,7 +43,14 @@ def queue(tmp_path, *records):
 def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
     result = {
         "envs": [
-            {"node": "hv1", "env": "lb1", "state": "failing", "since": 0, "reason": "\x1b[2Jbad\nline", "restarts": 2}
+            {
+                "node": "hv1",
+                "env": "lb1",
+                "state": "failing",
+                "since": 0,
+                "reason": "\x1b[2Jbad\nline",
+                "restarts": 2,
+            }
         ],
         "no_answer": ["hv2"],
         "errors": {"hv3": "no agent\x1b"},
@@ -58,7 +67,9 @@ def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
     assert runner._shown(result, runner.COLUMNS) is result
 
 
-@pytest.mark.parametrize("fun, args", [("silence", ("1h", "x")), ("unsilence", ()), ("rolling_restart", ())])
+@pytest.mark.parametrize(
+    "fun, args", [("silence", ("1h", "x")), ("unsilence", ()), ("rolling_restart", ())]
+)
 def test_everything_everywhere_has_to_be_said(runner, fun, args):
     with pytest.raises(SaltInvocationError, match="which: give"):
         getattr(runner, fun)(*args)
@@ -88,7 +99,10 @@ def test_a_hook_that_fails_keeps_no_other_from_telling(runner, tmp_path, monkeyp
     ]
     queue(tmp_path, (1, {"reason": "\x1b]0;x\x07"}))
     found = runner.notify()
-    assert set(found["failed"]) == {"webhook", "nonsense"} and "http or https" in found["failed"]["webhook"]
+    assert (
+        set(found["failed"]) == {"webhook", "nonsense"}
+        and "http or https" in found["failed"]["webhook"]
+    )
     assert said == ["hv1/lb1 gave_up (http): ?]0;x?"]
 
 

@@ -33,7 +33,13 @@ class Host:
         self.root = root
         self.workdir, self.state, self.run = root / "jails", root / "state", root / "run"
         self.monitrc = root / "etc/monitrc"
-        for folder in (self.workdir / "jails-system", self.workdir / "share", root / "etc", root / "libexec", self.run):
+        for folder in (
+            self.workdir / "jails-system",
+            self.workdir / "share",
+            root / "etc",
+            root / "libexec",
+            self.run,
+        ):
             folder.mkdir(parents=True)
         self.lookup = {
             "workdir": str(self.workdir),
@@ -49,26 +55,46 @@ class Host:
         self.rendered = {}
         self.head = "set daemon 10\n"
         self.warnings = []
-        self.answer = {"changed": [], "published": 1, "reloaded": False, "quarantined": {}, "errors": {}, "services": 0}
+        self.answer = {
+            "changed": [],
+            "published": 1,
+            "reloaded": False,
+            "quarantined": {},
+            "errors": {},
+            "services": 0,
+        }
         self.ran = []
         self.overlay = None
         self.monit_says = ""
         self.services = []
         self.opts = {"test": False, "id": NODE}
         self.program("libexec/wake")
-        (root / "etc/cbsd_monit.json").write_text("{}")  # an agent that ran before; without it nothing can be foretold
+        (root / "etc/cbsd_monit.json").write_text(
+            "{}"
+        )  # an agent that ran before; without it nothing can be foretold
         self.program("monit")
-        salt = {"cbsd.list": lambda: self.envs, "cbsd_monit.render": self._render, "cmd.run_all": self._run}
+        salt = {
+            "cbsd.list": lambda: self.envs,
+            "cbsd_monit.render": self._render,
+            "cmd.run_all": self._run,
+        }
         salt["cp.get_file_str"] = lambda url: "the template"
         node = _load("_modules", "cbsd_monit_node")
-        salt.update({f"cbsd_monit_node.{f}": getattr(node, f) for f in ("paths", "env_dirs", "undo", "remember")})
+        salt.update(
+            {
+                f"cbsd_monit_node.{f}": getattr(node, f)
+                for f in ("paths", "env_dirs", "undo", "remember")
+            }
+        )
         self.salt = node.__salt__ = salt
         self.states = {}
         for name in ("cbsd_monit", "cbsd_monit_monitrc", "cbsd_monit_hooks"):
             module = _load("_states", name)
             module.__salt__, module.__opts__ = salt, self.opts
             assert module.__virtual__() == "cbsd_monit"
-            self.states.update({f: getattr(module, f) for f in dir(module) if not f.startswith("_")})
+            self.states.update(
+                {f: getattr(module, f) for f in dir(module) if not f.startswith("_")}
+            )
 
     def program(self, name):
         (self.root / name).touch(mode=0o755)
@@ -95,7 +121,9 @@ class Host:
             answer["stdout"] = "This is Monit version 5.33.0\n"
         elif argv[1:2] == ["-t"]:
             assert stat.S_IMODE(os.stat(argv[3]).st_mode) == 0o600
-            answer.update(retcode=1 if self.monit_says else 0, stderr=self.monit_says.format(argv[3]))
+            answer.update(
+                retcode=1 if self.monit_says else 0, stderr=self.monit_says.format(argv[3])
+            )
         elif argv[0].endswith("/wake"):
             if "--overlay" in argv:
                 assert stat.S_IMODE(os.stat(argv[-1]).st_mode) == 0o600
@@ -119,7 +147,9 @@ class Host:
                 line, _ = server.accept()
                 with line:
                     line.recv(100)
-                    names = "".join(f"<service><name>{name}</name></service>" for name in self.services)
+                    names = "".join(
+                        f"<service><name>{name}</name></service>" for name in self.services
+                    )
                     line.sendall(f"HTTP/1.0 200 OK\r\n\r\n<monit>{names}</monit>".encode())
 
         threading.Thread(target=answer, daemon=True).start()
@@ -137,9 +167,20 @@ class Host:
         found = {}
         for path in sorted(self.root.rglob("*")):
             info = path.lstat()
-            what = os.readlink(path) if path.is_symlink() else path.read_bytes() if path.is_file() else None
+            what = (
+                os.readlink(path)
+                if path.is_symlink()
+                else path.read_bytes()
+                if path.is_file()
+                else None
+            )
             key = str(path.relative_to(self.root))
-            found[key] = (info.st_mode, info.st_uid, what, info.st_mtime_ns if path.is_file() else 0)
+            found[key] = (
+                info.st_mode,
+                info.st_uid,
+                what,
+                info.st_mtime_ns if path.is_file() else 0,
+            )
         return found
 
     def content(self):
@@ -197,8 +238,18 @@ def test_checks_of_all_envs_are_written_in_one_pass(host):
     assert {stat.S_IMODE(p.stat().st_mode) for p in folders[0].iterdir()} == {0o600}
     assert list(done["changes"]["envs"]) == ["web0", "web1", "web2", "web3"]
     assert done["sub_state_run"][0]["changes"]["monitrc.tpl"] == {"diff": "New file"}
-    assert set(done["sub_state_run"][0]) == {"name", "changes", "result", "comment", "duration", "start_time", "low"}
-    assert [argv[:3] for argv in host.ran if argv[0] == "wake"].count(["wake", "sync", "--json"]) == 4  # one a run
+    assert set(done["sub_state_run"][0]) == {
+        "name",
+        "changes",
+        "result",
+        "comment",
+        "duration",
+        "start_time",
+        "low",
+    }
+    assert [argv[:3] for argv in host.ran if argv[0] == "wake"].count(
+        ["wake", "sync", "--json"]
+    ) == 4  # one a run
     assert len(host.ran) == 6  # and monit -V, until a run has written down which monit that was
 
 
@@ -218,7 +269,9 @@ def test_agents_configuration_has_the_paths_of_the_node(host):
     config = host.root / "etc/cbsd_monit.json"
     said = json.loads(config.read_text())
     assert said["schema"] == 1 and said["head"] == host.head
-    assert said["workdir"] == str(host.workdir) and said["monit_start"] == host.lookup["monit_start"]
+    assert (
+        said["workdir"] == str(host.workdir) and said["monit_start"] == host.lookup["monit_start"]
+    )
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
 
 
@@ -266,7 +319,10 @@ def test_template_of_the_operator_is_kept_and_comes_back(host):
     (folder / "monitrc.tpl").chmod(0o644)
     before = host.content()
     adopted = host.apply("checks_present")
-    assert "as their operator wrote them: web1" in adopted["comment"] and "envs" not in adopted["changes"]
+    assert (
+        "as their operator wrote them: web1" in adopted["comment"]
+        and "envs" not in adopted["changes"]
+    )
     host.rendered = {"web1": "  a"}
     done = host.quartet("checks_present")
     assert "kept as monitrc.tpl.local" in done["changes"]["envs"]["web1"]
@@ -275,7 +331,9 @@ def test_template_of_the_operator_is_kept_and_comes_back(host):
     done = host.quartet("checks_present")
     assert "put back" in done["changes"]["envs"]["web1"]
     after = host.content()
-    assert {k: v for k, v in after.items() if "jails" in k} == {k: v for k, v in before.items() if "jails" in k}
+    assert {k: v for k, v in after.items() if "jails" in k} == {
+        k: v for k, v in before.items() if "jails" in k
+    }
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
@@ -316,7 +374,10 @@ def test_template_of_the_operator_survives_a_crash_at_any_step(host, monkeypatch
     host.apply("checks_present")
     assert (folder / "monitrc.tpl").read_text() == "by hand\n"
     assert (folder / "policy.json").read_text() == '{"origin": "local"}'
-    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == ["monitrc.tpl", "policy.json"]
+    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
+        "monitrc.tpl",
+        "policy.json",
+    ]
 
 
 def test_copied_directory_is_neither_removed_nor_taken_for_the_operators(host):
@@ -324,7 +385,9 @@ def test_copied_directory_is_neither_removed_nor_taken_for_the_operators(host):
     host.rendered = {"web1": "  a"}
     host.apply("checks_present")
     copy = host.add("web2")
-    subprocess.run(["cp", "-a", str(host.workdir / "jails-system/web1/monit"), str(copy)], check=True)
+    subprocess.run(
+        ["cp", "-a", str(host.workdir / "jails-system/web1/monit"), str(copy)], check=True
+    )
     done = host.apply("checks_present")
     assert done["changes"] == {} and "web2" in done["comment"]
     host.rendered["web2"] = "  b"
@@ -343,12 +406,20 @@ def test_planted_symlinks_are_not_followed(host, tmp_path):
     os.mkfifo(web2 / "policy.json")
     host.rendered = {"web1": "  a", "web2": "  b", "web3": "  c"}
     done = host.apply("checks_present")
-    assert done["result"] is False and "web1: " in done["comment"] and "symlink is not followed" in done["comment"]
+    assert (
+        done["result"] is False
+        and "web1: " in done["comment"]
+        and "symlink is not followed" in done["comment"]
+    )
     assert sorted(p.name for p in outside.iterdir()) == ["victim"]
     assert (outside / "victim").read_text() == "mine\n"
     for folder in (web2, web3):
         assert (folder / "monitrc.tpl").is_file() and not (folder / "monitrc.tpl").is_symlink()
-    assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True, "web3": True}
+    assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {
+        "web1": False,
+        "web2": True,
+        "web3": True,
+    }
 
 
 def test_directory_of_a_vm_may_be_a_symlink(host):
@@ -364,7 +435,9 @@ def test_directory_of_a_vm_may_be_a_symlink(host):
 def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     host.add("web1"), host.add("web2")
     host.rendered = {"web1": "  a", "web2": "  b"}
-    host.answer.update(changed=["web2"], reloaded=True, quarantined={"web1": "syntax error 'faild'"})
+    host.answer.update(
+        changed=["web2"], reloaded=True, quarantined={"web1": "syntax error 'faild'"}
+    )
     done = host.apply("checks_present")
     assert done["result"] is False
     assert "web1: quarantined, monit says: syntax error 'faild'" in done["comment"]
@@ -378,7 +451,10 @@ def test_an_env_that_the_agent_does_not_see_is_not_live(host):
         host.rendered[env] = "  a"
     host.answer["envs"] = {"web2": "healthy"}
     done = host.apply("checks_present")
-    assert done["result"] is False and "web1: the agent does not see it in CBSD's inventory" in done["comment"]
+    assert (
+        done["result"] is False
+        and "web1: the agent does not see it in CBSD's inventory" in done["comment"]
+    )
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
 
 
@@ -388,7 +464,9 @@ def test_commands_of_the_operators_own_are_reported(host):
     assert "Commands of their own that monit runs: web1: /usr/local/bin/page-me" in done["comment"]
 
 
-@pytest.mark.parametrize("error", [ValueError("envs.lb1: unknown key 'chekcs'"), KeyError("x"), OSError("no")])
+@pytest.mark.parametrize(
+    "error", [ValueError("envs.lb1: unknown key 'chekcs'"), KeyError("x"), OSError("no")]
+)
 def test_a_state_reports_and_never_raises(host, error):
     def fail(*_args, **_kwargs):
         raise error
@@ -398,14 +476,29 @@ def test_a_state_reports_and_never_raises(host, error):
         before = host.tree()
         assert host.apply("checks_present")["result"] is False
         assert host.tree() == before
-    for state in ("checks_absent", "include_present", "include_absent", "hooks_present", "hooks_absent", "running"):
+    for state in (
+        "checks_absent",
+        "include_present",
+        "include_absent",
+        "hooks_present",
+        "hooks_absent",
+        "running",
+    ):
         assert host.apply(state)["result"] is False
 
 
 def test_agent_that_answers_rubbish_is_quoted(host):
     (host.root / "monit").unlink()
-    host.salt["cbsd_monit.render"] = lambda *_, monit_version, **__: {"config": {}, "envs": {}, "warnings": []}
-    host.salt["cmd.run_all"] = lambda argv, **_: {"retcode": 1, "stdout": "", "stderr": "cbsd_monit: no Python"}
+    host.salt["cbsd_monit.render"] = lambda *_, monit_version, **__: {
+        "config": {},
+        "envs": {},
+        "warnings": [],
+    }
+    host.salt["cmd.run_all"] = lambda argv, **_: {
+        "retcode": 1,
+        "stdout": "",
+        "stderr": "cbsd_monit: no Python",
+    }
     done = host.apply("checks_present")
     assert done["result"] is False and "no Python" in done["comment"]
 
@@ -476,15 +569,26 @@ def test_what_the_same_inputs_rendered_is_believed_only_if_it_lies_where_it_was_
         (host.state / "rendered.json", 0o600, "{"),
     ):
         good = path.read_text()
-        again, changes = rendered_again(host, lambda: (path.write_text(text or good), path.chmod(mode)))  # noqa: B023
-        assert again and path.read_text() == good and stat.S_IMODE(path.stat().st_mode) == 0o600, path
+        again, changes = rendered_again(
+            host, lambda: (path.write_text(text or good), path.chmod(mode))
+        )  # noqa: B023
+        assert again and path.read_text() == good and stat.S_IMODE(path.stat().st_mode) == 0o600, (
+            path
+        )
         assert bool(changes) == (path.name != "rendered.json"), path
         assert rendered_again(host) == (False, {})
 
-    assert rendered_again(host, lambda: folder.chmod(0o755))[0] and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert rendered_again(host, lambda: host.rendered.update(web1="  b"))[1]["envs"] == {"web1": "checks are written"}
+    assert (
+        rendered_again(host, lambda: folder.chmod(0o755))[0]
+        and stat.S_IMODE(folder.stat().st_mode) == 0o700
+    )
+    assert rendered_again(host, lambda: host.rendered.update(web1="  b"))[1]["envs"] == {
+        "web1": "checks are written"
+    }
     assert rendered_again(host, lambda: host.add("web2"))[0]  # an env more
-    assert rendered_again(host, lambda: host.salt.update({"cp.get_file_str": lambda url: "another"}))[0]
+    assert rendered_again(
+        host, lambda: host.salt.update({"cp.get_file_str": lambda url: "another"})
+    )[0]
     assert (
         rendered_again(host, lambda: (host.root / "monit").write_text("a newer one"))[0] is False
     )  # of the same version
@@ -514,7 +618,11 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
         return bool(host.ran), ret
 
     ran, ret = asked()
-    assert not ran and ret["result"] is False and "web1: quarantined, monit says: syntax error" in ret["comment"]
+    assert (
+        not ran
+        and ret["result"] is False
+        and "web1: quarantined, monit says: syntax error" in ret["comment"]
+    )
     assert "a warning" in ret["comment"]
     assert asked(m=time.monotonic() - 200)[0] and asked(m=time.monotonic() + 50)[0]
     for key in ("config", "trust", "published"):
@@ -559,8 +667,9 @@ def test_line_is_appended_and_taken_back_exactly(host, newline):
 
 
 def test_upstream_line_is_replaced_and_put_back(host):
-    text = "set daemon 30\n  include /usr/jails/jails-system/*/monit/monitrc   # chapter\nset log syslog\n" + (
-        'include "/other/jails-system/*/monit/monitrc"\n'
+    text = (
+        "set daemon 30\n  include /usr/jails/jails-system/*/monit/monitrc   # chapter\nset log syslog\n"
+        + ('include "/other/jails-system/*/monit/monitrc"\n')
     )
     host.monitrc.write_text(text)
     host.monitrc.chmod(0o640)
@@ -590,7 +699,9 @@ def test_missing_file_is_made_without_the_samples_password_and_goes_again(host):
     before = host.content()
     host.quartet("include_present", name=str(host.monitrc))
     lines = host.monitrc.read_text().splitlines()
-    assert "#     allow admin:monit      # password" in lines and "# set httpd port 2812 and" in lines
+    assert (
+        "#     allow admin:monit      # password" in lines and "# set httpd port 2812 and" in lines
+    )
     assert "check system $HOST" in lines and "    if loadavg (1min) > 4 then alert" in lines
     assert stat.S_IMODE(host.monitrc.stat().st_mode) == 0o600
     host.quartet("include_absent", name=str(host.monitrc))
@@ -601,7 +712,9 @@ def test_file_that_was_made_and_then_edited_stays(host):
     host.apply("include_present", name=str(host.monitrc))
     host.monitrc.write_text(host.monitrc.read_text() + "set log syslog\n")
     host.apply("include_absent", name=str(host.monitrc))
-    assert "set log syslog" in host.monitrc.read_text() and "include" not in host.monitrc.read_text()
+    assert (
+        "set log syslog" in host.monitrc.read_text() and "include" not in host.monitrc.read_text()
+    )
 
 
 def test_glob_mode_has_the_chapters_line_to_the_letter_and_changes_back(host):
@@ -631,7 +744,12 @@ def test_text_that_monit_refuses_replaces_nothing(host):
 
 
 def _owners(host):
-    for name in ("jail-system-default", "bhyve-system-default", "freebsd-jail-web-system-skel", "xen-system-default"):
+    for name in (
+        "jail-system-default",
+        "bhyve-system-default",
+        "freebsd-jail-web-system-skel",
+        "xen-system-default",
+    ):
         (host.workdir / "share" / name).mkdir()
     host.add("web1", hooks=[*HOOKS, "clone.d", "rename.d"])
     host.add("vm1", "bhyve", hooks=[*HOOKS, "master_reboot.d"])
@@ -640,7 +758,9 @@ def _owners(host):
 
 def _links(host):
     found = host.workdir.rglob("cbsd_monit")
-    return {str(p.relative_to(host.workdir).parent): os.readlink(p) for p in found if p.is_symlink()}
+    return {
+        str(p.relative_to(host.workdir).parent): os.readlink(p) for p in found if p.is_symlink()
+    }
 
 
 def test_every_env_and_skeleton_gets_its_hooks_and_loses_them_again(host):
@@ -694,7 +814,10 @@ def test_upstream_hooks_are_set_aside_and_put_back(host):
     before = host.content()
     done = host.quartet("hooks_present")
     assert len(done["changes"]["set aside"]) == 2
-    assert sorted(p.name for p in (folder / "master_poststart.d").iterdir()) == ["cbsd_monit", "mine"]
+    assert sorted(p.name for p in (folder / "master_poststart.d").iterdir()) == [
+        "cbsd_monit",
+        "mine",
+    ]
     assert [p.name for p in (folder / "master_prestop.d").iterdir()] == ["cbsd_monit"]
     assert (folder / "remove.d/monit.sh").exists()
     host.quartet("hooks_absent")
@@ -760,7 +883,11 @@ def test_monit_that_has_not_read_what_is_published_is_told_once(host):
 
 
 def test_monit_that_does_not_come_up_is_quoted(host):
-    host.salt["cmd.run_all"] = lambda argv, **_: {"retcode": 3, "stdout": "", "stderr": "no such service"}
+    host.salt["cmd.run_all"] = lambda argv, **_: {
+        "retcode": 3,
+        "stdout": "",
+        "stderr": "no such service",
+    }
     done = host.apply("running", timeout=0.2)
     assert done["result"] is False and "no such service" in done["comment"]
 

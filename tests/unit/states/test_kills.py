@@ -40,15 +40,24 @@ class Killed(Host):
 
     def _run(self, argv, **kwargs):
         if argv[0] == MONIT and argv[1] == "-t":
-            done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL)
+            done = subprocess.run(
+                argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+            )
             return {"retcode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
         return super()._run(argv, **kwargs)
 
     def all(self, turn):
         """Every state once, as `cbsd_monit` or as `cbsd_monit.clean` has them; the results."""
         present = ("hooks_present", "checks_present", "include_present")
-        names = present if turn == "present" else tuple(n.replace("present", "absent") for n in present[::-1])
-        return [self.apply(name, **({"name": str(self.monitrc)} if "include" in name else {})) for name in names]
+        names = (
+            present
+            if turn == "present"
+            else tuple(n.replace("present", "absent") for n in present[::-1])
+        )
+        return [
+            self.apply(name, **({"name": str(self.monitrc)} if "include" in name else {}))
+            for name in names
+        ]
 
     def disturbed(self, turn, folder, mode="trace", point=None):
         """``all`` in a process of its own that meets the fault; its Faults."""
@@ -71,7 +80,9 @@ def put(host, before):
     subprocess.run(["cp", "-a", str(before), str(host.root)], check=True)
 
 
-@pytest.mark.parametrize("turn, then", [(a, b) for a in ("present", "absent") for b in ("present", "absent")])
+@pytest.mark.parametrize(
+    "turn, then", [(a, b) for a in ("present", "absent") for b in ("present", "absent")]
+)
 def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
     host = Killed(tmp_path / "node")
     if turn == "absent":
@@ -92,8 +103,14 @@ def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
             put(host, tmp_path / "before")
             met += host.disturbed(turn, tmp_path / "faults", mode, point).hit() is not None
             for path, (_, _, said) in host.content().items():
-                if path != "state/undo.json" and (path in before or path in after):  # that grows state by state
-                    assert said in [found[path][2] for found in (before, after) if path in found], (mode, point, path)
+                if path != "state/undo.json" and (
+                    path in before or path in after
+                ):  # that grows state by state
+                    assert said in [found[path][2] for found in (before, after) if path in found], (
+                        mode,
+                        point,
+                        path,
+                    )
             if host.monitrc.exists():
                 argv = [MONIT, "-t", "-c", str(host.monitrc)]
                 done = subprocess.run(argv, capture_output=True, text=True, check=False)
@@ -113,7 +130,11 @@ def test_what_an_operator_did_after_the_kill_is_theirs(tmp_path):
     host.all("present")
     host.all("absent")
     undo = host.salt["cbsd_monit_node.remember"]
-    undo(paths["state"], "include", {str(host.monitrc): {"was": [0o644, 0, 0], "replaced": [], "appended": ""}})
+    undo(
+        paths["state"],
+        "include",
+        {str(host.monitrc): {"was": [0o644, 0, 0], "replaced": [], "appended": ""}},
+    )
     undo(paths["state"], "envs", {"gone": {"made": True}, "own": {"was": [0o755, 0, 0]}})
     host.monitrc.chmod(0o640)
     made.mkdir(mode=0o755, exist_ok=True)
@@ -135,7 +156,11 @@ def test_a_hook_is_put_back_without_following_what_lies_in_the_way(tmp_path):
         (env / name).symlink_to(victim)
     assert all(ret["result"] for ret in host.all("absent"))
     hook = env / "master_poststart.d/monit.sh"
-    assert victim.read_text() == "root's\n" and not hook.is_symlink() and "cbsd monit start" in hook.read_text()
+    assert (
+        victim.read_text() == "root's\n"
+        and not hook.is_symlink()
+        and "cbsd monit start" in hook.read_text()
+    )
     assert not (env / ".cbsd_monit.new").is_symlink()
 
 
@@ -143,7 +168,9 @@ def test_a_hook_that_was_put_back_and_then_deleted_does_not_end_every_later_clea
     host = Killed(tmp_path / "node")
     assert all(ret["result"] for ret in host.all("present"))
     kept = host.salt["cbsd_monit_node.undo"](host.lookup["state"])["hooks"]["aside"]
-    next(iter((host.state / "aside").iterdir())).unlink()  # a kill between the two, by an earlier version
+    next(
+        iter((host.state / "aside").iterdir())
+    ).unlink()  # a kill between the two, by an earlier version
     assert len(kept) == 2 and all(ret["result"] for ret in host.all("absent"))
     assert not (host.state / "undo.json").exists()
 
