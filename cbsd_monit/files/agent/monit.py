@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 
+import language
 from node import AgentError
 
 ACTIONS = ("monitor", "unmonitor")
@@ -183,7 +184,7 @@ class Monit:
         word = r"""("[^"]*"|'[^']*'|[^\s:"']+)"""
         for user, password, only in re.findall(rf"\ballow\s+{word}:{word}(\s+read-?only)?", text):
             if not only:
-                return f"{unquote(user)}:{unquote(password)}"
+                return f"{language.unquote(user)}:{language.unquote(password)}"
         return None
 
     def status(self, timeout=5.0):
@@ -335,90 +336,3 @@ class Monit:
             if time.monotonic() >= until:
                 return None
             time.sleep(0.05)
-
-
-# Reading monit's language, as far as needed to know what a text would run.  As in monit's own lexer, `#` begins a
-# comment only where a word could begin, and punctuation separates words.
-
-_TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'=;:(),{}]+|[=;:(),{}]""")
-# All that a text may say which neither pillar wrote nor only root could have written.
-_HARMLESS = set(
-    """and address alert allow as certificate check checksum content count cycle cycles days default depends else every
-    exec exist exists expect failed file for get head host hostheader http https if ip ipv4 ipv6 is laststate
-    md5 method not on onreboot option options or path ping ping4 ping6 port post protocol proto repeat request
-    responsetime retry second seconds selfsigned send sha1 size ssl status succeeded tcp then time timeout times
-    tls type udp url using valid verify with within enable disable reject nostart group does
-    apache-status clamav dns ftp gps imap imaps ldap2 ldap3 lmtp memcache mongodb mqtt mysql mysqls nntp ntp3 pgsql
-    pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns websocket""".split()
-)
-_VALUE = re.compile(r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z")
-
-
-def tokens(text):
-    """The words, quoted strings and punctuation of a control file with their positions; comments left out."""
-    return [m for m in _TOKEN.finditer(text) if not m.group().startswith("#")]
-
-
-def unbalanced(text):
-    """True if a quote is left open."""
-    return bool(re.sub(_TOKEN, "", text).strip())
-
-
-def unquote(word):
-    return word[1:-1] if len(word) > 1 and word[0] in "\"'" and word[-1] == word[0] else word
-
-
-def service_names(text):
-    """The names of the services that ``text`` defines."""
-    words = [m.group() for m in tokens(text)]
-    return [unquote(words[i + 2]) for i, w in enumerate(words[:-2]) if w.lower() == "check"]
-
-
-def executed(text):
-    """(start, end, command) of every string that ``text`` lets monit run: exec, start, stop and restart, check program."""
-    found, words = [], tokens(text)
-    lower = [m.group().lower() for m in words]
-    for i, word in enumerate(lower):
-        at = i + 1
-        if word in ("exec", "execute"):
-            pass
-        elif re.fullmatch(r"(start|stop|restart)(program)?", word):
-            while at < len(words) and lower[at] in ("program", "="):
-                at += 1
-            if at < len(words) and lower[at][0] not in "\"'/":
-                continue  # `then restart`, `then stop`
-        elif word == "path" and "program" in lower[max(0, i - 4) : i]:
-            pass
-        else:
-            continue
-        if at < len(words) and lower[at] == "=":
-            at += 1
-        if at < len(words):
-            found.append((words[at].start(), words[at].end(), unquote(words[at].group())))
-    return found
-
-
-def changes_the_node(text):
-    """The first word of ``text`` that reaches beyond its own services (`set`, `include`), or None."""
-    for match in tokens(text):
-        if match.group().lower() in ("set", "include"):
-            return match.group()
-    return None
-
-
-def unknown_word(text, own, probe):
-    """
-    The first word that is not among those known to be harmless, or None.
-
-    ``own`` are names the text may use, ``probe`` how the one command of a `check program` has to begin.
-    """
-    words = [match.group() for match in tokens(text)]
-    for at, word in enumerate(words):
-        if word.lower() == "program" and words[at - 1].lower() == "check":
-            rest = [w for w in words[at + 2 : at + 5] if w.lower() != "with"]
-            if len(rest) > 1 and rest[0].lower() == "path" and rest[1].startswith(f'"{probe} '):
-                continue
-        if word[0] == '"' or word.lower() in _HARMLESS or _VALUE.match(word) or word in own:
-            continue
-        return word
-    return None

@@ -12,7 +12,7 @@ import re
 
 import cbsd
 import files
-import monit as monit_
+import language
 from node import AgentError
 
 KEEP = 5
@@ -113,10 +113,10 @@ def refused(text):
         return "the text holds control characters"
     if text.startswith(MARK) or "\n" + MARK in text:
         return f"a line begins with {MARK.strip()!r}, which parts one env from the next"
-    word = monit_.changes_the_node(text)
+    word = language.changes_the_node(text)
     if word:
         return f"`{word}` in the text of one env would change the whole node"
-    if monit_.unbalanced(text):
+    if language.unbalanced(text):
         return "unbalanced quotes"
     for _, cron in _CRON.findall(text):
         fields = cron.split()
@@ -138,12 +138,12 @@ class Template:
     def __init__(self, text):
         self.pieces = _FACT.split(text)
         self.pieces[1::2] = [name.upper() for name in self.pieces[1::2]]
-        words = monit_.tokens(text)
+        words = language.tokens(text)
         quoted = sum(len(_FACT.findall(m.group())) for m in words if m.group()[0] == '"')
         comments = sum(len(_FACT.findall(line)) for line in re.findall(r"(?m)^\s*#.*$", text))
         self.plain = quoted + comments == len(self.pieces) // 2 and not refused(text)
         self.names = (
-            [_FACT.split(name) for name in monit_.service_names(text)] if self.plain else []
+            [_FACT.split(name) for name in language.service_names(text)] if self.plain else []
         )
         for name in self.names:
             name[1::2] = [fact.upper() for fact in name[1::2]]
@@ -151,9 +151,10 @@ class Template:
         self.plain = (
             self.plain
             and all(
-                c.startswith(("%%WAKE%% monit ", probe + " ")) for _, _, c in monit_.executed(text)
+                c.startswith(("%%WAKE%% monit ", probe + " "))
+                for _, _, c in language.executed(text)
             )
-            and monit_.unknown_word(text, set(), probe) is None
+            and language.unknown_word(text, set(), probe) is None
         )
 
     def fill(self, facts):
@@ -211,7 +212,7 @@ class EnvText:
             why = refused(text)
             if why:
                 raise EnvError(why)
-            self.names = monit_.service_names(text)
+            self.names = language.service_names(text)
         owners = owners or {}
         own = (env.lower(), service_prefix(env))
         for name in self.names:
@@ -233,14 +234,14 @@ class EnvText:
                     f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}"
                 )
         foreign = []
-        for start, end, command in () if plain.plain else reversed(monit_.executed(text)):
+        for start, end, command in () if plain.plain else reversed(language.executed(text)):
             words = command.split()
             if words[:1] == [node.wake] and words[1:2] == ["monit"]:
                 continue
             if words[:1] == [node.wake] and words[1:3] == ["probe", env]:
                 continue
             if _restarts_itself(words, env):
-                owner = monit_.service_names(text[:start])
+                owner = language.service_names(text[:start])
                 command = f"{node.wake} monit {(owner or [env])[-1]}"
                 text = f'{text[:start]}"{command}"{text[end:]}'
                 continue
@@ -250,7 +251,7 @@ class EnvText:
         word = (
             None
             if trusted or plain.plain
-            else monit_.unknown_word(text, {env, *self.names}, f"{node.wake} probe {env}")
+            else language.unknown_word(text, {env, *self.names}, f"{node.wake} probe {env}")
         )
         if word:
             raise EnvError(f"it says {word!r}{_UNTRUSTED}")
@@ -268,7 +269,7 @@ class Kept(EnvText):
 
     def __init__(self, env, part, rank=()):  # pylint: disable=super-init-not-called
         self.env, self.text, self.foreign, self.rank, self.template = env, part, [], rank, part
-        self.names = monit_.service_names(part)
+        self.names = language.service_names(part)
 
 
 def _restarts_itself(words, env):
