@@ -144,7 +144,7 @@ class Monit:
     def __init__(self, node):
         self.node = node
         self.socket = node.conf.get("socket") or node.in_state("monit.sock")
-        self.more = 0.0  # seconds that an answer may take longer, because it is about many services
+        self.extra_timeout = 0.0  # seconds, set by who knows how many services an answer is about
 
     # Speaking
 
@@ -191,7 +191,8 @@ class Monit:
         """The present Status, or None when no monit answers."""
         for again in (True, False):  # 6.0 drops a connection now and then while it reloads
             try:
-                code, body = self._request("GET /_status?format=xml", timeout=timeout + self.more)
+                page = "GET /_status?format=xml"
+                code, body = self._request(page, timeout=timeout + self.extra_timeout)
                 if code == 200:
                     return Status(body)
                 why = ": it wants a password that is not in its control file" if code == 401 else ""

@@ -400,7 +400,7 @@ class Pass:
             )
         self.changed = sorted(name or "node" for name in names)
         self.services = {n: (t.env, c) for t in good for n, c in t.services().items()}
-        self.monit.more = len(self.services) / 1000
+        self.monit.extra_timeout = len(self.services) / 1000
         self.foreign = {t.env: t.foreign for t in good if t.foreign}
         self.warnings = publisher.limits(good)
         if dry:
@@ -516,7 +516,7 @@ class Pass:
 
     def _reading(self):
         """The seconds in which monit has to read what is published: it compares each service with all (5.33: 4,000 in 1 s, 40,000 in 55 to 98 s)."""
-        return VERIFY + self.monit.more + 0.12 * self.monit.more**2
+        return VERIFY + self.monit.extra_timeout + 0.12 * self.monit.extra_timeout**2
 
     def _verified(self, before, began):
         """
