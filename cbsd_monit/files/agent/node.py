@@ -10,7 +10,7 @@ import subprocess
 import time
 
 SCHEMA = 1
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")  # of an env or a check
 SKEW = 300  # seconds by which the clocks of two nodes may differ
 DEFAULT_BUDGET = {
     "max_concurrent": 1,

@@ -47,11 +47,13 @@ def test_missing_program_is_an_answer(node):
 
 def test_inventory_survives_odd_rows(node, world, tmp_path):
     world.env("good")
+    world.env("x" * 100)
+    world.env("x" * 101)
     (tmp_path / "rows").open("a").write(
         "odd|1|1|jail|a|b|c\nn;id" + "|x" * (len(cbsd.COLUMNS) - 1) + "\n"
     )
     rows, broken = cbsd.inventory(node)
-    assert (set(rows), broken) == ({"good"}, {"odd"})
+    assert (set(rows), broken) == ({"good", "x" * 100}, {"odd"})
 
 
 def test_inventory_of_ten_thousand_envs_is_read_whole(node, tmp_path):
