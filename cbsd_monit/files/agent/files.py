@@ -150,9 +150,13 @@ def _put(fd, data):
         view = view[os.write(fd, view) :]
 
 
+def _new_name(name):
+    return f".{name}.{os.urandom(6).hex()}.new"  # as in _LEFT
+
+
 def _temporary(name, data, mode, dir_fd):
     """Write ``data`` to a new file beside ``name``; returns its name, which nobody could lay out in advance."""
-    tmp = f".{name}.{os.urandom(6).hex()}.new"
+    tmp = _new_name(name)
     fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     try:
         try:
@@ -195,6 +199,24 @@ def scratch(path, data):
         _put(fd, data.encode("utf-8", "surrogateescape"))
     finally:
         os.close(fd)
+
+
+def touch(path):
+    """Create the empty file ``path`` unless it is there; a loss of power may take it."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+
+
+def swap_link(link, target):
+    """Point the symlink ``link`` at ``target`` durably, in no batch; a crash leaves the old or the new one."""
+    folder, name = os.path.split(link)
+    dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        tmp = _new_name(name)
+        os.symlink(target, tmp, dir_fd=dir_fd)
+        os.replace(tmp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
+        os.fsync(dir_fd)
+    finally:
+        os.close(dir_fd)
 
 
 def write_json(path, data):

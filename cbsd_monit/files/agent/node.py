@@ -9,6 +9,8 @@ import re
 import subprocess
 import time
 
+import files
+
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")  # of an env or a check
 SKEW = 300  # seconds by which the clocks of two nodes may differ
@@ -87,8 +89,7 @@ class Node:
         path = self.in_run("boot_id")  # rc.d/cleanvar empties /var/run at boot
         with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
             return handle.read().strip()
-        with open(path, "w", encoding="ascii") as handle:
-            handle.write(f"{time.time():.6f}")
+        files.write(path, f"{time.time():.6f}", durable=False)
         return self._boot_id()
 
     # Time.  Within a boot the monotonic clock counts, so that a jump of the wall clock changes no back-off.
