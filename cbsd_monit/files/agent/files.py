@@ -1,7 +1,7 @@
 """
-Files: written whole or not at all, and never through somebody else's symlink.
+Files: replaced whole or not at all, and never through somebody else's symlink.
 
-Here and in the other modules what few commands need is imported where it is needed: monit runs `look` each cycle.
+monit runs `look` each cycle, so here and in the other modules few commands' imports are local.
 """
 
 import contextlib
@@ -13,54 +13,58 @@ import threading
 import time
 from collections import namedtuple
 
-CHUNK = 128  # files of a batch that are written together; each holds one descriptor of its directory at most
+CHUNK = 128  # files of a batch written together; each may hold one descriptor of its directory
 LIMIT = 1 << 20  # bytes of an env's file that are read
 STALE = 600  # seconds
-_LEFT = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
 _local = threading.local()
 
 
-# What waits to be written: ``opened`` gives a descriptor of its directory, ``failed`` (or None) is told of an OSError.
-# Without ``durable`` it is whole or not at all for whoever reads, but a loss of power may take it.  ``late``: not before
-# the batch ends.
+# A file to write.  ``opened()`` returns a descriptor of its directory; ``failed``, if not None, is
+# called with an OSError.  Without ``durable`` no reader sees half of it, but a loss of power may
+# take it.  ``late``: not before the batch ends.
 _File = namedtuple("_File", "name opened data mode failed durable late")
 
 
 class Batch:
     """
-    Files that one thread writes together: each once, however often it changes, and one commit of the file system's journal
-    serves many.
+    Files that one thread writes together: each once, however often it changes.
 
-    Each is whole and synced before it gets its name, as without a batch; only the moment is put off, to `flush` or the end.
-    Whoever reads meanwhile through this module in the same thread finds what was written.
+    Each is whole and synced before it gets its name, as without a batch, but only at `flush` or at
+    the end: one commit of the file system's journal serves many. Reads through this module in the
+    same thread already see what was written.
     """
 
     def __init__(self):
         self.waiting = {}  # path: _File
 
     def flush(self, late=True):
-        """Make all that waits durable, without ``late`` only what does not wait for the end; raises the first OSError that nobody takes when the rest is done."""
+        """
+        Write all that waits, without ``late`` only what need not wait for the end.
+
+        When all others are written, raises the first OSError of a file without ``failed``.
+        """
         taken = {path: file for path, file in self.waiting.items() if late or not file.late}
         self.waiting = {path: file for path, file in self.waiting.items() if path not in taken}
-        entries, troubles = list(taken.items()), []
+        entries, errors = list(taken.items()), []
         for first in range(0, len(entries), CHUNK):
-            _write(entries[first : first + CHUNK], troubles)
-        if troubles:
-            raise troubles[0]
+            _write(entries[first : first + CHUNK], errors)
+        if errors:
+            raise errors[0]
 
 
-def _write(entries, troubles):
-    """Write [(path, _File)]; an OSError goes to ``failed`` of the file, or to ``troubles``."""
+def _write(entries, errors):
+    """Write [(path, _File)]; an OSError goes to ``failed`` of the file, or else to ``errors``."""
     folders, temps, bad = {}, {}, {}
 
-    def tried(action, path, *args):
+    def step(action, path, *args):
         try:
             if path not in bad:
                 action(path, *args)
         except OSError as err:
             bad[path] = err
 
-    def make(path, file, folder):
+    def create(path, file, folder):
         if folder not in folders:
             folders[folder] = file.opened()
         temps[path] = _temporary(file.name, file.data, file.mode, folders[folder])
@@ -72,38 +76,36 @@ def _write(entries, troubles):
         finally:
             os.close(fd)
 
-    def take(path, file, folder):
+    def rename(path, file, folder):
         os.replace(temps[path], file.name, src_dir_fd=folders[folder], dst_dir_fd=folders[folder])
         del temps[path]
 
-    def settle(path, folder):
+    def sync_folder(path, folder):
         os.fsync(folders[folder])
 
     entries = [(path, file, os.path.dirname(path)) for path, file in entries]
     durable = [(path, folder) for path, file, folder in entries if file.durable]
     try:
         for entry in entries:
-            tried(make, *entry)
-        _each(lambda entry: tried(sync, *entry), durable)
+            step(create, *entry)
+        _each(lambda entry: step(sync, *entry), durable)
         for entry in entries:
-            tried(take, *entry)
+            step(rename, *entry)
         last = {folder: path for path, folder in durable if path not in bad}
-        _each(
-            lambda entry: tried(settle, *entry), [(path, folder) for folder, path in last.items()]
-        )
+        _each(lambda item: step(sync_folder, item[1], item[0]), list(last.items()))
         for path, file, folder in entries:
             if path in temps:
                 with contextlib.suppress(OSError):
                     os.unlink(temps[path], dir_fd=folders[folder])
             if path in bad:
-                (file.failed or troubles.append)(bad[path])
+                (file.failed or errors.append)(bad[path])
     finally:
         for folder in folders.values():
             os.close(folder)
 
 
 def _each(action, items):
-    """``action(item)`` for all, by eight threads: the journal commits once for all that ask at the same moment."""
+    """Call ``action(item)`` in eight threads: syncs asked for at one moment share a commit."""
 
     def some(part):
         for item in part:
@@ -120,7 +122,7 @@ def _each(action, items):
 
 @contextlib.contextmanager
 def batch():
-    """What this thread writes inside is made durable together at the end; inside another batch it is part of that one."""
+    """Write together at the end what this thread writes inside; an inner batch joins the outer."""
     if getattr(_local, "batch", None):
         yield _local.batch
         return
@@ -133,15 +135,21 @@ def batch():
 
 
 def flush(late=True):
-    """All that this thread has written is durable when this returns; without ``late`` all that does not wait for the end of its batch."""
+    """Write what waits in the batch of this thread, if there is one: see `Batch.flush`."""
     if getattr(_local, "batch", None):
         _local.batch.flush(late)
 
 
 def _waiting(path):
-    """What a batch of this thread is going to write to ``path``, as bytes, or None."""
+    """The bytes that a batch of this thread is going to write to ``path``, or None."""
     own = getattr(_local, "batch", None)
     return own.waiting[path].data if own and path in own.waiting else None
+
+
+def _drop(path):
+    """Take ``path`` out of this thread's batch."""
+    if _waiting(path) is not None:
+        del _local.batch.waiting[path]
 
 
 def _put(fd, data):
@@ -151,11 +159,12 @@ def _put(fd, data):
 
 
 def _new_name(name):
-    return f".{name}.{os.urandom(6).hex()}.new"  # as in _LEFT
+    """A temporary name beside ``name``, which nobody can guess; `tidy` knows it again."""
+    return f".{name}.{os.urandom(6).hex()}.new"
 
 
 def _temporary(name, data, mode, dir_fd):
-    """Write ``data`` to a new file beside ``name``; returns its name, which nobody could lay out in advance."""
+    """Write ``data`` to a new file beside ``name``; returns its name."""
     tmp = _new_name(name)
     fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     try:
@@ -171,6 +180,10 @@ def _temporary(name, data, mode, dir_fd):
     return tmp
 
 
+def _folder_of(path):
+    return os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+
+
 def _replace(path, *file):
     with batch() as own:
         own.waiting[path] = _File(os.path.basename(path), *file)
@@ -178,21 +191,18 @@ def _replace(path, *file):
 
 def write(path, data, mode=0o600, failed=None, durable=True, late=False):
     """
-    Replace ``path`` by ``data`` (text or bytes) durably; a crash leaves the old or the new file.
+    Replace ``path`` by ``data`` (text or bytes); a crash leaves the old or the new file.
 
-    In a batch an OSError may come later; ``failed`` is called with it, and then nothing is raised. ``durable``, ``late``: _File.
+    In a batch the OSError comes when it is written; with ``failed`` that is called with it instead.
+    Without ``durable`` nothing is synced, ``late`` waits for the end of the batch.
     """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
-
-    def opened():
-        return os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-
-    _replace(path, opened, data, mode, failed, durable, late)
+    _replace(path, lambda: _folder_of(path), data, mode, failed, durable, late)
 
 
 def scratch(path, data):
-    """Write ``data`` to ``path``, which nobody needs after a crash: not synced, not swapped."""
+    """Write the text ``data`` to ``path``, neither synced nor atomic: nobody needs it later."""
     remove(path)
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     try:
@@ -202,14 +212,17 @@ def scratch(path, data):
 
 
 def touch(path):
-    """Create the empty file ``path`` unless it is there; a loss of power may take it."""
-    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600))
+    """Create the empty file ``path`` unless it is there; not synced."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o600))
 
 
 def swap_link(link, target):
-    """Point the symlink ``link`` at ``target`` durably, in no batch; a crash leaves the old or the new one."""
-    folder, name = os.path.split(link)
-    dir_fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    """
+    Point the symlink ``link`` at ``target``, durably; a crash leaves the old or the new one.
+
+    Done at once, even in a batch: flush first what has to be there before.
+    """
+    name, dir_fd = os.path.basename(link), _folder_of(link)
     try:
         tmp = _new_name(name)
         os.symlink(target, tmp, dir_fd=dir_fd)
@@ -224,7 +237,7 @@ def write_json(path, data):
 
 
 def read_json(path, default=None):
-    """The content of ``path``, or ``default`` where there is none or it is not JSON."""
+    """The content of ``path``; ``default`` if it cannot be read or is not JSON."""
     try:
         data = _waiting(path)
         if data is not None:
@@ -236,8 +249,8 @@ def read_json(path, default=None):
 
 
 def remove(path):
-    if _waiting(path) is not None:
-        del _local.batch.waiting[path]
+    """Remove the file ``path``, if there is one."""
+    _drop(path)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -252,12 +265,11 @@ def _read_at(dir_fd, name):
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             return None, None
-        data, more = b"", True
-        while more and len(data) < LIMIT:
-            more = os.read(
-                fd, min(LIMIT - len(data), info.st_size + 1)
-            )  # one call mostly, and no megabyte for it
-            data += more
+        data, part = b"", True
+        while part and len(data) < LIMIT:
+            size = min(LIMIT - len(data), info.st_size + 1)  # mostly one call, without a megabyte
+            part = os.read(fd, size)
+            data += part
         return data.decode("utf-8", "surrogateescape"), info
     finally:
         os.close(fd)
@@ -265,12 +277,12 @@ def _read_at(dir_fd, name):
 
 def tidy(folder):
     """
-    Remove what a process that was killed while it wrote has left in ``folder`` (a path or a descriptor).
+    Remove the temporary files of killed writers from ``folder`` (a path or a descriptor).
 
-    Not what is younger than STALE seconds: its writer may live.
+    Files younger than STALE seconds stay: their writers may live.
     """
     for name in os.listdir(folder):
-        if name.endswith(".new") and _LEFT.match(name):
+        if name.endswith(".new") and _TEMPORARY.match(name):
             where = {"dir_fd": folder} if isinstance(folder, int) else {}
             path = name if where else os.path.join(folder, name)
             with contextlib.suppress(OSError):
@@ -278,23 +290,23 @@ def tidy(folder):
                     os.unlink(path, **where)
 
 
-def _roots_alone(info):
-    """True if nobody but root may write there; group wheel (0) is root's own."""
+def _only_root_writes(info):
+    """True if nobody but root may write there; group wheel (0) counts as root."""
     if info.st_uid != os.geteuid() or info.st_mode & stat.S_IWOTH:
         return False
     return not info.st_mode & stat.S_IWGRP or info.st_gid == 0
 
 
 def _ignore(err):
-    """What cannot be written in an env's directory keeps no other file from being written."""
+    """One env's directory that cannot be written keeps no other file from being written."""
 
 
 class EnvDir:
     """
-    The directory ``jails-system/ENV/monit`` of one env.
+    The directory ``jails-system/ENV/monit`` of one env; ``sysdir`` is ``jails-system/ENV``.
 
-    ``jails-system/ENV`` may be a symlink (VMs on ZFS); below it nothing is followed, because CBSD gives hook
-    directories and the directories of VMs to its user ``cbsd`` while root reads them here.
+    ``sysdir`` may be a symlink (VMs on ZFS). Below it nothing is followed: CBSD gives hook
+    directories and those of VMs to its user ``cbsd``, while root reads them here.
     """
 
     def __init__(self, sysdir):
@@ -328,52 +340,42 @@ class EnvDir:
 
     def load(self, names):
         """
-        ({name: text or None}, roots): the files as of one moment, and whether nobody but root could have written them.
+        Read files: ({name: text or None}, True if only root can have written them).
 
         Both answers come from the same open files: what is read later could be somebody else's.
         """
-        found, roots = dict.fromkeys(names), False
-        try:
-            with self._fd() as dir_fd:
-                roots = _roots_alone(os.fstat(dir_fd))
-                tidy(dir_fd)
-                for name in names:
-                    found[name], info = _read_at(dir_fd, name)
-                    roots = roots and (info is None or _roots_alone(info))
-                roots = roots and self._way_up(dir_fd)
-        except OSError:
-            roots = False
-        return found, roots
+        found, trusted = dict.fromkeys(names), False
+        with contextlib.suppress(OSError), self._fd() as dir_fd:
+            safe = _only_root_writes(os.fstat(dir_fd))
+            tidy(dir_fd)
+            for name in names:
+                found[name], info = _read_at(dir_fd, name)
+                safe = safe and (info is None or _only_root_writes(info))
+            trusted = safe and self._only_root_moves(dir_fd)
+        return found, trusted
 
-    def _way_up(self, dir_fd):
-        """True if only root can exchange a directory between CBSD's work directory and this env's (links resolved)."""
-        work = os.stat(
-            os.path.dirname(os.path.dirname(self.sysdir))
-        )  # it belongs to user cbsd by CBSD's own design
-        way, below = "..", os.fstat(dir_fd)
+    def _only_root_moves(self, dir_fd):
+        """True if only root can exchange a directory between CBSD's workdir and this one."""
+        # The workdir itself belongs to user cbsd, by CBSD's own design.
+        work = os.stat(os.path.dirname(os.path.dirname(self.sysdir)))
+        path, below = "..", os.fstat(dir_fd)
         while True:
-            info = os.stat(way, dir_fd=dir_fd)
-            if os.path.samestat(info, work) or os.path.samestat(
-                info, below
-            ):  # `..` of / is / itself
+            info = os.stat(path, dir_fd=dir_fd)
+            if os.path.samestat(info, work) or os.path.samestat(info, below):  # / is its own `..`
                 return True
-            if not _roots_alone(info):
+            if not _only_root_writes(info):
                 return False
-            way, below = way + "/..", info
+            path, below = path + "/..", info
 
     def write(self, name, text, failed=None, durable=True, late=False):
-        """
-        Replace ``name``.
-
-        In a batch an OSError may come later: then ``failed`` is called with it, and without one it is this env's trouble alone.
-        """
+        """Replace ``name`` as `files.write` does; in a batch, ``failed`` ignores by default."""
         if failed is None and getattr(_local, "batch", None):
             failed = _ignore
         data = text.encode("utf-8", "surrogateescape")
         _replace(f"{self.path}/{name}", self._opened, data, 0o600, failed, durable, late)
 
     def remove(self, name):
-        if _waiting(f"{self.path}/{name}") is not None:
-            del _local.batch.waiting[f"{self.path}/{name}"]
+        """Remove the file ``name``, if that is possible."""
+        _drop(f"{self.path}/{name}")
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)
