@@ -1,27 +1,30 @@
 """
-Monit's control language, read as far as needed to know what a text would run.
+monit's control language, as much as has to be read to know what a text would run.
 
-As in monit's own lexer, `#` begins a comment only where a word could begin, and punctuation separates words.
+As in monit's own lexer, `#` begins a comment only where a word could begin, and punctuation
+separates words.
 """
 
 import re
 
 _TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'=;:(),{}]+|[=;:(),{}]""")
-# The only words allowed in a text that neither pillar wrote nor root alone could have written.
+# The only words that may stand in a text which neither pillar wrote nor only root could have.
 _HARMLESS = set(
-    """and address alert allow as certificate check checksum content count cycle cycles days default depends else every
-    exec exist exists expect failed file for get head host hostheader http https if ip ipv4 ipv6 is laststate
-    md5 method not on onreboot option options or path ping ping4 ping6 port post protocol proto repeat request
-    responsetime retry second seconds selfsigned send sha1 size ssl status succeeded tcp then time timeout times
-    tls type udp url using valid verify with within enable disable reject nostart group does
-    apache-status clamav dns ftp gps imap imaps ldap2 ldap3 lmtp memcache mongodb mqtt mysql mysqls nntp ntp3 pgsql
-    pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns websocket""".split()
+    """and address alert allow as certificate check checksum content count cycle cycles days default
+    depends else every exec exist exists expect failed file for get head host hostheader http https
+    if ip ipv4 ipv6 is laststate md5 method not on onreboot option options or path ping ping4 ping6
+    port post protocol proto repeat request responsetime retry second seconds selfsigned send sha1
+    size ssl status succeeded tcp then time timeout times tls type udp url using valid verify with
+    within enable disable reject nostart group does
+    apache-status clamav dns ftp gps imap imaps ldap2 ldap3 lmtp memcache mongodb mqtt mysql mysqls
+    nntp ntp3 pgsql pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns
+    websocket""".split()
 )
 _VALUE = re.compile(r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z")
 
 
 def tokens(text):
-    """The words, quoted strings and punctuation of a control file with their positions; comments left out."""
+    """The words, quoted strings and punctuation of ``text`` as matches, without the comments."""
     return [m for m in _TOKEN.finditer(text) if not m.group().startswith("#")]
 
 
@@ -41,7 +44,11 @@ def service_names(text):
 
 
 def executed(text):
-    """(start, end, command) of every string that ``text`` lets monit run: exec, start, stop and restart, check program."""
+    """
+    Find the commands that ``text`` lets monit run: [(start, end, command)].
+
+    They stand behind exec, start, stop, restart and check program.
+    """
     found, words = [], tokens(text)
     lower = [m.group().lower() for m in words]
     for i, word in enumerate(lower):
@@ -65,18 +72,16 @@ def executed(text):
 
 
 def changes_the_node(text):
-    """The first word of ``text`` that reaches beyond its own services (`set`, `include`), or None."""
-    for match in tokens(text):
-        if match.group().lower() in ("set", "include"):
-            return match.group()
-    return None
+    """The first word of ``text`` that reaches beyond its services (`set`, `include`), or None."""
+    words = (match.group() for match in tokens(text))
+    return next((word for word in words if word.lower() in ("set", "include")), None)
 
 
 def unknown_word(text, own, probe):
     """
-    The first word that is not among those known to be harmless, or None.
+    The first word of ``text`` that is not known to be harmless, or None.
 
-    ``own`` are names the text may use, ``probe`` how the one command of a `check program` has to begin.
+    ``own`` are names the text may use; a `check program` may run what begins with ``probe``.
     """
     words = [match.group() for match in tokens(text)]
     for at, word in enumerate(words):

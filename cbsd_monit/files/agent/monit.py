@@ -1,9 +1,9 @@
 """
-monit, as it must be spoken to: over its unix socket, never by its command line.
+The monit of this node, asked over its unix socket and not by its command line.
 
-The command line parses the whole configuration first, so one bad file disables it; it reads names as regular
-expressions; it exits 0 when nothing runs.  The socket has none of these.  Only `-t` (is this text good?) and `reload`
-(which checks the text before it sends the signal) are its own.
+The command line parses the whole configuration first, so one bad file disables it; it reads names
+as regular expressions; it exits 0 when nothing runs.  The socket has none of these faults.  Only
+`-t` (is this text good?) and `reload` (which checks the text before it signals) are commands.
 """
 
 import contextlib
@@ -18,25 +18,15 @@ import language
 from node import AgentError
 
 ACTIONS = ("monitor", "unmonitor")
-READING = (
-    400  # seconds that monit may need to read a control file: 40,000 services take it one minute
-)
-TOGETHER = 200  # services in one request
+READ_TIMEOUT = 400  # seconds: to read 40,000 services takes monit one minute
+PER_REQUEST = 200  # services
 _PLAIN = re.compile(r"[A-Za-z0-9_.=-]+\Z")
-PROBES = (
-    "exec",
-    "service",
-    "process",
-    "file",
-    "resource",
-)  # types of checks that are a `check program`
-UNASKED = (
-    75  # EX_TEMPFAIL: what a probe answers when it cannot find out; neither health nor a failure
-)
+PROBES = ("exec", "service", "process", "file", "resource")  # types that are a `check program`
+UNASKED = 75  # EX_TEMPFAIL: exit code of a probe that cannot find out; neither good nor a failure
 
 
 class Service:
-    """One service as monit sees it now."""
+    """One service as monit sees it now, read from its XML ``element``."""
 
     def __init__(self, element):
         def number(tag):
@@ -56,12 +46,12 @@ class Service:
         program = element.find("program")
         if program is not None and (program.findtext("status") or "0") != "0":
             self.exit_code = int(program.findtext("status"))
-            said = (program.findtext("output") or "").strip().splitlines()
-            self.message = (said or [f"exit code {self.exit_code}"])[-1][:200]
+            output = (program.findtext("output") or "").strip().splitlines()
+            self.message = (output or [f"exit code {self.exit_code}"])[-1][:200]
 
     @property
     def failing(self):
-        """status 0 alone means nothing: it is also 0 while unmonitored, unchecked, or below the threshold."""
+        """A status of 0 alone is no health: also unmonitored, unchecked or below the threshold."""
         return self.watched and self.status != 0 and not self.unasked
 
     @property
@@ -80,33 +70,33 @@ class Service:
         return bool(self.monitor & 1)
 
     def good_since(self, moment):
+        """True if it was checked after ``moment`` (seconds since 1970) and found good."""
         return self.watched and not self.suspect and not self.unasked and self.collected > moment
 
 
 class Outcome:
     """
-    One probe that the agent runs itself, where monit cannot: what its last exit codes mean, in the words of Service.
+    What the last runs of a probe mean that the agent runs itself; has the attributes of `Service`.
 
-    ``said`` is the check of the policy, ``last`` how the runs ended: {"codes": oldest first, "words", "at": stamp}.
+    ``check`` is the check of the policy, ``last`` {"codes": exit codes, oldest first, "words": of
+    the last run, "at": its stamp}.
     """
 
     watched = True
 
-    def __init__(self, said, last):
+    def __init__(self, check, last):
         codes = last.get("codes", [])
-        asked = [code for code in codes if code != UNASKED]
+        answers = [code for code in codes if code != UNASKED]
         self.message, self.collected = last.get("words", ""), (last.get("at") or {}).get("t", 0)
         self.unasked = codes[-1:] == [UNASKED]
         self.suspect = codes[-1:] == [1]
-        need, good = said.get("failure_threshold", 3), said.get("success_threshold", 1)
-        failures, within = (
-            (need["failures"], need["within"]) if isinstance(need, dict) else (need, need)
-        )
+        need, good = check.get("failure_threshold", 3), check.get("success_threshold", 1)
+        need = need if isinstance(need, dict) else {"failures": need, "within": need}
         bad = False
-        for end in range(1, len(asked) + 1):
-            if asked[max(0, end - within) : end].count(1) >= failures:
+        for end in range(1, len(answers) + 1):
+            if answers[max(0, end - need["within"]) : end].count(1) >= need["failures"]:
                 bad = True
-            elif end >= good and not any(asked[end - good : end]):
+            elif end >= good and not any(answers[end - good : end]):
                 bad = False
         self.failing = bad and not self.unasked
 
@@ -122,17 +112,21 @@ class Status:
 
         root = ElementTree.fromstring(xml)
         server = root.find("server")
-        self.version = tuple(
-            int(x)
-            for x in re.findall(r"\d+", server.findtext("version") if server is not None else "")
-        )
-        self.uptime = int(server.findtext("uptime") or 0) if server is not None else 0
-        self.incarnation = server.findtext("incarnation") if server is not None else None
-        found = (Service(e) for e in root.findall("service"))
-        self.services = {s.name: s for s in found}
+        if server is None:
+            server = root.makeelement("server", {})
+        numbers = re.findall(r"\d+", server.findtext("version", ""))
+        self.version = tuple(int(number) for number in numbers)
+        self.uptime = int(server.findtext("uptime") or 0)
+        self.incarnation = server.findtext("incarnation")
+        services = (Service(element) for element in root.findall("service"))
+        self.services = {service.name: service for service in services}
 
     def begun_since(self, before, moment):
-        """True if monit has read its control file after ``moment``, when its Status was ``before``: a reload makes all services anew."""
+        """
+        True if monit has read its control file after ``moment``; ``before`` is an earlier Status.
+
+        A reload makes all services anew, so that each was collected after it.
+        """
         if self.incarnation != before.incarnation:
             return True
         return all(s.collected > moment for s in self.services.values() if s.collected)
@@ -146,49 +140,53 @@ class Monit:
         self.socket = node.conf.get("socket") or node.in_state("monit.sock")
         self.extra_timeout = 0.0  # seconds, set by who knows how many services an answer is about
 
-    # Speaking
+    # Over the socket
 
     def _request(self, head, body="", timeout=5.0):
-        """One HTTP request over the socket; returns (code, body)."""
+        """Send one HTTP request; returns (code, body as bytes) or raises OSError."""
         lines = [head + " HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
         credentials = self._credentials()
         if credentials:
             import base64
 
-            lines.append("Authorization: Basic " + base64.b64encode(credentials.encode()).decode())
+            lines.append("Authorization: Basic " + base64.b64encode(credentials).decode())
         if body:
             lines += ["Content-Type: application/x-www-form-urlencoded", "Cookie: securitytoken=x"]
         with contextlib.closing(socket.socket(socket.AF_UNIX)) as sock:
             sock.settimeout(timeout)
             sock.connect(self.socket)
             sock.sendall(("\r\n".join(lines) + "\r\n\r\n" + body).encode())
-            answer = b""
-            while True:
-                part = sock.recv(65536)
-                if not part:
-                    break
-                answer += part
+            answer = b"".join(iter(lambda: sock.recv(65536), b""))
         head, _, rest = answer.partition(b"\r\n\r\n")
         code = head.split(b" ", 2)[1:2]
         if not code or not code[0].isdigit():
             raise OSError("monit closed the connection")
         return int(code[0]), rest
 
-    def _credentials(self):
-        """``user:password`` of an operator's own ``set httpd`` in monitrc: monit then asks for it on the socket as well."""
-        text = ""
+    def _control(self):
+        """The operator's control file; '' if it cannot be read."""
         with contextlib.suppress(OSError), open(
-            self.node.conf["monitrc"], encoding="utf-8"
+            self.node.conf["monitrc"], encoding="utf-8", errors="surrogateescape"
         ) as handle:
-            text = re.sub(r"(?m)^\s*#.*$", "", handle.read())
+            return handle.read()
+        return ""
+
+    def _credentials(self):
+        """
+        b"user:password", or None where monit asks for none.
+
+        With an operator's own `set httpd` and `allow`, monit asks for it on the socket as well.
+        """
+        text = re.sub(r"(?m)^\s*#.*$", "", self._control())
         word = r"""("[^"]*"|'[^']*'|[^\s:"']+)"""
         for user, password, only in re.findall(rf"\ballow\s+{word}:{word}(\s+read-?only)?", text):
             if not only:
-                return f"{language.unquote(user)}:{language.unquote(password)}"
+                words = f"{language.unquote(user)}:{language.unquote(password)}"
+                return words.encode("utf-8", "surrogateescape")
         return None
 
     def status(self, timeout=5.0):
-        """The present Status, or None when no monit answers."""
+        """The present Status, or None when no monit answers; raises AgentError if it refuses."""
         for again in (True, False):  # 6.0 drops a connection now and then while it reloads
             try:
                 page = "GET /_status?format=xml"
@@ -204,128 +202,30 @@ class Monit:
 
     def act(self, services, action):
         """
-        Ask for ``monitor`` or ``unmonitor`` of services; monit carries it out later.
+        Request ``action``, one of ACTIONS, for services; monit carries it out later.
 
-        Each request wakes monit, which then goes round all of its services: a thousand envs are not asked for one by one. There
-        monit takes a name for a pattern, so only plain names go together.
+        After each request monit goes round all of its services, so many services share one. There
+        monit takes a name for a pattern: only plain names go together.
         """
         assert action in ACTIONS
         plain = [name for name in services if _PLAIN.match(name)]
         alone = [name for name in services if not _PLAIN.match(name)]
-        for first in range(0, len(plain), TOGETHER):
-            some = plain[first : first + TOGETHER]
+        for first in range(0, len(plain), PER_REQUEST):
+            names = plain[first : first + PER_REQUEST]
             words = "&".join(
-                "service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in some
+                "service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in names
             )
-            if self._asked("_doaction", f"{words}&action={action}&securitytoken=x") is False:
-                alone += some  # one that monit no longer knows spoils the request for all
+            if self._post("_doaction", f"{words}&action={action}&securitytoken=x") is False:
+                alone += names  # one that monit no longer knows spoils the request for all
         for name in alone:
-            self._asked(name, f"action={action}&securitytoken=x")
+            self._post(name, f"action={action}&securitytoken=x")
 
-    def _asked(self, page, body):
-        """True if monit took it, False if it refused; None if it did not answer in time: then the next pass sees what came of it."""
+    def _post(self, page, body):
+        """True if monit accepts, False if it refuses, None without an answer: see the next pass."""
         try:
             return self._request(f"POST /{page}", body, timeout=30.0)[0] in (200, 302)
         except OSError:
             return None
-
-    def _pidfile(self):
-        """(path, pid) of the first pid file there is, or (None, None)."""
-        text = ""
-        with contextlib.suppress(OSError), open(
-            self.node.conf["monitrc"], encoding="utf-8"
-        ) as handle:
-            text = handle.read()
-        match = re.search(r'^\s*set\s+pidfile\s+"?([^\s"]+)', text, re.M)
-        for path in [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]:
-            with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as handle:
-                return path, int(handle.read())
-        return None, None
-
-    def pid(self):
-        """The pid of this monit, or None: a pid file alone proves nothing, it may name a zombie or somebody else."""
-        _, pid = self._pidfile()
-        if pid is None:
-            return None
-        found = subprocess.run(
-            ["ps", "-o", "stat=", "-o", "comm=", "-p", str(pid)],
-            capture_output=True,
-            text=True,
-            check=False,
-        ).stdout.split()
-        alive = (
-            len(found) > 1
-            and not found[0].startswith("Z")
-            and os.path.basename(found[1]) == "monit"
-        )
-        return pid if alive else None
-
-    def hurry(self, version):
-        """Have what was asked for done now: 6.0 waits for its next cycle; on 5.33 a signal would fail a slow connect."""
-        pid = self.pid() if version >= (6, 0) else None
-        if pid:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-
-    # Its own judgement of a text
-
-    def test(self, path):
-        """What ``monit -t`` says against the control file ``path``, or '' if it is good."""
-        found = subprocess.run(
-            [self.node.conf["monit"], "-t", "-c", path],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=READING,
-            stdin=subprocess.DEVNULL,
-        )
-        return "" if found.returncode == 0 else (found.stderr.strip() or "monit -t failed")
-
-    def reload(self, tested=False):
-        """
-        Make monit read what is published; raises AgentError with its words.
-
-        monit's own `reload` reads all of it before it sends the signal, because a daemon that cannot read it ends. With
-        ``tested`` somebody just did, and the signal is ours: a node of 40,000 services is spared a minute.
-        """
-        pid = self.pid() if tested else None
-        if pid:
-            os.kill(pid, signal.SIGHUP)
-            return
-        found = subprocess.run(
-            [self.node.conf["monit"], "-c", self.node.conf["monitrc"], "reload"],
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=READING,
-            stdin=subprocess.DEVNULL,
-        )
-        if found.returncode:
-            raise AgentError(f"monit reload: {found.stderr.strip() or found.stdout.strip()}")
-
-    def start(self):
-        """Start the daemon as the node's configuration says."""
-        argv = self.node.conf.get("monit_start")
-        if not argv:
-            raise AgentError(
-                "monit does not run and the configuration does not say how to start it"
-            )
-        path, _ = self._pidfile()
-        if path and self.pid() is None:
-            os.unlink(path)  # monit would "awaken" whoever has that pid now, and not start
-        found = subprocess.run(
-            argv,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            check=False,
-            timeout=60,
-            stdin=subprocess.DEVNULL,
-        )
-        if found.returncode:
-            raise AgentError(f"{' '.join(argv)}: {(found.stderr or found.stdout).strip()}")
 
     def wait(self, services, seconds):
         """Wait until monit answers and knows all of ``services``; returns the Status or None."""
@@ -337,3 +237,81 @@ class Monit:
             if time.monotonic() >= until:
                 return None
             time.sleep(0.05)
+
+    # As a process
+
+    def _pidfile(self):
+        """(path, pid) of the first pid file there is, or (None, None)."""
+        match = re.search(r'^\s*set\s+pidfile\s+"?([^\s"]+)', self._control(), re.M)
+        for path in [match.group(1)] if match else ["/var/run/monit.pid", "/run/monit.pid"]:
+            with contextlib.suppress(OSError, ValueError), open(path, encoding="ascii") as handle:
+                return path, int(handle.read())
+        return None, None
+
+    def pid(self):
+        """The pid of this monit, or None: the pid in a file may be a zombie's or another's."""
+        _, pid = self._pidfile()
+        if pid is None:
+            return None
+        found = _run(["ps", "-o", "stat=", "-o", "comm=", "-p", str(pid)], None).stdout.split()
+        zombie = not found or found[0].startswith("Z")
+        return pid if not zombie and os.path.basename("".join(found[1:2])) == "monit" else None
+
+    def hurry(self, version):
+        """
+        Have monit do now what was requested: 6.0 waits for its next cycle.
+
+        5.33 does not wait, and a signal would fail a slow connect.
+        """
+        pid = self.pid() if version >= (6, 0) else None
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR1)
+
+    def test(self, path):
+        """What ``monit -t`` says against the control file ``path``, or '' if it is good."""
+        found = _run([self.node.conf["monit"], "-t", "-c", path], READ_TIMEOUT)
+        return "" if found.returncode == 0 else (found.stderr.strip() or "monit -t failed")
+
+    def reload(self, tested=False):
+        """
+        Make monit read what is published; raises AgentError with its words.
+
+        monit's own `reload` reads everything before it signals, because a daemon that cannot read
+        it ends. If that was just ``tested``, only signal: 40,000 services are spared a minute.
+        """
+        pid = self.pid() if tested else None
+        if pid:
+            os.kill(pid, signal.SIGHUP)
+            return
+        conf = self.node.conf
+        found = _run([conf["monit"], "-c", conf["monitrc"], "reload"], READ_TIMEOUT)
+        if found.returncode:
+            raise AgentError(f"monit reload: {found.stderr.strip() or found.stdout.strip()}")
+
+    def start(self):
+        """Start the daemon as the node's configuration says; raises AgentError."""
+        argv = self.node.conf.get("monit_start")
+        if not argv:
+            raise AgentError(
+                "monit does not run and the configuration does not say how to start it"
+            )
+        path, _ = self._pidfile()
+        if path and self.pid() is None:
+            os.unlink(path)  # monit would "awaken" whoever has that pid now, and not start
+        found = _run(argv, 60)
+        if found.returncode:
+            raise AgentError(f"{' '.join(argv)}: {(found.stderr or found.stdout).strip()}")
+
+
+def _run(argv, timeout):
+    """Run ``argv`` to its end; raises OSError or TimeoutExpired."""
+    return subprocess.run(
+        argv,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        timeout=timeout,
+        stdin=subprocess.DEVNULL,
+    )

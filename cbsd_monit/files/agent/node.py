@@ -24,7 +24,7 @@ DEFAULT_BUDGET = {
 
 
 class AgentError(Exception):
-    """Something that an operator has to know, said in one sentence."""
+    """What an operator has to know, in one sentence."""
 
 
 class Busy(AgentError):
@@ -32,7 +32,11 @@ class Busy(AgentError):
 
 
 class Node:
-    """What docs/contract.md section 4 says about this node, and the paths that follow from it."""
+    """
+    The node's configuration (docs/contract.md section 4), and the paths that follow from it.
+
+    Raises AgentError if the file ``path`` cannot be used.
+    """
 
     def __init__(self, path):
         try:
@@ -50,7 +54,7 @@ class Node:
         self.boot = self._boot_id()
 
     def use(self, conf):
-        """Take ``conf`` for the node's configuration."""
+        """Take ``conf`` as the node's configuration."""
         self.conf = conf
         self.name = conf["node"]
         self.workdir = conf["workdir"]
@@ -69,14 +73,15 @@ class Node:
         return os.path.join(self.run, *names)
 
     def sysdir(self, env):
-        """The env's own directory in CBSD."""
+        """The directory of ``env`` in CBSD."""
         return os.path.join(self.workdir, "jails-system", env)
 
     def dead_marker(self, env):
+        """The file that makes monit's check of ``env`` fail while it is there."""
         return self.in_run("dead", env)
 
     def _boot_id(self):
-        """An id that changes with every boot: clocks jump, boots do not."""
+        """An id that changes with each boot, whatever the clock does."""
         for path in (self.conf.get("boot_id"), "/proc/sys/kernel/random/boot_id"):
             if path:
                 with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
@@ -92,27 +97,30 @@ class Node:
         files.write(path, f"{time.time():.6f}", durable=False)
         return self._boot_id()
 
-    # Time.  Within a boot the monotonic clock counts, so that a jump of the wall clock changes no back-off.
+    # Time: within a boot the monotonic clock counts, and no jump of the clock changes a back-off.
 
     def stamp(self):
+        """This moment: {"t": seconds since 1970, "m": monotonic seconds, "b": boot id}."""
         return {"t": round(time.time(), 3), "m": round(time.monotonic(), 3), "b": self.boot}
 
     def age(self, stamp):
-        """Seconds since ``stamp``; infinite for no stamp, and for one that a wrong clock has put into the future."""
+        """Seconds since ``stamp``; infinite for None, and for one that lies in the future."""
         if not stamp:
             return float("inf")
         if stamp.get("b") == self.boot:
             return time.monotonic() - stamp["m"]
-        age = (
-            time.time() - stamp["t"]
-        )  # of another boot or another node, whose clock may differ a little
+        age = time.time() - stamp["t"]  # of another boot, or another node with its own clock
         return max(0.0, age) if age > -SKEW else float("inf")
 
-    # Locks, all flock(2): the kernel gives them back whatever happens to us.
+    # Locks, all flock(2): the kernel releases them whatever happens to this process.
 
     @contextlib.contextmanager
     def lock(self, path, wait=0.0, why=""):
-        """Hold ``path`` exclusively, waiting at most ``wait`` seconds; raises Busy."""
+        """
+        Hold the lock file ``path``, waiting at most ``wait`` seconds for it; raises Busy.
+
+        Yields its descriptor. ``why`` is written into the file, for people.
+        """
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             until = time.monotonic() + wait
@@ -127,9 +135,7 @@ class Node:
                         holder = os.pread(handle, 200, 0).decode("utf-8", "replace").strip()
                         raise Busy(f"{os.path.basename(path)} is held by {holder or '?'}") from None
                     time.sleep(0.02)
-            with contextlib.suppress(
-                OSError
-            ):  # who holds it is for the eye; on a full disk it is held all the same
+            with contextlib.suppress(OSError):  # on a full disk it is held all the same
                 os.ftruncate(handle, 0)
                 os.pwrite(handle, f"{os.getpid()} {why}\n".encode(), 0)
             yield handle
@@ -137,9 +143,9 @@ class Node:
             os.close(handle)
 
     def pass_lock(self, wait=60):
-        """Every change of the node's records happens under this one, and only for moments."""
+        """Hold the lock under which all records are changed; only for moments."""
         return self.lock(self.in_run("pass.lock"), wait=wait, why="pass")
 
     def env_lock(self, env, why, wait=0.0):
-        """Who starts, stops or restarts ``env`` holds this; the Salt module takes it too."""
+        """Hold the lock to start, stop or restart ``env``; the Salt module takes it too."""
         return self.lock(self.in_run("lock", env), wait=wait, why=why)
