@@ -1,4 +1,4 @@
-"""The spool: in order, whole lines, bounded, and what is lost is counted and told."""
+"""The spool: in order, whole lines, bounded, and what is lost is counted and reported."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def put(number):
     return subprocess.Popen([sys.executable, "-c", text], **kwargs)
 
 
-def test_a_transition_of_an_env_is_kept_in_order_and_only_where_the_formula_says_so(node):
+def test_a_transition_is_kept_in_order_and_only_where_the_formula_made_the_spool(node):
     env = state.Env(node, "lb1")
     env.tell("failing", "port 80", "http")
     env.tell("healing", "port 80", "http", attempt=1)
@@ -91,20 +91,18 @@ def test_writers_killed_at_any_moment_leave_whole_lines_and_no_lock(node):
         child = run(
             node, "for n in range(10**9): put(n); print(n, flush=True)", stdout=subprocess.PIPE
         )
-        said = int(child.stdout.readline())
+        written = int(child.stdout.readline())
         time.sleep(0.01 * beat)
         child.send_signal(signal.SIGKILL)
         rest = child.stdout.read().split()
         child.wait()
-        said = int(rest[-1]) if rest and rest[-1].isdigit() else said
+        written = int(rest[-1]) if rest and rest[-1].isdigit() else written
         began = time.monotonic()
         put(node, ["after"])
         assert time.monotonic() - began < 1
         mine = [r["id"] for r in records(node) if r["transition"] == "failing"]
         last = mine[: mine.index("iafter")]
-        assert last == [f"i{n}" for n in range(len(last))] and len(last) > said, (
-            "what was said to be kept is there"
-        )
+        assert last == [f"i{n}" for n in range(len(last))] and len(last) > written
         for name in segments(node):
             os.unlink(node.in_state("spool", name))
 
@@ -136,7 +134,7 @@ assert spool.flush(node) and not spool.WAITING
     assert [r["id"] for r in records(node)] == [f"i{n}" for n in range(30)]
 
 
-def test_what_a_full_disk_refused_is_told_when_its_process_is_gone(node):
+def test_what_a_full_disk_refused_is_reported_when_its_process_is_gone(node):
     code = """
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, resource.RLIM_INFINITY))
 for n in range(30): put(n)
@@ -200,19 +198,29 @@ def test_age_is_bounded(node):
 @pytest.mark.parametrize(
     "limits", ['{"max_size": "16m", "max_age": null}', "[1]", "{", '{"max_size": -1}']
 )
-def test_limits_that_are_none_keep_nothing_from_being_told(node, limits):
+def test_limits_that_make_no_sense_are_ignored(node, limits):
     with open(node.in_state("spool", "limits.json"), "w") as handle:
         handle.write(limits)
     put(node, range(3))
     assert [r["id"] for r in records(node)] == ["i0", "i1", "i2"]
 
 
-def test_what_somebody_laid_into_the_spool_keeps_no_env_from_being_told(node):
+def test_foreign_file_in_the_spool_only_delays_the_events(node, capsys):
     put(node, [0])
     with open(node.in_state("spool", "x.jsonl"), "w") as handle:
         handle.write("?")
     env = state.Env(node, "lb1")
     env.tell("failing")
-    assert spool.WAITING, "it waits until that is gone"
+    assert spool.WAITING and "file that cbsd_monit did not write" in capsys.readouterr().err
     os.unlink(node.in_state("spool", "x.jsonl"))
     assert spool.flush(node) and [r["transition"] for r in records(node)] == ["failing", "failing"]
+
+
+def test_bug_in_the_spool_is_logged_with_its_traceback_and_raises_nothing(
+    node, capsys, monkeypatch
+):
+    monkeypatch.setattr(spool._Folder, "take", lambda self: {}["missing"])
+    put(node, [0])
+    assert spool.WAITING and "Traceback" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert spool.flush(node) and [r["id"] for r in records(node)] == ["i0"]
