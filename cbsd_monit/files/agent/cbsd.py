@@ -1,11 +1,12 @@
 """
 CBSD and the kernel under it, as the agent needs them.
 
-Facts that surprise, measured on CBSD 14.1.3a: exit codes say little (``jstart`` answers 0 for a jail that did not come up, ``jrestart``
-of a dead jail does nothing and answers 0), SIGTERM does not end a cbsd script, a CBSDfile in the working directory and
-variables of the environment change what commands do, values of arguments are evaluated by a shell.  Hence: argument
-lists, an empty environment, ``/`` as directory, names from a whitelist, SIGKILL of the whole group, and the state is read
-again after every change.
+Surprises of CBSD 14.1.3a, measured: exit codes mean little (``jstart`` answers 0 for a jail that
+did not come up, ``jrestart`` of a dead jail does nothing and answers 0); SIGTERM does not end a
+script; a CBSDfile in the working directory and variables of the environment change what commands
+do; a shell evaluates the values of arguments.  Hence argument lists, an empty environment, ``/`` as
+directory, names from a whitelist, SIGKILL of the whole group, and a look at the state after every
+change.
 """
 
 import contextlib
@@ -18,19 +19,19 @@ from node import NAME, AgentError
 
 PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 COLUMNS = (
-    "jname jid status emulator ip4_addr astart protected maintenance host_hostname path data interface ver arch "
-    "exec_timeout vnet"
+    "jname jid status emulator ip4_addr astart protected maintenance host_hostname path data "
+    "interface ver arch exec_timeout vnet"
 ).split()
 SLAVE, MAINTENANCE = 2, 3
 EMULATORS = {"jail": "j", "bhyve": "b"}
 
 
-WORDS = 1 << 20  # bytes of a command's output that are read, where it is only to be quoted
-DATA = 1 << 26  # … where all of it counts: ten thousand envs have rows of 1.7 MB
+WORDS = 1 << 20  # bytes of output that are read where it is only quoted
+DATA = 1 << 26  # and where all of it counts: the rows of ten thousand envs are 1.7 MB
 
 
 class Result:
-    """What a command answered: its exit code (None after a time-out) and its words; ``cut`` if there were more of them."""
+    """A command's exit code (None after a time-out) and output; ``cut`` if there was more of it."""
 
     def __init__(self, code, text, cut=False):
         self.code, self.text, self.cut = code, text, cut
@@ -41,37 +42,31 @@ class Result:
         return (lines or ["no output"])[-1][:300]
 
 
-# The shell that waits for a command holds an env's lock, its standard input, though the agent be killed meanwhile.  What
-# the command starts does not inherit it: that may live as long as the env.
+# This shell waits for a command with an env's lock as its standard input: it holds the lock even if
+# the agent is killed.  What the command starts, which may live on, does not inherit it.
 _HOLDER = 'echo "$$ $0" >&0; "$@" </dev/null; exit $?'
 
 
 def run(argv, timeout, env=None, lock=None, limit=WORDS):
     """
-    Run ``argv`` in its own process group and kill the whole group after ``timeout`` seconds; ``limit`` bytes of output are read.
+    Run ``argv`` and return its Result; after ``timeout`` seconds its process group is killed.
 
-    ``lock`` is the open lock of an env: it is held until the command has ended, whatever becomes of us.
+    ``limit`` bytes of output are read. ``lock`` is the descriptor of an env's lock, held until the
+    command has ended even if this process is killed.
     """
     full = {"PATH": PATH, "HOME": "/root", "TERM": "xterm", **(env or {})}
+    how = {"cwd": "/", "stderr": subprocess.STDOUT, "start_new_session": True}
     stdin = subprocess.DEVNULL
     if lock is not None:
         os.ftruncate(lock, 0)
         os.lseek(lock, 0, os.SEEK_SET)
         argv, stdin = ["/bin/sh", "-c", _HOLDER, "heal", *argv], lock
-    # A file, not a pipe: what a jail starts may keep our standard output open for as long as it lives.
+    # A file, not a pipe: what a jail starts may keep standard output open for as long as it lives.
     import tempfile
 
     with tempfile.TemporaryFile() as out:
         try:
-            proc = subprocess.Popen(
-                argv,
-                env=full,
-                cwd="/",
-                stdin=stdin,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+            proc = subprocess.Popen(argv, env=full, stdin=stdin, stdout=out, **how)
         except OSError as err:
             return Result(127, f"{argv[0]}: {err.strerror}")
         late = ""
@@ -88,7 +83,7 @@ def run(argv, timeout, env=None, lock=None, limit=WORDS):
 
 
 def _answer(what, result):
-    """The text of an answer of which every line counts; raises AgentError where it is not whole: what is missing is not gone."""
+    """The output; raises AgentError if it is not whole: a missing row is not a removed env."""
     if result.code != 0:
         raise AgentError(f"{what}: {result.last_words}")
     if result.cut:
@@ -97,7 +92,7 @@ def _answer(what, result):
 
 
 def cbsd(node, *args, timeout=60, cause=None, lock=None, limit=WORDS):
-    """Run one CBSD command; ``cause`` tells our own hooks on whose behalf a stop happens, ``lock`` is as for `run`."""
+    """Run one CBSD command; ``cause`` tells our hooks who asks for it; the rest as for `run`."""
     env = {"workdir": node.workdir, "NOCOLOR": "1", "NOINTER": "1", "NO_CBSD_HISTORY": "yes"}
     if cause:
         env["CBSD_MONIT_CAUSE"] = cause
@@ -105,25 +100,22 @@ def cbsd(node, *args, timeout=60, cause=None, lock=None, limit=WORDS):
 
 
 def end_orphan(node, env):
-    """Kill the command that holds the lock of ``env`` since its agent was killed, with all that belongs to it."""
-    with contextlib.suppress(OSError, ValueError), open(
-        node.in_run("lock", env), encoding="utf-8"
-    ) as handle:
+    """Kill the process group that still holds the lock of ``env`` although its agent is dead."""
+    path = node.in_run("lock", env)
+    with contextlib.suppress(OSError, ValueError), open(path, encoding="utf-8") as handle:
         pid = int((handle.read(200).split() or [""])[0])
-        said = run(["ps", "-ww", "-o", "pgid=", "-o", "command=", "-p", str(pid)], 15).text.split(
-            None, 1
-        )
-        if len(said) > 1 and int(said[0]) == pid and _HOLDER in said[1]:
+        answer = run(["ps", "-ww", "-o", "pgid=", "-o", "command=", "-p", str(pid)], 15)
+        group, _, command = answer.text.strip().partition(" ")
+        if int(group) == pid and _HOLDER in command:
             os.killpg(pid, signal.SIGKILL)
 
 
 def inventory(node):
     """
-    Every env of this node as CBSD's database has it: {name: {column: text}}, and the names whose rows cannot be read.
+    Every env in CBSD's database, with one process: ({name: {column: text}}, names of broken rows).
 
-    One process however many envs there are.
-
-    Raises AgentError when the database cannot be read: CBSD itself would then claim that every name exists.
+    Raises AgentError when the database cannot be read: CBSD itself would then claim that every name
+    exists.
     """
     for path in ("nc.inventory", "var/db/local.sqlite"):
         if not os.access(os.path.join(node.workdir, path), os.R_OK):
@@ -134,7 +126,7 @@ def inventory(node):
     for line in text.splitlines():
         cells = line.split("|")
         if not NAME.match(cells[0]):
-            continue  # a name that we would give to no command
+            continue  # not a name to give to a command
         if len(cells) != len(COLUMNS):
             broken.add(cells[0])  # a value holds a `|` or a line break
         else:
@@ -146,9 +138,10 @@ def inventory(node):
 
 def kernel(node):
     """
-    The names that run now, by emulator: {"jail": set, "bhyve": set}; one process.
+    The names that run now, with one process: {"jail": set, "bhyve": set}.
 
-    Raises AgentError when the kernel cannot be asked.  The database is only a cache of this and wrong after a crash.
+    Raises AgentError when the kernel does not answer. CBSD's database only caches this, and is
+    wrong after a crash.
     """
     running = _answer("jls", run([node.conf["jls"], "name"], 15, limit=DATA))
     try:
@@ -161,7 +154,7 @@ def kernel(node):
 
 
 def stop_timeout(row):
-    """Seconds that CBSD itself may need to stop the env: exec_timeout of a jail, hard_timeout of a VM, and a margin."""
+    """Seconds in which CBSD stops an env: a jail's exec_timeout, a VM's hard_timeout, a margin."""
     if row.get("emulator") == "bhyve":
         return 90
     seconds = row.get("exec_timeout") or ""
@@ -169,27 +162,19 @@ def stop_timeout(row):
 
 
 def start(node, row, timeout, cause=None, lock=None):
-    verb = EMULATORS[row["emulator"]] + "start"
-    return cbsd(
-        node, verb, "inter=0", f"jname={row['jname']}", timeout=timeout, cause=cause, lock=lock
-    )
+    """Start the env of ``row`` with jstart or bstart; returns the Result."""
+    words = EMULATORS[row["emulator"]] + "start", "inter=0", f"jname={row['jname']}"
+    return cbsd(node, *words, timeout=timeout, cause=cause, lock=lock)
 
 
 def stop(node, row, cause, lock=None):
-    verb = EMULATORS[row["emulator"]] + "stop"
-    return cbsd(
-        node,
-        verb,
-        "inter=0",
-        f"jname={row['jname']}",
-        timeout=stop_timeout(row),
-        cause=cause,
-        lock=lock,
-    )
+    """Stop the env of ``row`` with jstop or bstop; returns the Result."""
+    words = EMULATORS[row["emulator"]] + "stop", "inter=0", f"jname={row['jname']}"
+    return cbsd(node, *words, timeout=stop_timeout(row), cause=cause, lock=lock)
 
 
 def command(node, row, argv, where, timeout, lock=None):
-    """Run ``argv`` on the host, or in the jail by the kernel's jexec: CBSD's own would evaluate the words in a shell."""
+    """Run ``argv`` on the host or with the kernel's jexec: CBSD's own passes it through a shell."""
     if where == "jail":
         if row.get("emulator") != "jail":
             return Result(1, f"{row['jname']} is a VM: no command can be run in it")
@@ -203,7 +188,7 @@ _ITEM = re.compile(r"(?:[A-Za-z0-9_.]+#)?([0-9A-Fa-f.:]+)(?:/[0-9]{1,3})?\Z")
 
 
 def addresses(ip4_addr):
-    """The facts that CBSD computes from ``ip4_addr``: ipv4_first, its public and private variants, and ipv6_first."""
+    """CBSD's facts about ``ip4_addr``: ipv4_first, ipv4_first_public and _private, ipv6_first."""
     import ipaddress
 
     facts = dict.fromkeys(
@@ -216,7 +201,7 @@ def addresses(ip4_addr):
         except ValueError:
             address = None
         if address is None:
-            continue  # DHCP, REALDHCP, 0, or nothing that could be an address
+            continue  # DHCP, REALDHCP, 0 …
         text = match.group(1)
         if address.version == 6:
             facts["ipv6_first"] = facts["ipv6_first"] or text

@@ -1,6 +1,9 @@
 """Running commands: bounded, as a group, and not held up by what they leave behind."""
 
+import contextlib
 import os
+import signal
+import subprocess
 import time
 
 import cbsd
@@ -8,7 +11,7 @@ import pytest
 from node import AgentError
 
 
-def test_daemon_that_keeps_the_output_open_holds_nobody_and_lives(tmp_path):
+def test_daemon_that_keeps_the_output_open_delays_nobody_and_lives(tmp_path):
     began = time.monotonic()
     answer = cbsd.run(
         ["/bin/sh", "-c", f"setsid sleep 30 & echo $! > {tmp_path}/pid; echo started"], timeout=10
@@ -21,7 +24,8 @@ def test_daemon_that_keeps_the_output_open_holds_nobody_and_lives(tmp_path):
 
 
 def test_time_out_kills_the_whole_group_even_where_sigterm_is_ignored(tmp_path):
-    script = f"trap '' TERM; sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 30' & echo waiting; wait"
+    child = f"sh -c 'trap \"\" TERM; echo $$ > {tmp_path}/pid; sleep 30'"
+    script = f"trap '' TERM; {child} & echo waiting; wait"
     answer = cbsd.run(["/bin/sh", "-c", script], timeout=1)
     assert (
         answer.code is None
@@ -43,6 +47,27 @@ def test_commands_see_nothing_of_our_environment(monkeypatch):
 
 def test_missing_program_is_an_answer(node):
     assert cbsd.run(["/no/such"], timeout=5).code == 127
+
+
+def test_only_the_command_whose_agent_died_is_killed_for_its_lock(node):
+    path = node.in_run("lock", "lb1")
+    holder = ["/bin/sh", "-c", cbsd._HOLDER, "heal"]
+    for argv, code in ((holder, -signal.SIGKILL), (["/bin/sh", "-c", '"$@"', "heal"], None)):
+        with open(path, "w+") as lock:
+            child = subprocess.Popen([*argv, "sleep", "9"], stdin=lock, start_new_session=True)
+        try:
+            until = time.monotonic() + 5
+            while argv is holder and not os.path.getsize(path) and time.monotonic() < until:
+                time.sleep(0.01)
+            if argv is not holder:
+                with open(path, "w") as lock:
+                    lock.write(f"{child.pid} heal\n")
+            cbsd.end_orphan(node, "lb1")
+            assert (child.wait(5) if code else child.poll()) == code
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
 
 
 def test_inventory_survives_odd_rows(node, world, tmp_path):
