@@ -9,7 +9,7 @@ import state
 
 @pytest.fixture
 def probe(node, world, tmp_path):
-    """A function that runs one check of a jail; ``probe.root`` is the jail's root, ``probe.ps`` and ``probe.rctl`` programs."""
+    """Runs one check of a jail whose root is ``probe.root``; ``probe.program`` makes a script."""
     root = tmp_path / "jail"
     (root / "var/run").mkdir(parents=True)
     script = tmp_path / "bin/jls"
@@ -36,7 +36,7 @@ PS = "printf ' 4711 nginx\\n 4712 nginx\\n 4713 a-very-long-command\\n'\n"
 
 
 @pytest.mark.parametrize(
-    ("said", "code", "words"),
+    ("check", "code", "words"),
     [
         ({"name": "nginx"}, 0, ""),
         ({"name": "nginx", "min": 3}, 1, "2 processes nginx, expected at least 3"),
@@ -51,12 +51,13 @@ PS = "printf ' 4711 nginx\\n 4712 nginx\\n 4713 a-very-long-command\\n'\n"
         ({"pidfile": "/var/run/out.pid"}, 1, "does not exist"),
         ({"pidfile": "/var/run/fifo.pid"}, 1, "is no file"),
         ({"pidfile": "/run/good.pid"}, 0, ""),
+        ({"pidfile": "/run/good.pid/"}, 0, ""),
         ({"pidfile": "/var/run/postmaster.pid"}, 0, ""),
         ({"pidfile": "/loop/x"}, 1, "too many symlinks"),
         ({"pidfile": "/up/secret"}, 1, "does not exist"),
     ],
 )
-def test_process(probe, tmp_path, said, code, words):
+def test_process(probe, tmp_path, check, code, words):
     probe.program("ps", PS)
     run = probe.root / "var/run"
     (run / "good.pid").write_text("4711\n")
@@ -70,7 +71,7 @@ def test_process(probe, tmp_path, said, code, words):
     (probe.root / "run").symlink_to("/var/run")
     (probe.root / "loop").symlink_to("loop")
     (probe.root / "up").symlink_to("../../../..")
-    found = probe(type="process", **said)
+    found = probe(type="process", **check)
     assert found[0] == code and words in found[1]
 
 
@@ -100,11 +101,11 @@ def test_resource(probe):
 
 def test_program_is_killed_in_time_and_runs_once_at_a_time(probe, node):
     probe.program("slow", "sleep 30 & wait\n")
-    said = {"type": "exec", "in": "host", "command": [node.conf["slow"]], "timeout": 0.3}
-    code, words = probe(**said)
+    check = {"type": "exec", "in": "host", "command": [node.conf["slow"]], "timeout": 0.3}
+    code, words = probe(**check)
     assert code == 1 and "killed" in words
     with node.lock(node.in_run("lock", "lb1.c")):
-        assert probe(**said) == (75, "the probe before is still running")
+        assert probe(**check) == (75, "the probe before is still running")
 
 
 def test_what_is_not_trusted_is_not_run(probe, node, world, tmp_path):
@@ -130,3 +131,10 @@ def test_where_monit_cannot_run_probes_the_agent_does(probe, node, world):
     found = state.Env(node, "lb1")["probes"]["c"]
     assert found["codes"] == [1] and "does not exist" in found["words"]
     assert 9 < probes.due(node, [state.Env(node, "lb1")])[0][0] <= 10
+
+
+def test_bug_in_a_probe_is_no_failure_of_the_env(probe, monkeypatch, capsys):
+    monkeypatch.setitem(probes._TYPES, "file", lambda *_: {}["missing"])
+    code, words = probe(type="file", path="/x")
+    assert code == 75 and words.startswith("a bug in cbsd_monit")
+    assert "KeyError: 'missing'" in capsys.readouterr().err
