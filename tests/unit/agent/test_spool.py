@@ -55,7 +55,8 @@ import spool
 from node import Node
 node = Node({os.path.join(os.path.dirname(node.state), "conf.json")!r})
 def put(number):
-    spool.append(node, {{"id": f"i{{number}}", "env": "lb1", "transition": "failing", "pad": "x" * 100}})
+    record = {{"id": f"i{{number}}", "env": "lb1", "transition": "failing", "pad": "x" * 100}}
+    spool.append(node, record)
 {code}
 """
     return subprocess.Popen([sys.executable, "-c", text], **kwargs)
