@@ -67,7 +67,9 @@ def _write(entries, errors):
     def create(path, file, folder):
         if folder not in folders:
             folders[folder] = file.opened()
-        temps[path] = _temporary(file.name, file.data, file.mode, folders[folder])
+        tmp = _temporary(file.name)
+        _create(tmp, file.data, file.mode, folders[folder])
+        temps[path] = tmp
 
     def sync(path, folder):
         fd = os.open(temps[path], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folders[folder])
@@ -158,15 +160,14 @@ def _put(fd, data):
         view = view[os.write(fd, view) :]
 
 
-def _new_name(name):
-    """A temporary name beside ``name``, which nobody can guess; `tidy` knows it again."""
+def _temporary(name):
+    """A temporary name beside ``name`` that nobody can guess; `tidy` recognises it."""
     return f".{name}.{os.urandom(6).hex()}.new"
 
 
-def _temporary(name, data, mode, dir_fd):
-    """Write ``data`` to a new file beside ``name``; returns its name."""
-    tmp = _new_name(name)
-    fd = os.open(tmp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
+def _create(name, data, mode, dir_fd=None):
+    """Write ``data`` to the new file ``name``."""
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, mode, dir_fd=dir_fd)
     try:
         try:
             os.fchmod(fd, mode)
@@ -175,9 +176,8 @@ def _temporary(name, data, mode, dir_fd):
             os.close(fd)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(tmp, dir_fd=dir_fd)
+            os.unlink(name, dir_fd=dir_fd)
         raise
-    return tmp
 
 
 def _folder_of(path):
@@ -204,11 +204,7 @@ def write(path, data, mode=0o600, failed=None, durable=True, late=False):
 def scratch(path, data):
     """Write the text ``data`` to ``path``, neither synced nor atomic: nobody needs it later."""
     remove(path)
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        _put(fd, data.encode("utf-8", "surrogateescape"))
-    finally:
-        os.close(fd)
+    _create(path, data.encode("utf-8", "surrogateescape"), 0o600)
 
 
 def touch(path):
@@ -224,7 +220,7 @@ def swap_link(link, target):
     """
     name, dir_fd = os.path.basename(link), _folder_of(link)
     try:
-        tmp = _new_name(name)
+        tmp = _temporary(name)
         os.symlink(target, tmp, dir_fd=dir_fd)
         os.replace(tmp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         os.fsync(dir_fd)

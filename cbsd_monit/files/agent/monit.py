@@ -306,12 +306,5 @@ class Monit:
 
 def _run(argv, timeout):
     """Run ``argv`` to its end; raises OSError or TimeoutExpired."""
-    return subprocess.run(
-        argv,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-        timeout=timeout,
-        stdin=subprocess.DEVNULL,
-    )
+    how = {"capture_output": True, "text": True, "errors": "replace", "check": False}
+    return subprocess.run(argv, stdin=subprocess.DEVNULL, timeout=timeout, **how)

@@ -26,6 +26,7 @@ RESOURCES = set(
 PIDFILE_SIZE = 32  # bytes
 MAX_LINKS = 32
 PARALLEL = 16
+UNPROBED = ("silenced", "maintenance", "slave", "gave_up")  # states in which nothing is probed
 
 
 class CannotTell(AgentError):
@@ -45,7 +46,7 @@ def run(node, env, name):
         if "command" in check and not publish.trusted(node, env):
             raise CannotTell("not run, neither pillar says so nor is its directory root's alone")
         with node.lock(node.in_run("lock", f"{env.name}.{name}"), why="probe"):
-            _TYPES[check["type"]](node, env, check)
+            _LOOKS.get(check["type"], _command)(node, env, check)
     except Failed as err:
         return 1, str(err)
     except Busy:
@@ -63,11 +64,7 @@ def due(node, envs):
         return []
     found = []
     for env in envs:
-        if (
-            env["intent"] != "running"
-            or env["phase"]
-            or env["state"] in ("silenced", "maintenance", "slave", "gave_up")
-        ):
+        if env["intent"] != "running" or env["phase"] or env["state"] in UNPROBED:
             continue
         for name, check in policy.of(node, env)["checks"].items():
             if check.get("type") in PROBES:
@@ -167,13 +164,7 @@ def _resource(node, env, check):
         raise Failed("; ".join(over))
 
 
-_TYPES = {
-    "exec": _command,
-    "service": _command,
-    "process": _process,
-    "file": _file,
-    "resource": _resource,
-}
+_LOOKS = {"process": _process, "file": _file, "resource": _resource}
 
 
 @contextlib.contextmanager

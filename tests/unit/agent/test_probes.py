@@ -134,7 +134,7 @@ def test_where_monit_cannot_run_probes_the_agent_does(probe, node, world):
 
 
 def test_bug_in_a_probe_is_no_failure_of_the_env(probe, monkeypatch, capsys):
-    monkeypatch.setitem(probes._TYPES, "file", lambda *_: {}["missing"])
+    monkeypatch.setitem(probes._LOOKS, "file", lambda *_: {}["missing"])
     code, words = probe(type="file", path="/x")
     assert code == 75 and words.startswith("a bug in cbsd_monit")
     assert "KeyError: 'missing'" in capsys.readouterr().err
