@@ -1,0 +1,206 @@
+"""monit: what its answers mean, and how it is asked over its socket."""
+
+import base64
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from xml.etree import ElementTree
+
+import monit
+import pytest
+from node import AgentError
+
+OK = b"HTTP/1.0 200 OK\r\n\r\n"
+
+
+class Server:
+    """A monit on a unix socket: ``answer(page, text)`` gives what it sends, b'' for nothing."""
+
+    def __init__(self, path, answer):
+        self.requests, self.answer = [], answer
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.bind(path)
+        self.socket.listen(8)
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        while True:
+            with contextlib.suppress(OSError), self.socket.accept()[0] as one:
+                text = one.recv(1 << 20).decode()
+                self.requests.append(text)
+                one.sendall(self.answer(text.split(" ")[1].strip("/"), text))
+
+
+@pytest.fixture
+def serve(node, tmp_path):
+    node.conf["socket"] = str(tmp_path / "m.sock")
+    return lambda answer: (Server(node.conf["socket"], answer), monit.Monit(node))
+
+
+def service(name="a.http", parts="", **numbers):
+    fields = {"status": 0, "monitor": 1, "collected_sec": 100, **numbers}
+    text = "".join(f"<{tag}>{value}</{tag}>" for tag, value in fields.items())
+    return f'<service type="4"><name>{name}</name>{text}{parts}</service>'
+
+
+def status(*services, incarnation=7, version="5.33.0"):
+    server = (
+        f"<version>{version}</version><uptime>9</uptime><incarnation>{incarnation}</incarnation>"
+    )
+    return f"<monit><server>{server}</server>{''.join(services)}</monit>".encode()
+
+
+PORT = "<port><portnumber>80</portnumber><responsetime>{}</responsetime></port>"
+SILENT = "<program><status>2</status></program>"
+PROGRAM = "<program><status>{}</status><output>first\nlast words\n</output></program>"
+
+
+@pytest.mark.parametrize(
+    ("numbers", "parts", "flags", "message"),
+    [
+        ({}, "", "watched good", ""),
+        ({"monitor": 0}, "", "", ""),
+        ({"monitor": 2, "status": 32}, "", "", ""),
+        ({"monitor": 5}, "", "watched good", ""),
+        ({"collected_sec": 10}, "", "watched", ""),
+        ({"status": 32}, PORT.format("-1.0"), "watched failing suspect", "port 80 failed"),
+        ({}, PORT.format("-1.0"), "watched suspect", "port 80 failed"),  # below its threshold
+        ({}, PORT.format("0.01"), "watched good", ""),
+        ({"status": 16}, PROGRAM.format(1), "watched failing suspect", "last words"),
+        ({"status": 16}, PROGRAM.format(75), "watched unasked", "last words"),
+        ({"status": 16}, SILENT, "watched failing suspect", "exit code 2"),
+    ],
+)
+def test_service(numbers, parts, flags, message):
+    found = monit.Service(ElementTree.fromstring(service(parts=parts, **numbers)))
+    names = ("watched", "failing", "suspect", "unasked")
+    have = [name for name in names if getattr(found, name)] + ["good"] * found.good_since(50)
+    assert (set(have), found.message, found.name) == (set(flags.split()), message, "a.http")
+
+
+@pytest.mark.parametrize(
+    ("codes", "failing", "suspect", "unasked", "good"),
+    [
+        ([1], False, True, False, False),
+        ([1, 1], True, True, False, False),
+        ([1, 1, 0], False, False, False, True),
+        ([1, 1, 75], False, False, True, False),
+        ([1, 75, 1], True, True, False, False),
+    ],
+)
+def test_outcome(codes, failing, suspect, unasked, good):
+    last = {"codes": codes, "words": "w", "at": {"t": 100}}
+    found = monit.Outcome({"failure_threshold": 2}, last)
+    assert (found.failing, found.suspect, found.unasked) == (failing, suspect, unasked)
+    assert (found.good_since(50), found.good_since(100)) == (good, False)
+    assert not monit.Outcome({}, {}).good_since(0)
+
+
+def test_status_tells_when_monit_has_read_its_control_file():
+    before = monit.Status(status(service()))
+    assert (before.version, before.uptime, list(before.services)) == ((5, 33, 0), 9, ["a.http"])
+    new = service(collected_sec=300)
+    for xml, begun in (
+        (status(service()), False),
+        (status(service(), incarnation=8), True),
+        (status(new, service("b")), False),
+        (status(new, service("b", collected_sec=0)), True),  # not checked yet
+    ):
+        assert monit.Status(xml).begun_since(before, 200) == begun
+    assert monit.Status(b"<monit/>").version == ()
+
+
+def test_status_is_asked_again_once_and_is_none_without_an_answer(serve):
+    answers = [b"", OK + status(service())]
+    server, client = serve(lambda *_: answers.pop(0) if answers else OK + b"<torn")
+    assert list(client.status().services) == ["a.http"] and len(server.requests) == 2
+    assert client.status() is None and len(server.requests) == 4
+    client.socket += ".none"
+    assert client.status() is None
+
+
+@pytest.mark.parametrize(
+    ("control", "credentials"),
+    [
+        ("allow admin:\"se cret\" read-only\n  allow 'ro ot':x\n", b"ro ot:x"),
+        ("# allow a:b\nallow localhost  # \udce9\n", None),
+    ],
+)
+def test_credentials_are_those_of_the_operators_control_file(serve, conf, control, credentials):
+    with open(conf["monitrc"], "w", encoding="utf-8", errors="surrogateescape") as handle:
+        handle.write(control)
+    server, client = serve(lambda *_: b"HTTP/1.0 401 no\r\n\r\n")
+    with pytest.raises(AgentError, match="answers 401: it wants a password"):
+        client.status()
+    found = [line for line in server.requests[0].splitlines() if "Authorization" in line]
+    words = credentials and base64.b64encode(credentials).decode()
+    assert found == ([f"Authorization: Basic {words}"] if words else [])
+
+
+@pytest.mark.parametrize("lost", [None, "e7"])
+def test_many_services_share_a_request_unless_monit_no_longer_knows_one(serve, lost):
+    bad = b"HTTP/1.0 404 no\r\n\r\n"
+    server, client = serve(lambda _, text: bad if lost and f"service={lost}%" in text else OK)
+    client.act([*(f"e{n}.http" for n in range(450)), "=x.a", "odd name"], "unmonitor")
+    shared = [text for text in server.requests if "/_doaction " in text]
+    alone = [text.split("\r\n\r\n")[1] for text in server.requests if text not in shared]
+    assert len(shared) == 3 and all("action=unmonitor" in text for text in shared)
+    assert "service=e7%5C.http" in shared[0] and "service=%3Dx%5C.a" in shared[2]
+    assert alone == ["action=unmonitor&securitytoken=x"] * (201 if lost else 1)
+    with pytest.raises(AssertionError):
+        client.act(["a"], "quit")
+
+
+def test_wait_ends_when_monit_knows_all_services(serve):
+    known = [service("a")]
+    server, client = serve(lambda *_: OK + status(*known))
+    assert client.wait({"a", "b"}, 0) is None
+    threading.Timer(0.1, known.append, [service("b")]).start()
+    assert set(client.wait({"a", "b"}, 10).services) == {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("name", "tested", "signalled"),
+    [("monit", True, True), ("monit", False, False), ("sleep", True, False)],
+)
+def test_only_a_monit_whose_text_was_tested_is_signalled(
+    node, conf, tmp_path, name, tested, signalled
+):
+    program, calls, cli = tmp_path / name, tmp_path / "calls", tmp_path / "cli"
+    shutil.copy(shutil.which("sleep"), program)
+    cli.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho no >&2\nexit 1\n')
+    cli.chmod(0o755)
+    node.conf["monit"] = str(cli)
+    client = monit.Monit(node)
+    with subprocess.Popen([program, "60"]) as process:
+        try:
+            with open(conf["monitrc"], "a", encoding="utf-8") as handle:
+                handle.write(f"set pidfile {tmp_path}/pid\n")
+            (tmp_path / "pid").write_text(f"{process.pid}\n")
+            assert client.pid() == (process.pid if name == "monit" else None)
+            if signalled:
+                client.reload(tested)
+                assert process.wait(timeout=10) == -signal.SIGHUP and not calls.exists()
+            else:
+                with pytest.raises(AgentError, match="monit reload: no"):
+                    client.reload(tested)
+                assert calls.read_text() == f"-c {conf['monitrc']} reload\n"
+                assert process.poll() is None and client.test("x") == "no"
+        finally:
+            process.kill()
+
+
+def test_start_removes_the_pid_file_of_a_dead_monit(node, conf, tmp_path):
+    client = monit.Monit(node)
+    with pytest.raises(AgentError, match="does not say how to start"):
+        client.start()
+    with open(conf["monitrc"], "a", encoding="utf-8") as handle:
+        handle.write(f"set pidfile {tmp_path}/pid\n")
+    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
+    node.conf["monit_start"] = ["/bin/sh", "-c", f"test ! -e {tmp_path}/pid || echo there; exit 1"]
+    with pytest.raises(AgentError, match="exit 1: $"):
+        client.start()

@@ -1,0 +1,93 @@
+"""The node: configuration, names, locks, and time across boots and wrong clocks."""
+
+import json
+import os
+import subprocess
+import sys
+
+import node as node_
+import pytest
+from node import NAME, AgentError, Busy, Node
+
+from .conftest import AGENT
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, "No such file"), ("{", "Expecting"), ('{"schema": 2}', "expected schema 1, got 2")],
+)
+def test_configuration_that_cannot_be_used_is_an_error(tmp_path, text, words):
+    if text is not None:
+        (tmp_path / "c").write_text(text)
+    with pytest.raises(AgentError, match=words):
+        Node(str(tmp_path / "c"))
+
+
+@pytest.mark.parametrize(
+    ("name", "good"),
+    [("a", True), ("_A-1", True), ("x" * 100, True), ("x" * 101, False), ("-a", False)]
+    + [(name, False) for name in ("", "a b", "a.b", "a\n", "ä", "a/b", "..")],
+)
+def test_names(name, good):
+    assert bool(NAME.match(name)) == good
+
+
+def test_lock_is_busy_until_its_holder_is_gone(node):
+    path = node.in_run("lock", "lb1")
+    code = f"""
+import sys; sys.path.insert(0, {str(AGENT)!r})
+import node, os
+with node.Node.lock(None, {path!r}, why="heal: x"): print(flush=True); sys.stdin.read()
+"""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as holder:
+        holder.stdout.readline()
+        with pytest.raises(Busy, match=f"lb1 is held by {holder.pid} heal: x"):
+            with node.env_lock("lb1", "restart", wait=0.1):
+                pass
+        holder.kill()
+        with node.env_lock("lb1", "restart", wait=5) as fd:
+            assert os.pread(fd, 99, 0) == f"{os.getpid()} restart\n".encode()
+    with node.env_lock("lb1", "again"), node.env_lock("lb2", "other"), node.pass_lock(0):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("boot", "wall", "monotonic", "age"),
+    [
+        ("b1", 0, 5, 5),
+        ("b1", 86400, 5, 5),  # the clock was set within a boot
+        ("b1", -86400, 5, 5),
+        ("b2", 30, -1000, 30),
+        ("b2", -299, 0, 0),
+        ("b2", -301, 0, float("inf")),
+    ],
+)
+def test_age_of_a_stamp(node, monkeypatch, boot, wall, monotonic, age):
+    now = {"time": 1000000.0, "monotonic": 5000.0}
+    monkeypatch.setattr(node_.time, "time", lambda: now["time"])
+    monkeypatch.setattr(node_.time, "monotonic", lambda: now["monotonic"])
+    node.boot = "b1"
+    stamp = json.loads(json.dumps(node.stamp()))
+    now["time"] += wall
+    now["monotonic"] += monotonic
+    node.boot = boot
+    assert node.age(stamp) == age and node.age(None) == float("inf")
+
+
+def test_boot_id_is_the_systems_or_made_once_per_boot(node, monkeypatch):
+    assert node.boot == "boot-1"
+    real = open
+
+    def missing(path, *args, **more):
+        return real("/no/such" if str(path).startswith("/proc/sys") else path, *args, **more)
+
+    monkeypatch.setattr("builtins.open", missing)
+    monkeypatch.setattr(
+        node_.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 1, "")
+    )
+    node.conf["boot_id"] = None
+    first = node._boot_id()
+    assert float(first) > 0 and node._boot_id() == first
+    os.unlink(node.in_run("boot_id"))  # as rc.d/cleanvar does
+    assert node._boot_id() != first
