@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import os
 import shutil
 import signal
 import socket
@@ -17,28 +16,25 @@ from node import AgentError
 OK = b"HTTP/1.0 200 OK\r\n\r\n"
 
 
-class Server:
-    """A monit on a unix socket: ``answer(page, text)`` gives what it sends, b'' for nothing."""
-
-    def __init__(self, path, answer):
-        self.requests, self.answer = [], answer
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.bind(path)
-        self.socket.listen(8)
-        threading.Thread(target=self._serve, daemon=True).start()
-
-    def _serve(self):
-        while True:
-            with contextlib.suppress(OSError), self.socket.accept()[0] as one:
-                text = one.recv(1 << 20).decode()
-                self.requests.append(text)
-                one.sendall(self.answer(text.split(" ")[1].strip("/"), text))
-
-
 @pytest.fixture
 def serve(node, tmp_path):
-    node.conf["socket"] = str(tmp_path / "m.sock")
-    return lambda answer: (Server(node.conf["socket"], answer), monit.Monit(node))
+    """``serve(answer)``: a Monit whose daemon answers ``answer(text)``, and the requests it got."""
+    node.conf["socket"], listener = str(tmp_path / "m.sock"), socket.socket(socket.AF_UNIX)
+    listener.bind(node.conf["socket"])
+    listener.listen(8)
+
+    def run(answer, requests):
+        while True:
+            with contextlib.suppress(OSError), listener.accept()[0] as one:
+                requests.append(one.recv(1 << 20).decode())
+                one.sendall(answer(requests[-1]))
+
+    def start(answer):
+        requests = []
+        threading.Thread(target=run, args=(answer, requests), daemon=True).start()
+        return monit.Monit(node), requests
+
+    return start
 
 
 def service(name="a.http", parts="", **numbers):
@@ -83,21 +79,25 @@ def test_service(numbers, parts, flags, message):
 
 
 @pytest.mark.parametrize(
-    ("codes", "failing", "suspect", "unasked", "good"),
+    ("codes", "need", "good", "failing"),
     [
-        ([1], False, True, False, False),
-        ([1, 1], True, True, False, False),
-        ([1, 1, 0], False, False, False, True),
-        ([1, 1, 75], False, False, True, False),
-        ([1, 75, 1], True, True, False, False),
+        ([1, 1], 3, 1, False),
+        ([1, 1, 1], 3, 1, True),
+        ([1, 1, 1, 0], 3, 1, False),
+        ([1, 1, 1, 0], 3, 2, True),
+        ([1, 1, 1, 0, 0], 3, 2, False),
+        ([1, 0, 1], {"failures": 2, "within": 3}, 1, True),
+        ([1, 0, 0, 1], {"failures": 2, "within": 3}, 1, False),
+        ([1, 75, 1], 2, 1, True),
+        ([1, 1, 75], 2, 1, False),
     ],
 )
-def test_outcome(codes, failing, suspect, unasked, good):
-    last = {"codes": codes, "words": "w", "at": {"t": 100}}
-    found = monit.Outcome({"failure_threshold": 2}, last)
-    assert (found.failing, found.suspect, found.unasked) == (failing, suspect, unasked)
-    assert (found.good_since(50), found.good_since(100)) == (good, False)
-    assert not monit.Outcome({}, {}).good_since(0)
+def test_outcome_of_a_probe(codes, need, good, failing):
+    check = {"failure_threshold": need, "success_threshold": good}
+    found = monit.Outcome(check, {"codes": codes, "words": "w", "at": {"t": 100}})
+    assert (found.failing, found.message) == (failing, "w")
+    assert (found.suspect, found.unasked) == (codes[-1] == 1, codes[-1] == 75)
+    assert found.good_since(50) == (not failing and codes[-1] == 0) and not found.good_since(100)
 
 
 def test_status_tells_when_monit_has_read_its_control_file():
@@ -116,9 +116,9 @@ def test_status_tells_when_monit_has_read_its_control_file():
 
 def test_status_is_asked_again_once_and_is_none_without_an_answer(serve):
     answers = [b"", OK + status(service())]
-    server, client = serve(lambda *_: answers.pop(0) if answers else OK + b"<torn")
-    assert list(client.status().services) == ["a.http"] and len(server.requests) == 2
-    assert client.status() is None and len(server.requests) == 4
+    client, requests = serve(lambda _: answers.pop(0) if answers else OK + b"<torn")
+    assert list(client.status().services) == ["a.http"] and len(requests) == 2
+    assert client.status() is None and len(requests) == 4
     client.socket += ".none"
     assert client.status() is None
 
@@ -133,10 +133,10 @@ def test_status_is_asked_again_once_and_is_none_without_an_answer(serve):
 def test_credentials_are_those_of_the_operators_control_file(serve, conf, control, credentials):
     with open(conf["monitrc"], "w", encoding="utf-8", errors="surrogateescape") as handle:
         handle.write(control)
-    server, client = serve(lambda *_: b"HTTP/1.0 401 no\r\n\r\n")
+    client, requests = serve(lambda _: b"HTTP/1.0 401 no\r\n\r\n")
     with pytest.raises(AgentError, match="answers 401: it wants a password"):
         client.status()
-    found = [line for line in server.requests[0].splitlines() if "Authorization" in line]
+    found = [line for line in requests[0].splitlines() if "Authorization" in line]
     words = credentials and base64.b64encode(credentials).decode()
     assert found == ([f"Authorization: Basic {words}"] if words else [])
 
@@ -144,20 +144,19 @@ def test_credentials_are_those_of_the_operators_control_file(serve, conf, contro
 @pytest.mark.parametrize("lost", [None, "e7"])
 def test_many_services_share_a_request_unless_monit_no_longer_knows_one(serve, lost):
     bad = b"HTTP/1.0 404 no\r\n\r\n"
-    server, client = serve(lambda _, text: bad if lost and f"service={lost}%" in text else OK)
+    client, requests = serve(lambda text: bad if lost and f"service={lost}%" in text else OK)
     client.act([*(f"e{n}.http" for n in range(450)), "=x.a", "odd name"], "unmonitor")
-    shared = [text for text in server.requests if "/_doaction " in text]
-    alone = [text.split("\r\n\r\n")[1] for text in server.requests if text not in shared]
-    assert len(shared) == 3 and all("action=unmonitor" in text for text in shared)
+    shared = [text for text in requests if "/_doaction " in text]
+    assert len(shared) == 3 and all("action=unmonitor" in text for text in requests)
     assert "service=e7%5C.http" in shared[0] and "service=%3Dx%5C.a" in shared[2]
-    assert alone == ["action=unmonitor&securitytoken=x"] * (201 if lost else 1)
+    assert len(requests) == 3 + (201 if lost else 1)  # the odd name, and those that were refused
     with pytest.raises(AssertionError):
         client.act(["a"], "quit")
 
 
 def test_wait_ends_when_monit_knows_all_services(serve):
     known = [service("a")]
-    server, client = serve(lambda *_: OK + status(*known))
+    client, requests = serve(lambda _: OK + status(*known))
     assert client.wait({"a", "b"}, 0) is None
     threading.Timer(0.1, known.append, [service("b")]).start()
     assert set(client.wait({"a", "b"}, 10).services) == {"a", "b"}
@@ -192,15 +191,3 @@ def test_only_a_monit_whose_text_was_tested_is_signalled(
                 assert process.poll() is None and client.test("x") == "no"
         finally:
             process.kill()
-
-
-def test_start_removes_the_pid_file_of_a_dead_monit(node, conf, tmp_path):
-    client = monit.Monit(node)
-    with pytest.raises(AgentError, match="does not say how to start"):
-        client.start()
-    with open(conf["monitrc"], "a", encoding="utf-8") as handle:
-        handle.write(f"set pidfile {tmp_path}/pid\n")
-    (tmp_path / "pid").write_text(f"{os.getpid()}\n")
-    node.conf["monit_start"] = ["/bin/sh", "-c", f"test ! -e {tmp_path}/pid || echo there; exit 1"]
-    with pytest.raises(AgentError, match="exit 1: $"):
-        client.start()
