@@ -23,7 +23,6 @@ def report(node, what, err):
         text = f"{time.strftime('%Y-%m-%dT%H:%M:%S')} bug: {what}\n{text[-16384:]}"
         with contextlib.suppress(OSError):
             print(text, end="", file=sys.stderr, flush=True)
-        with contextlib.suppress(OSError):
             if not os.path.exists(log) or not os.path.samestat(os.stat(log), os.fstat(2)):
                 with open(log, "a", encoding="utf-8", errors="replace") as handle:
                     handle.write(text)

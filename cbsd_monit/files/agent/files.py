@@ -108,18 +108,13 @@ def _write(entries, errors):
 
 def _each(action, items):
     """Call ``action(item)`` in eight threads: syncs asked for at one moment share a commit."""
-
-    def some(part):
-        for item in part:
-            action(item)
-
     if len(items) < 3:
-        some(items)
+        list(map(action, items))
         return
     import concurrent.futures
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(some, [items[first::8] for first in range(min(8, len(items)))]))
+        list(pool.map(action, items))
 
 
 @contextlib.contextmanager
@@ -146,12 +141,6 @@ def _waiting(path):
     """The bytes that a batch of this thread is going to write to ``path``, or None."""
     own = getattr(_local, "batch", None)
     return own.waiting[path].data if own and path in own.waiting else None
-
-
-def _drop(path):
-    """Take ``path`` out of this thread's batch."""
-    if _waiting(path) is not None:
-        del _local.batch.waiting[path]
 
 
 def _put(fd, data):
@@ -246,7 +235,8 @@ def read_json(path, default=None):
 
 def remove(path):
     """Remove the file ``path``, if there is one."""
-    _drop(path)
+    if _waiting(path) is not None:
+        del _local.batch.waiting[path]
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
 
@@ -372,6 +362,7 @@ class EnvDir:
 
     def remove(self, name):
         """Remove the file ``name``, if that is possible."""
-        _drop(f"{self.path}/{name}")
+        if _waiting(f"{self.path}/{name}") is not None:
+            del _local.batch.waiting[f"{self.path}/{name}"]
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             os.unlink(name, dir_fd=dir_fd)

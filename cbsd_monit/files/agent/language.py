@@ -7,7 +7,9 @@ separates words.
 
 import re
 
-_TOKEN = re.compile(r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'=;:(),{}]+|[=;:(),{}]""")
+# Compiled at first use: `look` needs neither.
+_TOKEN = r"""\#[^\n]*|"[^"]*"|'[^']*'|[^\s"'=;:(),{}]+|[=;:(),{}]"""
+_VALUE = r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z"
 # The only words that may stand in a text which neither pillar wrote nor only root could have.
 _HARMLESS = set(
     """and address alert allow as certificate check checksum content count cycle cycles days default
@@ -20,12 +22,11 @@ _HARMLESS = set(
     nntp ntp3 pgsql pop pops rdate redis rsync sieve sip smtp smtps spamassassin ssh tns
     websocket""".split()
 )
-_VALUE = re.compile(r"[0-9A-Fa-f.:]+\Z|[<>!]+\Z|[=,:{}]\Z")
 
 
 def tokens(text):
     """The words, quoted strings and punctuation of ``text`` as matches, without the comments."""
-    return [m for m in _TOKEN.finditer(text) if not m.group().startswith("#")]
+    return [m for m in re.finditer(_TOKEN, text) if not m.group().startswith("#")]
 
 
 def unbalanced(text):
@@ -89,7 +90,7 @@ def unknown_word(text, own, probe):
             rest = [w for w in words[at + 2 : at + 5] if w.lower() != "with"]
             if len(rest) > 1 and rest[0].lower() == "path" and rest[1].startswith(f'"{probe} '):
                 continue
-        if word[0] == '"' or word.lower() in _HARMLESS or _VALUE.match(word) or word in own:
+        if word[0] == '"' or word.lower() in _HARMLESS or re.match(_VALUE, word) or word in own:
             continue
         return word
     return None

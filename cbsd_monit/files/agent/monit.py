@@ -10,7 +10,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import subprocess
 import time
 
@@ -144,6 +143,8 @@ class Monit:
 
     def _request(self, head, body="", timeout=5.0):
         """Send one HTTP request; returns (code, body as bytes) or raises OSError."""
+        import socket
+
         lines = [head + " HTTP/1.0", "Host: localhost", f"Content-Length: {len(body)}"]
         credentials = self._credentials()
         if credentials:

@@ -86,9 +86,8 @@ class Node:
             if path:
                 with contextlib.suppress(OSError), open(path, encoding="ascii") as handle:
                     return handle.read().strip()
-        found = subprocess.run(
-            ["/sbin/sysctl", "-n", "kern.boot_id"], capture_output=True, text=True, check=False
-        )
+        argv = ["/sbin/sysctl", "-n", "kern.boot_id"]
+        found = subprocess.run(argv, capture_output=True, text=True, check=False)
         if found.returncode == 0 and found.stdout.strip():
             return found.stdout.strip()
         path = self.in_run("boot_id")  # rc.d/cleanvar empties /var/run at boot

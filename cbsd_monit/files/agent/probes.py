@@ -29,10 +29,6 @@ PARALLEL = 16
 UNPROBED = ("silenced", "maintenance", "slave", "gave_up")  # states in which nothing is probed
 
 
-class CannotTell(AgentError):
-    """The probe could not find out."""
-
-
 class Failed(AgentError):
     """The check does not hold."""
 
@@ -42,9 +38,9 @@ def run(node, env, name):
     try:
         check = policy.of(node, env)["checks"].get(name)
         if not check or check.get("type") not in PROBES:
-            raise CannotTell(f"{env.name} has no check {name} that runs a program")
+            raise AgentError(f"{env.name} has no check {name} that runs a program")
         if "command" in check and not publish.trusted(node, env):
-            raise CannotTell("not run, neither pillar says so nor is its directory root's alone")
+            raise AgentError("not run, neither pillar says so nor is its directory root's alone")
         with node.lock(node.in_run("lock", f"{env.name}.{name}"), why="probe"):
             _LOOKS.get(check["type"], _command)(node, env, check)
     except Failed as err:
@@ -109,7 +105,7 @@ def _pids(node, env, check):
         if pid.isdigit():
             found[int(pid)] = name.strip()
     if not found and answer.code not in (0, 1):
-        raise CannotTell(f"ps: {answer.last_words}")
+        raise AgentError(f"ps: {answer.last_words}")
     return found
 
 
@@ -151,13 +147,13 @@ def _resource(node, env, check):
     argv = [node.conf.get("rctl", "/usr/bin/rctl"), "-u", f"jail:{env.name}"]
     answer = cbsd.run(argv, check.get("timeout", 5))
     if answer.code != 0:
-        raise CannotTell(f"rctl: {answer.last_words}")
+        raise AgentError(f"rctl: {answer.last_words}")
     used = dict(line.strip().partition("=")[::2] for line in answer.text.splitlines())
     over = []
     for name in sorted(RESOURCES.intersection(check)):
         limit = check[name]
         if not used.get(name, "").isdigit():
-            raise CannotTell(f"rctl says nothing about {name}")
+            raise AgentError(f"rctl says nothing about {name}")
         if int(used[name]) > limit:
             over.append(f"{name} is {used[name]}, limit {limit:g}")
     if over:
@@ -178,7 +174,7 @@ def _opened(node, env, path):
     answer = cbsd.run([node.conf["jls"], "-j", env.name, "path"], 15)
     root = answer.text.strip()
     if answer.code != 0 or not root.startswith("/"):
-        raise CannotTell(f"jls: {answer.last_words}")
+        raise AgentError(f"jls: {answer.last_words}")
     folders = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
     words, links = [w for w in path.split("/") if w], 0
     try:
