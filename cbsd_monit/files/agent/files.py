@@ -108,13 +108,18 @@ def _write(entries, errors):
 
 def _each(action, items):
     """Call ``action(item)`` in eight threads: syncs asked for at one moment share a commit."""
+
+    def run(part):
+        for item in part:
+            action(item)
+
     if len(items) < 3:
-        list(map(action, items))
+        run(items)
         return
     import concurrent.futures
 
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        list(pool.map(action, items))
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:  # a task per item would cost more
+        list(pool.map(run, [items[first::8] for first in range(min(8, len(items)))]))
 
 
 @contextlib.contextmanager
