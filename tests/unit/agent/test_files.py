@@ -104,7 +104,10 @@ def test_full_disk_is_reported_to_the_file_it_concerns(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"), files.batch():
         files.write(str(tmp_path / "a"), "big")
         files.write(str(tmp_path / "c"), "ok")
-    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c"], "no temporary file stays"
+    (tmp_path / "d").mkdir()
+    with pytest.raises(IsADirectoryError):
+        files.write(str(tmp_path / "d"), "")
+    assert sorted(os.listdir(tmp_path)) == ["a", "b", "c", "d"], "no temporary file stays"
     assert (tmp_path / "a").read_text() == "old"
 
 

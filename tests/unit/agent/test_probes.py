@@ -79,7 +79,7 @@ def test_file(probe):
     path = probe.root / "var/run/app.stamp"
     assert probe(type="file", path="/var/run/app.stamp")[0] == 1
     path.write_text("x" * 100)
-    assert probe(type="file", path="/var/run/app.stamp") == (0, "")
+    assert probe(type="file", path="/var/run/app.stamp", max_size=100, min_size=100) == (0, "")
     assert probe(type="file", path="/var/run/app.stamp", max_size=99)[0] == 1
     assert probe(type="file", path="/var/run/app.stamp", min_size=101)[0] == 1
     os.utime(path, (1, 1))

@@ -180,6 +180,15 @@ def test_what_the_master_took_is_not_counted_as_dropped(node):
     assert dropped + len(kept) <= 300 - 100 + len([i for i in kept if int(i[1:]) < 100])
 
 
+@pytest.mark.parametrize(("slowest", "count"), [("0", 5), ("1", 3), ("2", 0)])
+def test_undelivered_is_what_the_slowest_master_has_not_read(node, slowest, count):
+    lines = ['{"count": 2}\n', "{}\n", '{"count": 1}\n', "torn\n"]
+    with open(node.in_state("spool", "1"), "w", encoding="ascii") as handle:
+        handle.write("".join(lines))
+    folder = spool._Folder(node, node.in_state("spool"))
+    assert folder._undelivered("1", [("2", 0), (slowest, len(lines[0]))]) == count
+
+
 def test_age_is_bounded(node):
     put(node, range(5))
     old = segments(node)[0]
