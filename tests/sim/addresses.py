@@ -1,10 +1,7 @@
 """CBSD's reading of `ip4_addr` (subr/tools.subr, subr/nc.subr) and its pool of addresses."""
 
-import re
-
-IPV4 = re.compile(r"([0-9]{1,3}\.){3}[0-9]{1,3}")
 PRIVATE = ((10 << 24, 8), (172 << 24 | 16 << 16, 12), (192 << 24 | 168 << 16, 16))
-UNRESOLVED = re.compile(r"dhcp(v6)?|realdhcp", re.IGNORECASE)
+UNRESOLVED = ("dhcp", "dhcpv6", "realdhcp")
 
 
 def without_interface(text):
@@ -16,7 +13,9 @@ def without_interface(text):
 def family(address):
     """4, 6, or 0 for what CBSD does not take for an address. There is no check of the range."""
     if address.count(".") >= 3:
-        return 4 if IPV4.fullmatch(address) else 0
+        octets = address.split(".")
+        valid = all(len(o) < 4 and o.isascii() and o.isdigit() for o in octets)
+        return 4 if valid and len(octets) == 4 else 0
     return 6 if ":" in address else 0
 
 
@@ -49,14 +48,14 @@ class Addresses:
             "",
         )
         self.known, self.unknown = [], []
-        for item in filter(None, re.split("[, ]", ip4_addr)):
+        for item in filter(None, ip4_addr.replace(" ", ",").split(",")):
             item = without_interface(item)
             address = item.split("/")[0]
             kind = family(address)
             if kind:
                 self.known.append(item)
                 self._note(kind, address)
-            elif not UNRESOLVED.fullmatch(item):
+            elif item.lower() not in UNRESOLVED:
                 self.unknown.append(item)
 
     def _note(self, kind, address):

@@ -96,11 +96,11 @@ def dispatch(layout, argv):
     external = find_external(layout, command)
     if external or command not in COMMANDS:
         return run_external(layout, command, arguments, external)
-    import signal
+    import _signal  # without the enums of `signal`
 
     # `init` traps these without ending the script; only SIGKILL ends a running command.
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, lambda *_: None)
+    for number in (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP):
+        _signal.signal(number, lambda *_: None)
     return run(layout, command, arguments)
 
 
@@ -116,9 +116,8 @@ def configured_workdir(rcconf):
 
 def run(layout, command, arguments):
     """Run one of CBSD's own commands."""
-    import importlib
-
     from sim.inventory import BrokenRow
+    from sim.kernel import unlink
     from sim.session import Session
     from sim.shell import Exit
 
@@ -128,14 +127,17 @@ def run(layout, command, arguments):
         return 1
     session.prepare()
     module, _, function = COMMANDS[command].partition(".")
-    with session.kernel.running():
-        try:
-            return getattr(importlib.import_module(f"sim.{module}"), function)(session)
-        except Exit as end:
-            return end.code
-        except BrokenRow:
-            session.say("export: =0: bad variable name", stream=2)
-            return 2
+    record = session.kernel.register()
+    try:
+        found = __import__(f"sim.{module}", fromlist=[function])
+        return getattr(found, function)(session)
+    except Exit as end:
+        return end.code
+    except BrokenRow:
+        session.say("export: =0: bad variable name", stream=2)
+        return 2
+    finally:
+        unlink(record)
 
 
 def find_external(layout, command):

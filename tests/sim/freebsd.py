@@ -4,7 +4,7 @@ import os
 import pwd
 import sys
 
-from sim import procs, quick_json
+from sim import procs, programs, quick_json
 from sim.kernel import Kernel
 from sim.layout import Layout
 
@@ -230,7 +230,7 @@ def service(layout, argv):
     if not jail:
         sys.stderr.write("service: the jail is gone\n")
         return 1
-    from sim.services import Services  # like subprocess: not needed by most, and not cheap
+    from sim.services import Services  # not needed by most, and not cheap
 
     services = Services(kernel, name, jail)
     if argv[:1] == ["-e"]:
@@ -284,8 +284,6 @@ def sysrc(layout, argv):
 
 def jails_astart(layout, argv):
     """rc.d/jails-astart: what rc does with the environments of the node at boot and at shutdown."""
-    import subprocess
-
     cbsd = os.path.join(layout.bin, "cbsd")
     if argv[:1] == ["start"]:
         return astart(layout, cbsd)
@@ -294,18 +292,16 @@ def jails_astart(layout, argv):
     inventory = Inventory(layout, Kernel(layout))
     for jname in inventory.names("emulator='bhyve'"):
         if Kernel(layout).vm_pid(jname):
-            subprocess.run([cbsd, "bstop", f"jname={jname}"], check=False)
+            programs.run([cbsd, "bstop", f"jname={jname}"])
     for jname in inventory.names("emulator='jail'"):
         # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, so nothing is
         # stopped.
-        subprocess.run([cbsd, "jstop", f"name={jname}"], stdout=subprocess.DEVNULL, check=False)
+        programs.run([cbsd, "jstop", f"name={jname}"], stdout=programs.DEVNULL)
     return 0
 
 
 def astart(layout, cbsd):
     """Start what has astart=1: all jails side by side, and all machines."""
-    import subprocess
-
     from sim.inventory import Inventory
 
     inventory = Inventory(layout, Kernel(layout))
@@ -316,9 +312,8 @@ def astart(layout, cbsd):
         chosen = [name for name in names if autostarted(inventory, name, emulator)]
         if chosen:
             argv = [cbsd, command, "inter=0", *chosen]
-            running.append(
-                subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-            )
+            null = {"stdin": programs.DEVNULL, "stdout": programs.DEVNULL}
+            running.append(programs.Program(argv, **null))
     for process in running:
         process.wait()
     return 0
@@ -333,15 +328,13 @@ def autostarted(inventory, jname, emulator):
 
 def bhyverun(layout, argv):
     """share/bhyverun.sh -c CONF: the guest has powered itself off, bhyve has ended."""
-    import subprocess
-
     jname = os.path.basename(os.path.dirname(argv[argv.index("-c") + 1]))
     kernel = Kernel(layout)
     kernel.destroy_vm(jname)
     cbsd = os.path.join(layout.bin, "cbsd")
     times = 2 if "--twice" in argv else 1
     stops = [[cbsd, "bstop", "cbsd_queue_name=none", f"jname={jname}"]] * times
-    for process in [subprocess.Popen(stop, stdin=subprocess.DEVNULL) for stop in stops]:
+    for process in [programs.Program(stop, stdin=programs.DEVNULL) for stop in stops]:
         process.wait()
     return 0
 

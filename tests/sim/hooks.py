@@ -3,9 +3,9 @@
 import errno
 import os
 import stat
-import subprocess
 import time
 
+from sim import programs
 from sim.layout import HOST_PATH, append_json
 
 
@@ -106,7 +106,7 @@ class HookRunner:
             if not quiet:
                 session.say(f"{{N1}}Check environment script: {{N2}}{name}{{N0}}")
             environment = {**session.environment, "jname": jname}
-            if run_script([path], environment, subprocess.DEVNULL, session):
+            if run_script([path], environment, programs.DEVNULL, session):
                 session.fail(f"{{N1}}Error: {{N2}}{name}{{N0}}")
 
 
@@ -145,11 +145,10 @@ def read_line(fd):
 def run_script(argv, environment, stdin, session):
     """Run a program as a shell would: without `#!` it is a shell script; 126 and 127 as usual."""
     try:
-        return status(subprocess.run(argv, env=environment, stdin=stdin, check=False).returncode)
+        return status(programs.run(argv, env=environment, stdin=stdin))
     except OSError as error:
         if error.errno == errno.ENOEXEC:
-            done = subprocess.run(["/bin/sh", *argv], env=environment, stdin=stdin, check=False)
-            return status(done.returncode)
+            return status(programs.run(["/bin/sh", *argv], env=environment, stdin=stdin))
         missing = error.errno in (errno.ENOENT, errno.ENOTDIR)
         reason = "not found" if missing else "Permission denied"
         session.say(f"{session.layout.bin}/cbsd: {argv[0]}: {reason}", stream=2)

@@ -4,8 +4,8 @@ SQL is put together by concatenation, as CBSD does it, so that quotes in values 
 things (sqlcmd.c, subr/rcconf.subr).
 """
 
+import _sqlite3  # sqlite3 adds conversions of dates, and takes twice as long to import
 import os
-import sqlite3
 import time
 
 from sim import addresses
@@ -74,7 +74,7 @@ class Inventory:
 
     def execute(self, query, path=None):
         """Run one statement; the rows. Errors are sqlite3's."""
-        connection = sqlite3.connect(path or self.file, timeout=25, isolation_level=None)
+        connection = _sqlite3.connect(path or self.file, timeout=25, isolation_level=None)
         try:
             return connection.execute(query).fetchall()
         finally:
@@ -90,14 +90,14 @@ class Inventory:
             return []
         try:
             return self.execute(query)
-        except sqlite3.Error:
+        except _sqlite3.Error:
             return []
 
     def write(self, query, path=None):
         """Change something; False when SQLite refuses the statement, which CBSD never notices."""
         try:
             self.execute(query, path)
-        except sqlite3.Error:
+        except _sqlite3.Error:
             return False
         return True
 
@@ -108,7 +108,7 @@ class Inventory:
 
     def create(self, path):
         """A new database with the empty table `jails`."""
-        connection = sqlite3.connect(path)
+        connection = _sqlite3.connect(path)
         connection.execute("PRAGMA journal_mode=WAL")
         columns = ["jname text unique PRIMARY KEY"]
         columns += [f"{c} {'integer' if c in NUMBERS else 'text'} default 0" for c in COLUMNS[1:]]
@@ -203,7 +203,7 @@ class Inventory:
             return {}
         try:
             row = self.execute(f"SELECT {','.join(VM_SETTINGS)} FROM settings LIMIT 1", path)[0]
-        except (sqlite3.Error, IndexError):
+        except (_sqlite3.Error, IndexError):
             return {}
         return dict(zip(VM_SETTINGS, map(text, row)))
 

@@ -1,11 +1,9 @@
 """Commands for jails: create, start, stop, restart, remove, rename, clone, change, execute."""
 
 import os
-import shutil
-import subprocess
 import time
 
-from sim import freebsd, services, shell
+from sim import freebsd, programs, services, shell
 from sim.addresses import family
 from sim.inventory import JAIL_ARGS
 from sim.session import read_conf
@@ -169,8 +167,8 @@ def source_conf(path):
     keys = [*JAIL_ARGS, *CREATE_KEYS.split()]
     script = f'. "{path}"\n' + "".join(f'echo "{key}=${{{key}}}"\n' for key in keys)
     command = ["/usr/bin/env", "-i", "/bin/sh", "-c", script]
-    done = subprocess.run(command, stdout=subprocess.PIPE, check=False)
-    pairs = (line.partition("=") for line in done.stdout.decode().splitlines())
+    text = programs.output(command)[1].decode()
+    pairs = (line.partition("=") for line in text.splitlines())
     return {key: value for key, _, value in pairs if value}
 
 
@@ -198,7 +196,7 @@ def make_system_dir(session, row, quiet):
     """`jails-system/JNAME`: all of the profile's skeleton, hook directories of the default."""
     layout, jname = session.layout, row["jname"]
     target = layout.system(jname)
-    shutil.rmtree(target, ignore_errors=True)
+    remove_tree(target)
     os.makedirs(os.path.join(target, "traffic"))
     with open(os.path.join(target, "descr"), "w", encoding="utf-8"):
         pass
@@ -239,6 +237,8 @@ def copy_hook_dirs(session, skel, target, names, mode):
 
 def copy_tree(source, target):
     """rsync -a: links stay links, and take the place of what was there."""
+    import shutil
+
     for place, directories, files in os.walk(source):
         there = os.path.join(target, os.path.relpath(place, source))
         os.makedirs(there, exist_ok=True)
@@ -259,7 +259,7 @@ def copy_tree(source, target):
 
 def populate(row, wanted):
     """The root of the jail: the directories in which tests and services put something."""
-    shutil.rmtree(row["data"], ignore_errors=True)
+    remove_tree(row["data"])
     for directory in ("bin", "etc", "tmp", "root", "usr/local/bin", "var/run", "var/log"):
         os.makedirs(os.path.join(row["data"], directory))
     os.makedirs(row["path"], exist_ok=True)
@@ -268,6 +268,8 @@ def populate(row, wanted):
         with open(name, "a", encoding="utf-8"):
             pass
     if wanted.get("fstablocal"):
+        import shutil
+
         shutil.copy(wanted["fstablocal"], row["mount_fstab"] + ".local")
 
 
@@ -433,7 +435,7 @@ def run_mnt_start(session, row, quiet):
         session.say(f"{{N1}}Execute mnt_start script: {{N2}}{program}{{N0}}...")
     fstab = session.layout.work("jails-fstab", jname)
     options = ["-d", row["data"], "-f", fstab, "-j", jname, "-s", session.layout.system(jname)]
-    if subprocess.run([program, *options], env=session.environment, check=False).returncode:
+    if programs.run([program, *options], env=session.environment):
         session.fail(f"{{W1}}error: {{N1}}mnt_start script failed: {{N2}}{program} {jname}{{N0}}")
 
 
@@ -456,7 +458,7 @@ def run_column(session, row, column, title):
         session.say(f"{{N1}}{row['jname']} {title}: {{N2}}{command}{{N0}}")
         environment = {**session.environment, "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
         try:
-            subprocess.run(command.split(), env=environment, check=False)
+            programs.run(command.split(), env=environment)
         except OSError:
             session.say(f"{session.layout.bin}/cbsd: {command.split()[0]}: not found", stream=2)
 
@@ -597,6 +599,14 @@ def remove(path):
     if os.path.islink(path) or os.path.isfile(path):
         os.unlink(path)
     else:
+        remove_tree(path)
+
+
+def remove_tree(path):
+    """Remove a directory and all below it; a link stays."""
+    if os.path.isdir(path):
+        import shutil
+
         shutil.rmtree(path, ignore_errors=True)
 
 

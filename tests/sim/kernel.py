@@ -6,13 +6,12 @@ being what CBSD takes for its jid. State is one JSON file, changed under a lock,
 number of simulated commands run at the same time.
 """
 
-import contextlib
 import fcntl
 import os
 import sys
 import time
 
-from sim import procs, quick_json
+from sim import procs, programs, quick_json
 from sim.layout import write_atomic
 
 SLEEP = "/bin/sleep"
@@ -26,6 +25,7 @@ class Kernel:
     def __init__(self, layout):
         self.layout = layout
         self.file = os.path.join(layout.kernel, "state.json")
+        self.listing = os.path.join(layout.kernel, "jails.sh")
         self.boot_id_file = os.path.join(layout.kernel, "boot_id")
         self.runs = os.path.join(layout.kernel, "run")
 
@@ -39,14 +39,19 @@ class Kernel:
         except FileNotFoundError:
             return quick_json.loads(quick_json.dumps(EMPTY))
 
-    @contextlib.contextmanager
+    def write(self, state):
+        """Replace the state, and what `jls name` reads of it (see `node.JLS`)."""
+        lines = []
+        for name, jail in sorted(state["jails"].items(), key=lambda item: item[1]["jid"]):
+            pid, start = jail["holder"] or (0, 0)
+            quoted = name.replace("'", "'\\''")
+            lines.append(f"jail {pid} {start} '{quoted}'\n")
+        write_atomic(self.listing, "".join(lines))
+        write_atomic(self.file, quick_json.dumps(state))
+
     def changing(self):
-        """The state under its lock; what the block leaves in it is written."""
-        with open(os.path.join(self.layout.kernel, "lock"), "w", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            state = self.read()
-            yield state
-            write_atomic(self.file, quick_json.dumps(state))
+        """The state under its lock; what a `with` block leaves in it is written."""
+        return Change(self)
 
     def boot(self, jid_start):
         """A new boot: nothing runs, jids start again. Injected faults stay, they are the test's."""
@@ -115,11 +120,11 @@ class Kernel:
             environment = self.jail_environment(name, jail, {})
             jail["holder"] = spawn([f"{name}: init", "infinity"], SLEEP, environment)
             state["jails"][name] = jail
-            with contextlib.suppress(
-                OSError
-            ):  # stands for the mount of the data on the jail's root
+            try:  # stands for the mount of the data on the jail's root
                 os.rmdir(path)
                 os.symlink(data, path)
+            except OSError:
+                pass
         return jail["jid"]
 
     def add_process(self, name, pid):
@@ -186,8 +191,7 @@ class Kernel:
             with self.changing() as state:
                 if state["vms"].get(name, {}).get("holder") == vm["holder"]:
                     del state["vms"][name]
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(self.vmm(name))
+        unlink(self.vmm(name))
         self.occupy_address(name)
 
     # -- faults ------------------------------------------------------------------------------------
@@ -232,26 +236,23 @@ class Kernel:
 
     # -- the commands that run now -----------------------------------------------------------------
 
-    @contextlib.contextmanager
-    def running(self):
-        """Register this process, so that a power failure of the node finds it."""
+    def register(self):
+        """Register this process, so that a power failure of the node finds it; the record."""
         record = os.path.join(self.runs, str(os.getpid()))
         os.makedirs(self.runs, exist_ok=True)
         with open(record, "w", encoding="utf-8") as out:
             out.write(quick_json.dumps(procs.identity(os.getpid())))
-        try:
-            yield
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(record)
+        return record
 
     def running_commands(self):
         """The identities of the simulated commands that run."""
         found = []
         for name in os.listdir(self.runs) if os.path.isdir(self.runs) else ():
-            with contextlib.suppress(FileNotFoundError, ValueError):
+            try:
                 with open(os.path.join(self.runs, name), encoding="utf-8") as source:
                     found.append(quick_json.loads(source.read()))
+            except (FileNotFoundError, ValueError):
+                pass
         return found
 
     def power_off(self):
@@ -266,22 +267,48 @@ class Kernel:
             self.release_address(name)
 
 
+class Change:
+    """A change of the kernel's state."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __enter__(self):
+        self.lock = open(os.path.join(self.kernel.layout.kernel, "lock"), "w", encoding="utf-8")
+        fcntl.flock(self.lock, fcntl.LOCK_EX)
+        self.state = self.kernel.read()
+        return self.state
+
+    def __exit__(self, error, *_):
+        if error is None:
+            self.kernel.write(self.state)
+        self.lock.close()
+
+
+def unlink(path):
+    """Remove a file, if it is there."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        pass
+
+
+DAEMONS = []  # the pids of those that this process has started
+
+
 def spawn(argv, executable, environment, fds=()):
     """Start a daemon of the simulated host in a session of its own; its identity."""
-    import subprocess
-
-    process = subprocess.Popen(
-        argv,
-        executable=executable,
-        env=environment,
-        cwd="/",
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-        pass_fds=fds,
-    )
-    return procs.identity(process.pid)
+    for pid in DAEMONS[:]:  # a test starts many, and nobody waits for their end
+        try:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                DAEMONS.remove(pid)
+        except (ChildProcessError, ValueError):
+            pass
+    null = dict.fromkeys(("stdin", "stdout", "stderr"), programs.DEVNULL)
+    options = {"executable": executable, "start_new_session": True, "pass_fds": fds}
+    program = programs.Program(argv, environment, **null, **options)
+    DAEMONS.append(program.pid)
+    return procs.identity(program.pid)
 
 
 def full_queue(address, port):

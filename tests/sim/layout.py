@@ -88,7 +88,7 @@ def append_json(path, record):
 def write_atomic(path, text, mode=0o644):
     """Replace a file so that a reader sees either the old or the new text."""
     temporary = f"{path}.{os.getpid()}"
-    with open(temporary, "w", encoding="utf-8") as out:
+    with open(temporary, "w", encoding="utf-8", errors="surrogateescape") as out:
         out.write(text)
     os.chmod(temporary, mode)
     os.replace(temporary, path)

@@ -1,9 +1,8 @@
 """Commands that only look: jls, bls, jget, bget, jstatus."""
 
 import os
-import subprocess
 
-from sim import shell
+from sim import programs, shell
 from sim.addresses import without_interface
 from sim.inventory import COLUMNS, JAIL_ARGS, STATUS, VM_SETTINGS, BrokenRow
 
@@ -150,14 +149,8 @@ def fact_of(session, row, name):
         return None
     if "emulator" in row:
         session.export_for_hooks({key: row[key] for key in COLUMNS if key in row})
-    done = subprocess.run(
-        [path],
-        env=session.environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    line = done.stdout.decode(errors="replace").split("\n")[0].split()
+    text = programs.output([path], env=session.environment, stdin=programs.DEVNULL)[1]
+    line = text.decode(errors="replace").split("\n")[0].split()
     return line[0] if line else ""
 
 

@@ -1,10 +1,9 @@
 """Commands for bhyve machines."""
 
 import os
-import signal
 import time
 
-from sim import jails, procs
+from sim import jails, procs, programs
 from sim.addresses import Addresses
 from sim.inventory import VM_SETTINGS, to_bytes
 from sim.session import bhyverun_of
@@ -202,7 +201,7 @@ def ask_to_power_off(session, jname, pid):
     ident = procs.identity(pid)
     if reaction < timeout:
         time.sleep(reaction)
-        procs.kill([ident], signal.SIGTERM)
+        procs.kill([ident], programs.SIGTERM)
         procs.wait_gone([ident] if ident else [], timeout - reaction)
     else:
         time.sleep(timeout)

@@ -1,9 +1,8 @@
 """Modules of CBSD: fetching, enabling, and the initialisation that links their commands."""
 
 import os
-import subprocess
 
-from sim import shell
+from sim import programs, shell
 from sim.jails import HOOK_DIRS, copy_tree
 from sim.layout import HOST_PATH, VERSION
 from sim.machines import HOOK_DIRS as VM_HOOK_DIRS
@@ -69,15 +68,15 @@ def complain(session, text):
 def metadata(url):
     """metadata.conf of a module's repository."""
     show = ["git", "-C", url.removeprefix("file://"), "show", "HEAD:metadata.conf"]
-    done = subprocess.run(show, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
-    lines = (line.partition("=") for line in done.stdout.decode().splitlines())
+    text = programs.output(show, stderr=programs.DEVNULL)[1].decode()
+    lines = (line.partition("=") for line in text.splitlines())
     return {key.strip(): value.strip().strip('"') for key, _, value in lines}
 
 
 def git(session, argv, problem):
     """Run git as CBSD does, with the PATH of the host."""
     environment = {**session.environment, "PATH": HOST_PATH}
-    if subprocess.run(["git", *argv], env=environment, check=False).returncode:
+    if programs.run(["git", *argv], env=environment):
         return complain(session, problem)
     return 0
 
@@ -158,8 +157,7 @@ def secure_commands(path):
     if not os.path.isfile(path):
         return []
     script = ["/bin/sh", "-c", '. "$1"; echo $SECCMD', "sh", path]
-    done = subprocess.run(script, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
-    return done.stdout.decode().split()
+    return programs.output(script, stdin=programs.DEVNULL)[1].decode().split()
 
 
 def write_inventory(layout):

@@ -43,6 +43,24 @@ sys.path.insert(0, {tests!r})
 from sim.freebsd import main
 sys.exit(main({program!r}, {root!r}, sys.argv[1:]))
 """
+# `jls name`, what the agent asks most, without a start of Python.
+JLS = """\
+#!/bin/sh
+[ "$*" = name ] || exec "{root}/bin/.jls" "$@"
+jail() {{  # pid, start time and name, see `Kernel.write`
+    if [ "$1 $2" != "$holder" ]; then
+        holder="$1 $2" alive=
+        {{ read -r stat < "/proc/$1/stat"; }} 2> /dev/null || return 0
+        set -- "$2" "$3" ${{stat##*) }}  # the state is $3, the start time $22
+        [ "${{22}}" != "$1" ] || [ "$3" = Z ] || [ "$3" = X ] || alive=1
+    else
+        shift
+    fi
+    [ -z "$alive" ] || printf '%s\\n' "$2"
+}}
+holder=
+. "{root}/kernel/jails.sh"
+"""
 # The commands without `cbsd` in front, for CBSD's own shell (`cbsd -c`, scripts of modules).
 BUILTIN_WRAPPER = """\
 #!{python} -IS
@@ -106,8 +124,10 @@ class Node:
     def _install_programs(self):
         layout = self.layout
         self._wrapper(os.path.join(layout.bin, "cbsd"), CBSD_WRAPPER, 0o550)
-        for program in ("jls", "jexec", "sysrc", "ps", "rctl"):
+        for program in ("jexec", "sysrc", "ps", "rctl"):
             self._wrapper(os.path.join(layout.bin, program), PROGRAM_WRAPPER, program=program)
+        self._wrapper(os.path.join(layout.bin, "jls"), JLS)
+        self._wrapper(os.path.join(layout.bin, ".jls"), PROGRAM_WRAPPER, program="jls")
         for program in ("service", "sysrc"):
             self._wrapper(os.path.join(layout.jailbin, program), PROGRAM_WRAPPER, program=program)
         for directory, program in (("rc.d", "jails-astart"), ("share", "bhyverun.sh")):

@@ -3,7 +3,7 @@
 import os
 import time
 
-SIGKILL = 9  # the module `signal` is not cheap to import
+from sim.programs import SIGKILL
 
 
 def stat(pid):

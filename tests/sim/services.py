@@ -7,11 +7,9 @@ machine has no other.
 """
 
 import os
-import signal
-import subprocess
 import sys
 
-from sim import procs
+from sim import procs, programs
 from sim.addresses import Addresses
 from sim.kernel import TCPD, spawn
 from sim.tcpd import listen
@@ -162,7 +160,7 @@ class Services:
         if not pid:
             return 1, f"{service} not running? (check /var/run/{service}.pid).\n"
         if service == "nginx":  # tcpd has no configuration to read again
-            os.kill(pid, signal.SIGHUP)
+            os.kill(pid, programs.SIGHUP)
         return 0, ""
 
     def _stop(self, service):
@@ -170,7 +168,7 @@ class Services:
         if not pid:
             return 1, f"{service} not running? (check /var/run/{service}.pid).\n"
         ident = procs.identity(pid)
-        procs.kill([ident], signal.SIGTERM)
+        procs.kill([ident], programs.SIGTERM)
         procs.wait_gone([ident], STOP_TIMEOUT)
         self._pidfile(service, remove=True)
         return 0, f"Stopping {service}.\nWaiting for PIDS: {pid}.\n"
@@ -200,23 +198,12 @@ class Services:
         conf = os.path.join(self.data, "var/run/nginx.conf")
         with open(conf, "w", encoding="utf-8") as out:
             out.write(NGINX_CONF.format(data=self.data, address=address, name=self.name))
-        done = subprocess.run(
-            [
-                NGINX,
-                "-c",
-                conf,
-                "-p",
-                self.data,
-                "-e",
-                os.path.join(self.data, "var/log/nginx-error.log"),
-            ],
-            env=self.kernel.jail_environment(self.name, self.jail, {}),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            check=False,
-        )
-        return done.stderr.decode(errors="replace") if done.returncode else ""
+        log = os.path.join(self.data, "var/log/nginx-error.log")
+        environment = self.kernel.jail_environment(self.name, self.jail, {})
+        null = {"stdin": programs.DEVNULL, "stdout": programs.DEVNULL}
+        argv = [NGINX, "-c", conf, "-p", self.data, "-e", log]
+        code, text = programs.output(argv, "stderr", env=environment, **null)
+        return text.decode(errors="replace") if code else ""
 
     def _start_tcpd(self, address):
         """Listen here and hand the socket over: then it accepts connections at once."""
@@ -224,10 +211,10 @@ class Services:
             listener = listen(address, int(self.conf.read().get("tcpd_port", "8080")))
         except (OSError, ValueError) as error:
             return f"{error}\n"
-        with listener:
-            argv = [sys.executable, "-IS", TCPD, "--fd", str(listener.fileno()), self.name]
-            environment = self.kernel.jail_environment(self.name, self.jail, {})
-            pid = spawn(argv, sys.executable, environment, [listener.fileno()])[0]
+        argv = [sys.executable, "-IS", TCPD, "--fd", str(listener.fileno()), self.name]
+        environment = self.kernel.jail_environment(self.name, self.jail, {})
+        pid = spawn(argv, sys.executable, environment, [listener.fileno()])[0]
+        listener.close()
         with open(self._pidfile("tcpd"), "w", encoding="utf-8") as out:
             out.write(str(pid))
         return ""

@@ -2,17 +2,16 @@
 
 import os
 import pwd
-import subprocess
 import time
 
-from sim import procs, shell
+from sim import procs, programs, shell
 from sim.addresses import Addresses
 from sim.hooks import HookRunner
 from sim.inventory import Inventory
 from sim.kernel import Kernel
 from sim.layout import HOST_PATH, NESTED, VERSION
 
-PARALLEL = 5
+PARALLEL = 5  # seconds that cbsd_pwait waits for a child at most
 
 COLOURS = {
     "N0": "\033[0m",
@@ -169,9 +168,7 @@ class Session:
             return None
         self.say(f"{{N1}}found CBSDfile: {{N2}}{path}{{N0}}", stream=2)
         # The file is shell code and is run, as root.
-        subprocess.run(
-            ["/bin/sh", path], env=self.environment, stdin=subprocess.DEVNULL, check=False
-        )
+        programs.run(["/bin/sh", path], env=self.environment, stdin=programs.DEVNULL)
         prefix = {"jail": "jail_", "bhyve": "bhyve_"}[emulator]
         with open(path, encoding="utf-8") as source:
             lines = [line.rstrip() for line in source]
@@ -211,15 +208,9 @@ class Session:
             **(env or {}),
         }
         if not background:
-            return subprocess.run(command, env=environment, check=False).returncode
-        return subprocess.Popen(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+            return programs.run(command, env=environment)
+        null = dict.fromkeys(("stdin", "stdout", "stderr"), programs.DEVNULL)
+        return programs.Program(command, environment, **null, start_new_session=True)
 
     def side_by_side(self, command, names, options):
         """Start several environments at once (jstart:205-259, bstart).
@@ -234,11 +225,12 @@ class Session:
             argv = [command, *options, f"jname={jname}", f"delay={number * unit}"]
             children.append(self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"}))
         for child in children:
-            wait(child)
+            child.wait(PARALLEL)
 
     def in_background(self, *argv):
         """One of several commands that CBSD runs one after the other, waiting a while for each."""
-        wait(self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"}))
+        child = self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"})
+        child.wait(PARALLEL)
 
     def queue(self, emulator, cmd, jname, *settings):
         """Call the backend of the module cbsd_queue, if it is enabled and configured."""
@@ -256,17 +248,9 @@ class Session:
             return
         words = [*backend, f"cbsd_queue_name={name}", f"id={jname}", f"cmd={cmd}", *settings]
         try:
-            subprocess.run(words, env=self.environment, stdin=subprocess.DEVNULL, check=False)
+            programs.run(words, env=self.environment, stdin=programs.DEVNULL)
         except OSError:
             self.say(f"{self.layout.bin}/cbsd: {backend[0]}: not found", stream=2)
-
-
-def wait(child):
-    """cbsd_pwait: wait `parallel` seconds at most."""
-    try:
-        child.wait(timeout=PARALLEL)
-    except subprocess.TimeoutExpired:
-        pass
 
 
 def read_conf(path):

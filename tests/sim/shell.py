@@ -4,14 +4,11 @@ Values are split at `~`, lose their double quotes, are globbed, and then evaluat
 value runs as root. None of that may be "fixed" here; it is what the callers of cbsd must survive.
 """
 
-import glob
-import re
-import subprocess
 import sys
 
+from sim import programs
+
 EMPTY_DIR = "/var/empty"
-EVALUATED = re.compile(r"[$`\\]")
-FORMATTED = re.compile(r"[%\\]")
 
 
 class Exit(Exception):
@@ -24,35 +21,31 @@ class Exit(Exception):
 
 def expand(word):
     """Pathname expansion; the working directory is empty, so only absolute patterns match."""
-    if word.startswith("/") and re.search(r"[*?[]", word):
+    if word.startswith("/") and not set(word).isdisjoint("*?["):
+        import glob  # few commands need it, and `re`
+
         return sorted(glob.glob(word)) or [word]
     return [word]
 
 
 def evaluate(value, environment):
     """`eval "X=\\"VALUE\\""`: parameters and commands in a value are substituted."""
-    if not EVALUATED.search(value):
+    if set(value).isdisjoint("$`\\"):
         return value
-    done = subprocess.run(
-        ["/bin/sh", "-c", f'x="{value}"\nprintf %s "$x"'],
-        env=environment,
-        cwd=EMPTY_DIR,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    if done.returncode == 2:  # a syntax error ends the whole shell
+    script = ["/bin/sh", "-c", f'x="{value}"\nprintf %s "$x"']
+    code, text = programs.output(script, env=environment, stdin=programs.DEVNULL)
+    if code == 2:  # a syntax error ends the whole shell
         raise Exit(2)
-    return done.stdout.decode(errors="surrogateescape")
+    return text.decode(errors="surrogateescape")
 
 
 def printf(value):
     """`printf "VALUE "` without arguments: `%` and backslashes in a value are interpreted."""
-    if not FORMATTED.search(value):
+    if set(value).isdisjoint("%\\"):
         return value
     script = ["/bin/sh", "-c", 'printf "$1 "', "sh", value]
-    done = subprocess.run(script, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, check=False)
-    return done.stdout.decode(errors="surrogateescape").removesuffix(" ")
+    text = programs.output(script, stdin=programs.DEVNULL)[1]
+    return text.decode(errors="surrogateescape").removesuffix(" ")
 
 
 def fields(arguments):
