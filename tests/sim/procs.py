@@ -49,14 +49,16 @@ def family(idents, marker=None):
     """The living processes of `idents`, their sessions, their descendants, and those with `marker`.
 
     The marker finds what was started in a jail and then lost its parent; the recorded processes are
-    needed because nginx overwrites its environment.
+    needed because nginx overwrites its environment. Nothing with the marker is older than they.
     """
     processes = table()
     pids = {pid for pid, start in idents if pid in processes and processes[pid][3] == start}
     leaders = {pid for pid in pids if processes[pid][2] == pid}
     pids |= {pid for pid, entry in processes.items() if entry[2] in leaders}
     if marker:
-        pids |= {pid for pid in processes if pid not in pids and environment_has(pid, marker)}
+        since = min((start for _, start in idents), default=0)
+        younger = {pid for pid, entry in processes.items() if entry[3] >= since} - pids
+        pids |= {pid for pid in younger if environment_has(pid, marker)}
     grown = True
     while grown:
         children = {pid for pid, entry in processes.items() if entry[1] in pids} - pids
