@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """
-The main job, to be looked at: a simulated CBSD node under .demo/, masterless Salt, real monit and nginx.
+Show the main job: a simulated CBSD node under .demo/, masterless Salt, real monit and nginx.
 
-It applies the formula, creates lb1 (nginx) and db1, stops nginx in lb1 and then kills the jail behind CBSD's back, and
-shows how both are noticed and healed.  Exit code 0 only if both were, with one restart each, and db1 was never touched.
-Writes build/demo.json.  `--remove` removes .demo/.
+Applies the formula, creates lb1 (nginx) and db1, stops nginx in lb1, then kills that jail behind
+CBSD's back, and shows how both failures are noticed and healed. The exit code is 0 only if both
+were, with one restart each, and db1 was not touched. Writes build/demo.json; `--remove` removes
+.demo/.
 """
 
 import contextlib
@@ -128,9 +129,8 @@ def main():
         return 130
     finally:
         node.stop()
-        say(
-            f"\nEverything it started has ended ({time.time() - began:.0f} s); the node's files are in .demo/."
-        )
+        took = time.time() - began
+        say(f"\nEverything it started has ended ({took:.0f} s); the node's files are in .demo/.")
 
 
 def play(node):
@@ -161,7 +161,7 @@ def play(node):
     step("The formula again: the new envs get their checks")
     show(node.summary(node.apply()))
 
-    step("cbsd jstart lb1; cbsd jstart db1: the hooks announce, the agent publishes, monit is told")
+    step("cbsd jstart lb1; cbsd jstart db1: the hooks announce, the agent publishes, monit reloads")
     for env in ("lb1", "db1"):
         node.sim.cbsd("jstart", f"jname={env}")
     if not node.wait_state("lb1", "healthy", 30) or not node.wait_state("db1", "healthy", 30):
@@ -182,7 +182,7 @@ def play(node):
     failures.append({**watch.follow(), "kind": "service"})
     node.wait_state("lb1", "healthy", 20)
 
-    step("Failure 2: the kernel loses the jail lb1, CBSD is not told")
+    step("Failure 2: the kernel loses the jail lb1, CBSD does not notice")
     watch = Watch(node, "lb1")
     node.sim.crash("lb1")
     failures.append({**watch.follow(), "kind": "crash"})

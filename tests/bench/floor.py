@@ -1,13 +1,14 @@
 """
-The floor that `make bench` compares with: plain Python that writes the same bytes with the same durability, one ``monit -t``, one
-reload; nothing is computed, validated, compared or reported.
+Write the same bytes as the formula with the same durability, and nothing else: the lower bound.
 
     python floor.py MANIFEST
 
-MANIFEST (JSON, made by ``manifest``): ``{"files": {path: [text, mode, durable]}, "links": {path: target}, "test": argv, "reload": argv}``; the
-directories of the files exist or are made. Prints the seconds it took, reading the manifest not among them. Durable is a file
-that was fsync'ed before its rename, and its directory after: all temporary files are written first, then synced by eight threads, so
-that one commit of the file system's journal serves many (what the formula does as well, `agent/files.py`).
+Computes, validates, compares and reports nothing; runs one ``monit -t`` and one reload, and prints
+the seconds this took. MANIFEST is JSON, made by ``manifest``: ``{"files": {path: [text, mode,
+durable]}, "links": {path: target}, "test": argv, "reload": argv}``; missing directories are made.
+A durable file is fsync'ed before its rename, and its directory after. As in `agent/files.py`, all
+temporary files are written first and then synced by eight threads, so that one commit of the file
+system's journal serves many.
 """
 
 import concurrent.futures
@@ -21,7 +22,7 @@ import time
 
 def manifest(root, before, durable, test, reload, target=None):
     """
-    What is below ``root`` and not in ``before`` (a set of paths), as a manifest with ``root`` replaced by ``target``.
+    Return a manifest of all below ``root`` but what is in ``before``; ``target`` replaces ``root``.
 
     durable
         A function that says of a path below ``root`` whether its writer synced it.
@@ -45,13 +46,13 @@ def manifest(root, before, durable, test, reload, target=None):
     return {"files": files, "links": links, "test": test, "reload": reload}
 
 
-def run(said):
-    """Write what the manifest ``said`` holds; returns how many files and bytes."""
-    folders = {os.path.dirname(path) for path in (*said["files"], *said["links"])}
+def run(content):
+    """Write what a manifest holds; returns how many files and bytes."""
+    folders = {os.path.dirname(path) for path in (*content["files"], *content["links"])}
     for folder in sorted(folders):
         os.makedirs(folder, 0o700, exist_ok=True)
     size, durable = 0, []
-    for path, (text, mode, sync) in said["files"].items():
+    for path, (text, mode, sync) in content["files"].items():
         data = text.encode("utf-8", "surrogateescape")
         size += len(data)
         handle = os.open(path + ".new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
@@ -67,21 +68,21 @@ def run(said):
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         list(pool.map(settle, [path + ".new" for path in durable]))
-        for path in said["files"]:
+        for path in content["files"]:
             os.replace(path + ".new", path)
         list(pool.map(settle, sorted({os.path.dirname(path) for path in durable})))
-    for path, target in said["links"].items():
+    for path, target in content["links"].items():
         os.symlink(target, path)
-    for argv in (said["test"], said["reload"]):
+    for argv in (content["test"], content["reload"]):
         subprocess.run(argv, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-    return len(said["files"]), size
+    return len(content["files"]), size
 
 
 def main(path):
     with open(path, encoding="utf-8") as stream:
-        said = json.load(stream)
+        content = json.load(stream)
     began = time.perf_counter()
-    count, size = run(said)
+    count, size = run(content)
     print(json.dumps({"seconds": time.perf_counter() - began, "files": count, "bytes": size}))
 
 

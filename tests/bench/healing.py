@@ -1,4 +1,4 @@
-"""Detection, healing and restart storms, ours beside the rule of CBSD's chapter on monit."""
+"""Detection, healing and restart storms, ours beside the rule in upstream's howto on monit."""
 
 import os
 import shutil
@@ -161,8 +161,8 @@ SLOW = {
 }  # seconds; a restart that outlasts monit's cycle, 8 × 5 s, is what piles up
 WATCHED = 100  # seconds
 BUDGET = 2
-# The chapter's own template, for the jail's port 80, with the path of the simulated cbsd.
-CHAPTER = """\
+# The rule in upstream's howto, for the jail's port 80, with the path of the simulated cbsd.
+RULE = """\
 check host {env} with address {address}
 \tif failed port 80 protocol http
 \tthen exec "{cbsd} jrestart {env}"
@@ -172,7 +172,8 @@ check host {env} with address {address}
 POSTSTART = """\
 #!/bin/sh
 sleep 3
-sed -e "s:%%JNAME%%:$jname:g" -e "s:%%IPV4_FIRST%%:$ipv4_first:g" {system}/$jname/monit/monitrc.tpl > {system}/$jname/monit/monitrc
+cd {system}/$jname/monit || exit
+sed -e "s:%%JNAME%%:$jname:g" -e "s:%%IPV4_FIRST%%:$ipv4_first:g" monitrc.tpl > monitrc
 {monit} -c {monitrc} -t > /dev/null 2>&1 && {monit} -c {monitrc} reload > /dev/null 2>&1
 {monit} -c {monitrc} summary $jname > /dev/null 2>&1
 """
@@ -180,7 +181,8 @@ PRESTOP = """\
 #!/bin/sh
 [ -f {system}/$jname/monit/monitrc ] || exit 0
 rm -f {system}/$jname/monit/monitrc
-{monit} -c {monitrc} summary $jname > /dev/null 2>&1 && {monit} -c {monitrc} -t > /dev/null 2>&1 && {monit} -c {monitrc} reload > /dev/null 2>&1
+{monit} -c {monitrc} summary $jname > /dev/null 2>&1 &&
+    {monit} -c {monitrc} -t > /dev/null 2>&1 && {monit} -c {monitrc} reload > /dev/null 2>&1
 """
 PLAIN = """\
 set daemon {poll}
@@ -194,8 +196,8 @@ include {system}/*/monit/monitrc
 """
 
 
-def chapter(bench, minion, jails, hooks, package=""):
-    """A node as CBSD's chapter says: the jails' rules behind a glob, a plain monit; with ``hooks`` also the module's."""
+def upstream(bench, minion, jails, hooks, package=""):
+    """A node as in upstream's howto: a rule for each jail, plain monit, and the module's hooks."""
     node = bench.node(minion)
     add_jails(node, jails, package, port=80)
     values = {
@@ -209,8 +211,8 @@ def chapter(bench, minion, jails, hooks, package=""):
         folder = os.path.join(values["system"], env, "monit")
         os.mkdir(folder)
         rule = {"cbsd": os.path.join(node.sim.bin, "cbsd"), "env": env, "address": address}
-        template = CHAPTER.format(**{**rule, "env": "%%JNAME%%", "address": "%%IPV4_FIRST%%"})
-        for name, text in (("monitrc.tpl", template), ("monitrc", CHAPTER.format(**rule))):
+        template = RULE.format(**{**rule, "env": "%%JNAME%%", "address": "%%IPV4_FIRST%%"})
+        for name, text in (("monitrc.tpl", template), ("monitrc", RULE.format(**rule))):
             with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
                 out.write(text)
         scripts = (
@@ -238,7 +240,7 @@ def plain_monit(node):
 
 
 def storm(bench):
-    """Eight running envs whose network swallows everything: the chapter's rule, and ours without and with storm guard."""
+    """Cut eight running envs off: upstream's rule, ours, and ours with storm guard."""
     blocks = {
         "rule": "127.77.23.1",
         "module": "127.77.23.3",
@@ -253,8 +255,8 @@ def storm(bench):
         name: bench.hold(Network(list(found.values()), 8080)) for name, found in envs.items()
     }
     nodes = {
-        "rule": chapter(bench, "rule", envs["rule"], hooks=False),
-        "module": chapter(bench, "module", envs["module"], hooks=True),
+        "rule": upstream(bench, "rule", envs["rule"], hooks=False),
+        "module": upstream(bench, "module", envs["module"], hooks=True),
         "ours": prepared(
             bench, "ours", envs["ours"], "", budget={**budget, "storm_min": ENVS + 1}, **ours
         ),

@@ -31,7 +31,7 @@ HEAD = (
 )
 
 
-def said(*argv):
+def first_line(*argv):
     """The first line that a program prints, or an empty text."""
     try:
         done = subprocess.run(argv, capture_output=True, text=True, check=False, cwd=REPO)
@@ -57,18 +57,18 @@ def machine():
             f"{platform.system()} {platform.release().split('-')[0]}",
             f"Python {platform.python_version()}",
             f"Salt {salt.version.__version__}",
-            said("monit", "-V").replace("This is Monit version", "monit"),
+            first_line("monit", "-V").replace("This is Monit version", "monit"),
         ]
     )
 
 
 def record(found):
-    """Append a row of what was ``found`` to docs/benchmarks.md; what was not measured stays empty."""
+    """Append a row of the keys ``found`` to docs/benchmarks.md; a missing key is an empty cell."""
     path = REPO / "docs/benchmarks.md"
     text = path.read_text()
     if HEAD not in text:
         text = text.rstrip() + "\n\n" + HEAD
-    changed = said(
+    changed = first_line(
         "git",
         "status",
         "--porcelain",
@@ -78,7 +78,7 @@ def record(found):
         "_modules",
         "_states",
     )
-    commit = said("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
+    commit = first_line("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
     cells = [time.strftime("%Y-%m-%d", time.gmtime()), commit]
     cells += [str(found.get(key, "")) for key in COLUMNS.values()]
     path.write_text(text.rstrip("\n") + "\n| " + " | ".join([*cells, machine()]) + " |\n")

@@ -1,12 +1,13 @@
-"""What the hooks cost: a start beside one without hooks and beside one with the hooks of CBSD's module monit; many starts."""
+"""What the hooks cost: a start without them, with ours, with CBSD's module monit; many starts."""
 
 import contextlib
 import os
+import shutil
 import subprocess
 import time
 
-from bench.healing import PILLAR, chapter, plain_monit, prepared, start
-from bench.nodes import idle, median, percentile, reloads, until
+from bench.healing import PILLAR, plain_monit, prepared, start, upstream
+from bench.nodes import first, idle, median, percentile, reloads, require, until
 
 STARTS = 25
 STAGGERED = 100
@@ -61,13 +62,13 @@ def hook(bench):
             idle(node)
     bench.drop(node)
 
-    other = chapter(bench, "module", {"m0": "127.77.24.110"}, hooks=True, package="tcpd")
+    other = upstream(bench, "module", {"m0": "127.77.24.110"}, hooks=True, package="tcpd")
     plain_monit(other)
-    upstream, since = [], time.time()
+    theirs, since = [], time.time()
     for _ in range(UPSTREAM):
         since = time.time()
         cbsd(other, "jstart", "jname=m0", "inter=0")
-        upstream += waits(other, since).values()
+        theirs += waits(other, since).values()
         cbsd(other, "jstop", "jname=m0")
     bench.drop(other)
 
@@ -87,10 +88,8 @@ def hook(bench):
         run.wait()
     staggered = list(waits(node, since).values())
     bench.drop(node)
-    if len(staggered) != STAGGERED or len(waited) != STARTS:
-        raise RuntimeError(
-            f"hooks ran for {len(staggered)} of {STAGGERED} starts and {len(waited)} of {STARTS}"
-        )
+    ran = (len(staggered), len(waited))
+    require(ran == (STAGGERED, STARTS), f"hooks ran for {ran} of {STAGGERED, STARTS} starts")
     return {
         "start_without_hooks_ms_median": round(median(took["plain"]), 1),
         "start_with_hooks_ms_median": round(median(took["hooked"]), 1),
@@ -98,13 +97,13 @@ def hook(bench):
         "hook_waited_ms_median": round(median(waited), 1),
         "hook_added_ms_median_staggered_100": round(median(staggered), 1),
         "hook_added_ms_p99_staggered_100": round(percentile(staggered, 99), 1),
-        "upstream_hook_ms_median": round(median(upstream), 1),
-        "hook_speedup_over_upstream": round(median(upstream) / median(waited), 1),
+        "upstream_hook_ms_median": round(median(theirs), 1),
+        "hook_speedup_over_upstream": round(median(theirs) / median(waited), 1),
     }
 
 
 def parallel(bench):
-    """A hundred starts at once: how often monit reloads, and whether every env is watched afterwards."""
+    """Start a hundred envs at once, then once more after a power failure: reloads, envs watched."""
     many = {f"p{i}": f"127.77.25.{1 + i}" for i in range(MANY)}
     node = prepared(
         bench, "parallel", many, **{"defaults": {**PILLAR["defaults"], "start_period": "120s"}}
@@ -118,10 +117,12 @@ def parallel(bench):
         return sum(words[1:2] == ["OK"] for words in lines)
 
     def healthy():
-        return [said["state"] for said in node.status().values()].count("healthy")
+        return [entry["state"] for entry in node.status().values()].count("healthy")
 
-    with contextlib.suppress(RuntimeError):
-        until(lambda: watched() == healthy() == MANY, 90, "all are watched")
+    def all_watched():
+        until(lambda: watched() == healthy() == MANY, 90, lambda: f"{watched()}, {healthy()} live")
+
+    all_watched()
     settled = time.monotonic() - began
     keys = {
         "parallel_starts": MANY,
@@ -131,5 +132,24 @@ def parallel(bench):
         "parallel_starts_100_healthy": healthy(),
         "parallel_starts_healthy_after_s": round(settled, 1),
     }
+    node.kill_monit()
+    node.kill_agent()
+    node.sim.kernel.power_off()
+    shutil.rmtree(node.run_dir, ignore_errors=True)
+    (node.root / "var/run/monit.pid").unlink(missing_ok=True)
+    node.sim.boot(astart=False)
+    lost, before, ran = time.time(), reloads(node), len(node.sim.hooks_log())
+    monit = node.lookup()["monit_start"]
+    subprocess.run(monit, check=True, capture_output=True, stdin=subprocess.DEVNULL)
+    time.sleep(3)  # as rc.d does: monit is there before CBSD has started anything
+    start(node, many)
+    idle(node)
+    all_watched()
+    keys["parallel_boot_100_reloads"] = reloads(node) - before
+    hooks = [r["env"] for r in node.sim.hooks_log()[ran:]]
+    healed = [env for env in many if first(node, env, "healing", lost)]
+    worst = max(keys["parallel_boot_100_reloads"], keys["parallel_starts_100_reloads"])
+    require(worst <= 5, f"{worst} reloads for {MANY} starts at once")
+    require(sorted(hooks) == sorted([*many] * 2) and not healed, f"started again: {healed} {hooks}")
     bench.drop(node)
     return keys

@@ -1,4 +1,4 @@
-"""What all parts of `make bench` share: nodes that are built cheaply, exact failures, medians, and an end that leaves nothing."""
+"""What all parts of `make bench` share: cheap nodes, exact failures, medians, cleaning up."""
 
 import contextlib
 import os
@@ -48,12 +48,18 @@ def until(condition, seconds, what):
     raise RuntimeError(f"not within {seconds} s: {what() if callable(what) else what}")
 
 
+def require(true, problem):
+    """Fail the part of the bench that runs: it guarantees what is not ``true``."""
+    if not true:
+        raise RuntimeError(problem)
+
+
 class Bench:
     """
     One run: the nodes it made, and what is held open for them.
 
-    Files of a node that has ended stay until the run ends: ext4 without a journal skips each inode that was deleted in the
-    last minutes, one by one, whenever it looks for a free one, so that what is deleted here is paid for in the next measure.
+    Files of a node that has ended stay until the run ends: when ext4 without a journal looks for a
+    free inode it skips each one deleted in the last minutes, which would slow the next part down.
     """
 
     def __init__(self):
@@ -82,7 +88,7 @@ class Bench:
         self.nodes.remove(node)
 
     def end(self):
-        """End everything that this run started, by pid; further interruptions are ignored meanwhile."""
+        """End all that this run started, by pid, and ignore further interruptions meanwhile."""
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         self.drop_all()
@@ -148,7 +154,7 @@ def add_jails(node, addresses, package="tcpd", port=8080):
 
 
 def add_rows(node, names, address):
-    """Create running jails without a file system, all at one address and one sleeping process: what a highstate looks at."""
+    """Create running jails without files, which share one address and one sleeping process."""
     layout, kernel = node.sim.layout, node.sim.kernel
     rows = []
     for number, name in enumerate(names, 1):
@@ -274,11 +280,11 @@ class Network:
         self.sockets = []
 
 
-# What the simulator's log tells
+# What the simulator has logged
 
 
 class Command:
-    """One command of CBSD: its words, begin and end (infinity while it runs), and the commands that it ran."""
+    """One command of CBSD: its words, begin, end (infinity while it runs), and child commands."""
 
     def __init__(self, record):
         self.argv, self.pid, self.parent = record["argv"], record["pid"], record["parent_pid"]
@@ -310,7 +316,7 @@ def restarts(node, since=0):
     """
     [(env, begin, end)] of all restarts that touched a jail, in the order of their begins.
 
-    A restart is one jrestart that stopped or started something, or a stop and the next start of the same env.
+    A restart is a jrestart that stopped or started something, or a stop and the env's next start.
     """
     found, stopped = [], {}
     for command in commands(node):

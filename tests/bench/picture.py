@@ -1,4 +1,4 @@
-"""build/bench.svg: the cost of a highstate over the number of envs, and beside what it is compared with."""
+"""build/bench.svg: the cost of a highstate over the number of envs, beside the alternatives."""
 
 import math
 
@@ -24,7 +24,8 @@ def text(x, y, words, size=13, anchor="start", colour=INK, weight="normal"):
 
 def line(x1, y1, x2, y2, colour=LIGHT, width=1, dashed=False):
     dash = ' stroke-dasharray="6 4"' if dashed else ""
-    return f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" stroke="{colour}" stroke-width="{width}"{dash}/>'
+    ends = f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"'
+    return f'<line {ends} stroke="{colour}" stroke-width="{width}"{dash}/>'
 
 
 def seconds(value):
@@ -113,9 +114,8 @@ def bars(found):
             value = found[f"{side}_{turn}_s_1000"]
             name, colour = SIDES[side]
             length = 230 * value / most
-            out.append(
-                f'<rect x="{BARS - 30}" y="{y}" width="{max(1, length):.1f}" height="20" fill="{colour}"/>'
-            )
+            place = f'x="{BARS - 30}" y="{y}" width="{max(1, length):.1f}"'
+            out.append(f'<rect {place} height="20" fill="{colour}"/>')
             words = seconds(value)
             if side == "idiomatic":
                 words += f" = {found[f'{turn}_speedup_over_idiomatic_1000']:.1f} × ours"
@@ -130,7 +130,8 @@ def bars(found):
 def draw(found):
     """The picture as text, of the keys that ``converge`` measures."""
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 30}" width="{WIDTH}" height="{HEIGHT + 30}" '
-        f'font-family="Helvetica, Arial, sans-serif"><rect width="100%" height="100%" fill="white"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT + 30}" '
+        f'width="{WIDTH}" height="{HEIGHT + 30}" font-family="Helvetica, Arial, sans-serif">'
+        '<rect width="100%" height="100%" fill="white"/>'
     )
     return "\n".join([head, *lines(found), *bars(found), "</svg>", ""])

@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """
-Measures the formula beside what one would otherwise use; `make bench` runs it.
+Measure the formula beside what one would otherwise use; `make bench` runs it.
 
     make bench                               all parts but `huge`, which takes several minutes more
     make bench BENCH_ARGS='heal storm'       these parts only
     make bench BENCH_ARGS=--record           all parts, and a row in docs/benchmarks.md
 
-Writes build/bench.json, one flat object with what was measured in this very run, and build/bench.svg.
+Writes build/bench.json, one flat object of what this run measured, and build/bench.svg. The exit
+code is 1 if a part failed: it raised an error, or what it guarantees was not so.
 """
 
 import argparse
@@ -27,7 +28,7 @@ from bench.nodes import REPO, Bench, say  # noqa: E402
 
 
 def events(bench):
-    """From monit's detection to the master's bus; an outage of 60 s; the runner beside test.ping."""
+    """From monit's detection to the master's bus; an outage of 60 s; runner beside test.ping."""
     return fleet.measure(60)
 
 
@@ -97,8 +98,8 @@ def main():
         say(f"everything it started has ended ({time.monotonic() - began:.0f} s)")
     if given.record and not failed:
         history.record(found)
-    said = f"build/bench.json: {len(found)} figures"
-    say(f"{said}; FAILED: {', '.join(failed)}" if failed else said)
+    failures = f"; FAILED: {', '.join(failed)}" if failed else ""
+    say(f"build/bench.json: {len(found)} figures{failures}")
     return 1 if failed else 0
 
 

@@ -1,4 +1,4 @@
-"""What a highstate costs with many envs, beside the formula that one would otherwise write and beside the least that is possible."""
+"""What a highstate costs with many envs: ours, a formula as usual, the least that is possible."""
 
 import contextlib
 import fcntl
@@ -14,7 +14,7 @@ import threading
 import time
 
 from bench import floor
-from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, say, until
+from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, require, say, until
 
 SIZES = (10, 100, 1000)
 ROUNDS = 3
@@ -33,7 +33,7 @@ PILLAR = {
         }
     },
 }
-# What changes without anybody's wish: Salt's own cache and logs, locks, and what stands for kernel and inventory.
+# What always changes: Salt's own cache and logs, locks, the simulated kernel and inventory.
 NOT_COUNTED = re.compile(
     r"(salt|log|kernel|var/run|etc/salt|var/db/monit\.|usr/jails/var/db)(/|\Z|.*)|.*/agent\.log\Z"
 )
@@ -44,7 +44,7 @@ def names(size):
 
 
 class Side:
-    """One way to do it, on a node of its own with ``size`` running envs and a monit that runs already."""
+    """One way to do it, on a node of its own with ``size`` running envs and a running monit."""
 
     sls = ()
 
@@ -83,7 +83,7 @@ class Side:
 
     def run(self, *words, under=()):
         """One salt-call; returns (seconds, megabytes of its largest process, its results)."""
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:  # what fails on purpose is logged as well
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
             began = time.perf_counter()
             process = subprocess.Popen(
                 [*under, *self.argv(*words)],
@@ -102,16 +102,15 @@ class Side:
             for stream in (out, log):
                 stream.seek(0)
             text = out.read().decode()
-            said = log.read().decode()
         try:
             results = json.loads(text)["local"]
         except (ValueError, KeyError):
-            raise RuntimeError(f"{' '.join(words)}: {text}{said}") from None
+            raise RuntimeError(f"{' '.join(words)}: {text}{log.read().decode()}") from None
         return took, usage.ru_maxrss / 1024, results
 
     def apply(self, under=(), failing=(), settle=True):
         """
-        Its states; returns (seconds without the wait for monit, megabytes, seconds of that wait, results).
+        Apply its states; returns (seconds less the wait for monit, megabytes, that wait, results).
 
         under
             The command that runs salt-call.
@@ -148,7 +147,7 @@ class Side:
 
 
 class Ours(Side):
-    """This formula, complete; its modules are synced before, as a minion has them: no part of a highstate's cost."""
+    """This formula, complete; its modules are synced before: no part of a highstate's cost."""
 
     sls = ("cbsd_monit",)
 
@@ -170,7 +169,7 @@ class Ours(Side):
 
 
 class Idiomatic(Side):
-    """One file.managed with a template per env in a loop, and one reload that all of them trigger."""
+    """One file.managed with a template per env in a loop, and one reload for all of them."""
 
     sls = ("idiomatic",)
 
@@ -196,10 +195,10 @@ class Idiomatic(Side):
 class Floor(Side):
     """What is left of ``Ours`` on disk, written by plain Python."""
 
-    def write(self, said, root):
-        """Write the manifest ``said``, made of the node below ``root``; {"seconds", "files", "bytes", "megabytes"}."""
+    def write(self, content, root):
+        """Write another node's files; {"seconds", "files", "bytes", "megabytes"}."""
         own = str(self.node.root)
-        text = json.dumps(said).replace(json.dumps(root)[1:-1], json.dumps(own)[1:-1])
+        text = json.dumps(content).replace(json.dumps(root)[1:-1], json.dumps(own)[1:-1])
         path = self.node.root / "manifest.json"
         path.write_text(text)
         before = reloads(self.node)
@@ -219,7 +218,7 @@ def paths(root):
 
 
 def manifest(side, before):
-    """What the first run of ``side`` has written, with the two commands of monit that the floor runs."""
+    """The manifest of what the first run of ``side`` has written, for ``Floor``."""
     root, node = str(side.node.root), side.node
     monit = [shutil.which("monit"), "-c", str(node.monitrc)]
     unsynced = (
@@ -228,7 +227,7 @@ def manifest(side, before):
     )  # Salt's own file states sync nothing
 
     def durable(path):
-        """Nor does the agent sync what it would find out again: renderings, and what it knows of envs that it sees for the first time."""
+        """Nor does the agent sync what a next pass makes again: renderings, first-seen records."""
         again = ("/monit/monitrc", "/monit/history.jsonl")
         return not path.startswith((*unsynced, str(node.state_dir / "envs"))) and not path.endswith(
             again
@@ -241,7 +240,7 @@ def manifest(side, before):
 
 
 def converge(bench):
-    """First and second highstate with 10, 100 and 1,000 envs × 3 checks: ours, the idiomatic formula, the floor."""
+    """Two highstates with 10, 100 and 1,000 envs × 3 checks: ours, the idiomatic one, the floor."""
     costs, peaks, waits, syncs = {}, {}, [], []
     for size in SIZES:
         for number in range(ROUNDS):
@@ -256,12 +255,12 @@ def converge(bench):
                     costs.setdefault((name, turn, size), []).append(took - ping)
                     peaks[name, turn, size] = max(peak, peaks.get((name, turn, size), 0))
                     if name == "ours" and turn == "first":
-                        said = manifest(side, before)
+                        content = manifest(side, before)
                         waits += [wait] if size == SIZES[-1] else []
-                    if turn == "second" and any(r["changes"] for r in results.values()):
-                        raise RuntimeError(f"the second run of {name} changed something")
+                    changed = turn == "second" and any(r["changes"] for r in results.values())
+                    require(not changed, f"the second run of {name} changed something")
             ground = Floor(bench, size)
-            written = ground.write(said, str(sides[0].node.root))
+            written = ground.write(content, str(sides[0].node.root))
             costs.setdefault(("floor", "first", size), []).append(written["seconds"])
             for side in (*sides, ground):
                 side.drop()
@@ -300,7 +299,7 @@ def converge(bench):
         max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1
     )
     keys["floor_peak_rss_mb_1000"] = round(written["megabytes"], 1)
-    keys["floor_first_writes_1000"] = written["files"] + len(said["links"])
+    keys["floor_first_writes_1000"] = written["files"] + len(content["links"])
     keys["floor_first_bytes_1000"] = written["bytes"]
     return keys
 
@@ -334,7 +333,7 @@ def counted(side):
         )
         made = processes(trace)
         after = snapshot(root)
-    written = [path for path, said in after.items() if before.get(path) != said]
+    written = [path for path, stamp in after.items() if before.get(path) != stamp]
     gone = len(set(before) - set(after))
     size = sum(after[path][2] for path in written if not os.path.islink(path))
     return {
@@ -350,7 +349,7 @@ def processes(trace):
     begun, count = {}, 0
     for row in trace:
         pid, call = row.split(None, 1)
-        call = begun.pop(pid, "") + call  # a call that others interrupted is told in two lines
+        call = begun.pop(pid, "") + call  # a call that others interrupted takes two lines
         if call.rstrip().endswith("<unfinished ...>"):
             begun[pid] = call
         elif re.search(r"= \d+$", call) and "CLONE_THREAD" not in call:
@@ -360,7 +359,7 @@ def processes(trace):
 
 @contextlib.contextmanager
 def no_agent(node):
-    """Something that `wake` takes for a running agent: only what the highstate itself runs is counted."""
+    """Keep `wake` from starting an agent, so that only the highstate's own work is counted."""
     ticket = node.run_dir / "agent.pid"
     while True:
         idle(node)
@@ -382,7 +381,7 @@ def no_agent(node):
 
 
 def count(bench):
-    """Processes, files, bytes and reloads of the first and the second highstate with 100 and 1,000 envs."""
+    """Processes, files, bytes and reloads of two highstates with 100 and 1,000 envs."""
     if not shutil.which("strace"):
         raise RuntimeError("strace is not installed: sh tests/setup.sh --packages strace")
     keys = {}
@@ -398,6 +397,11 @@ def count(bench):
                     else:
                         keys[f"{prefix}{turn}_{what}_{size}"] = value
             side.drop()
+    more = abs(keys["processes_1000"] - keys["processes_100"])  # at most, a wake of the agent: 4
+    require(more <= 4, f"the number of processes grows with the envs: {keys}")
+    require(keys["second_processes_1000"] == keys["second_processes_100"], f"and again: {keys}")
+    wrote = [keys[f"second_{what}_1000"] for what in ("writes", "bytes", "reloads")]
+    require(wrote == [0, 0, 0], f"a second run wrote: {keys}")
     return keys
 
 
@@ -405,7 +409,7 @@ def count(bench):
 
 
 def bad(bench):
-    """A publish with one env among 1,000 that monit does not accept, against one that it accepts."""
+    """Publish with one env among 1,000 that monit refuses, and with one that it accepts."""
     size = 1000
     side = Ours(bench, size)
     side.apply()
@@ -423,13 +427,17 @@ def bad(bench):
             found = side.apply(failing=failing)
             took[kind].append(found[0] - ping)
             status = side.node.status()
-            named = [env for env, said in status.items() if said["quarantined"]]
-            if named != ([culprit] if kind == "bad" else []):
-                raise RuntimeError(f"in quarantine: {named}")
+            named = [env for env, entry in status.items() if entry["quarantined"]]
+            require(named == ([culprit] if kind == "bad" else []), f"in quarantine: {named}")
     live = json.loads((side.node.state_dir / "services.json").read_text())
     envs = {env for env, _ in live.values()}
-    said = status[culprit]["quarantined"]
-    say(f"    {culprit} is named: {said}")
+    require(envs == {*names(size)} - {culprit}, f"live without the bad one: {len(envs)} envs")
+    published = (side.node.state_dir / "published").read_text()
+    require(f'"{culprit}.' not in published, f"{culprit} is published")
+    answer = json.loads(side.node.agent("sync", "--json"))
+    require(answer["services"] == 4 * (size - 1) and not answer["reloaded"], f"not live: {answer}")
+    drift(side)
+    say(f"    {culprit} is named: {status[culprit]['quarantined']}")
     side.drop()
     return {
         "clean_publish_s_1000": round(median(took["clean"]), 2),
@@ -439,6 +447,31 @@ def bad(bench):
     }
 
 
+def drift(side):
+    """Change by hand what is live, and narrow the group: a run repairs this and nothing else."""
+    node, left = side.node, names(side.size)[:120]
+    system = node.sim.layout.work("jails-system")
+    template, hook, alien = (
+        os.path.join(system, env, name)
+        for env, name in zip(left, ("monit/monitrc.tpl", "remove.d/cbsd_monit", "remove.d/mine"))
+    )
+    os.unlink(hook)
+    for path in (template, alien, node.state_dir / "published"):
+        with open(path, "w", encoding="utf-8") as out:
+            out.write("# by hand\n")
+    group = {**PILLAR["groups"]["all"], "match": ["e000*", "e0010*", "e0011*"]}
+    node.pillar({**PILLAR, "groups": {"all": group}})
+    side.apply()
+    published = (node.state_dir / "published").read_text()
+    found = [env for env in names(side.size) if f"# --- cbsd_monit {env}" in published]
+    require(found == left and "by hand" not in published, f"{len(found)} envs are live")
+    texts = [env for env in names(side.size) if os.path.exists(f"{system}/{env}/monit/monitrc.tpl")]
+    require(texts == left and os.path.islink(hook), f"{len(texts)} envs have their checks")
+    for path, by_hand in ((template, False), (alien, True)):
+        with open(path, encoding="utf-8") as source:
+            require(("by hand" in source.read()) is by_hand, f"{path} is not as it should be")
+
+
 def huge(bench):
     """Ten thousand envs on one node: more files than monit can include by a glob."""
     size = 10000
@@ -446,11 +479,10 @@ def huge(bench):
     ping = side.run("test.ping")[0]
     first = side.apply()
     second = side.apply()
-    known = {said.findtext("name") for said in side.node.services(timeout=60)}
+    known = {service.findtext("name") for service in side.node.services(timeout=60)}
     known = {name for name in known if name.startswith("e0")}
     live = {name.partition(".")[0] for name in known}
-    if live != set(names(size)):
-        raise RuntimeError(f"monit watches {len(live)} of {size} envs")
+    require(live == set(names(size)), f"monit watches {len(live)} of {size} envs")
     side.drop()
     return {
         "ours_first_s_10000": round(first[0] - ping, 2),
@@ -480,8 +512,19 @@ class Peak(threading.Thread):
 
 
 def agent(bench):
-    """The agent's start, its pass and its memory."""
-    keys = {}
+    """The agent's start, its pass, the look of each cycle, and its memory."""
+    keys, times = {}, {"agent_start_ms": [], "look_ms_100": []}
+    side = Ours(bench, 100)
+    side.apply()
+    with no_agent(side.node):
+        for _ in range(30):
+            for key, words in zip(times, (["history", names(1)[0]], ["look"])):
+                began = time.perf_counter()
+                side.node.agent(*words)
+                times[key].append(1000 * (time.perf_counter() - began))
+    for key, values in times.items():
+        keys[key] = round(median(values), 1)
+    side.drop()
     for size in (10, 1000):
         side = Ours(bench, size)
         side.apply()

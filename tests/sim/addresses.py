@@ -33,7 +33,7 @@ def is_private(address):
 
 
 class Addresses:
-    """The facts that hooks are told about an `ip4_addr`, and the items CBSD complains about."""
+    """The facts that hooks get about an `ip4_addr`, and the items CBSD complains about."""
 
     def __init__(self, ip4_addr):
         self.facts = dict.fromkeys(

@@ -1,4 +1,4 @@
-"""Programs of the base system: jls(8), jexec(8), sysrc(8), ps(1), rctl(8), and service(8) inside a jail."""
+"""Programs of the base system: jls, jexec, sysrc, ps, rctl, and service(8) inside a jail."""
 
 import os
 import pwd
@@ -198,7 +198,7 @@ def ps(layout, argv):
 
 
 def rctl(layout, argv):
-    """rctl -u jail:NAME; what it answers is DIR/kernel/rctl/NAME, without which RACCT is disabled."""
+    """rctl -u jail:NAME: print DIR/kernel/rctl/NAME; without that file RACCT is disabled."""
     if argv[:1] != ["-u"] or not argv[1:2] or not argv[1].startswith("jail:"):
         sys.stderr.write("usage: rctl -u filter\n")
         return 64

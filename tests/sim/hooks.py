@@ -55,7 +55,7 @@ class HookRunner:
             os.close(reader)
 
     def _script(self, jname, directory, path, stdin):
-        """Run one script and log it; its exit code as a shell tells it."""
+        """Run one script and log it; its exit code as a shell shows it."""
         session = self.session
         environment = {**session.environment, "PATH": HOST_PATH, "CBSD_PWD": "", "CBSD_CWD": ""}
         record = {

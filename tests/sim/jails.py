@@ -709,7 +709,8 @@ def jclone(session):
         session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
     if args["checkstate"] == "1" and jid != "0":
         session.fail(
-            f"{{N1}}jail is online, please stop them: {{N2}}{old}{{N1}} (or use {{N2}}checkstate=0{{N1}}){{N0}}"
+            f"{{N1}}jail is online, please stop them: {{N2}}{old}{{N1}}"
+            " (or use {N2}checkstate=0{N1}){N0}"
         )
     if inventory.value(new, "jid"):
         session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")

@@ -164,7 +164,7 @@ class Kernel:
     def create_vm(self, name, guest, address):
         """bhyve(8): the pid of the machine, 0 when it does not come up.
 
-        `guest` tells which service the operating system in it runs, see `Node.guest`.
+        `guest` is the service that the operating system in it runs, see `Node.guest`.
         """
         self.release_address(name)
         with self.changing() as state:

@@ -307,7 +307,8 @@ def bclone(session):
         session.fail("{N1}Not in bhyve mode{N0}")
     if args["checkstate"] == "1" and row["jid"] != "0":
         session.fail(
-            f"{{N1}}bhyve is online, please stop them: {{N2}}{old}{{N1}} (or use {{N2}}checkstate=0{{N1}}){{N0}}"
+            f"{{N1}}bhyve is online, please stop them: {{N2}}{old}{{N1}}"
+            " (or use {N2}checkstate=0{N1}){N0}"
         )
     if inventory.value(new, "jname"):
         session.fail(f"{{N1}}Bhyve already exist: {{N2}}{new}{{N0}}")
@@ -334,7 +335,7 @@ def bclone(session):
 
 
 def bset(session):
-    """Change parameters of a machine; each one that was given is said to be changed."""
+    """Change parameters of a machine; prints each one that was given as changed."""
     args = session.parse("jname", f"jconf {' '.join(VM_SETTINGS)} {SET_KEYS}", reset={"quiet": "0"})
     jname = args["jname"]
     if "*" in jname:

@@ -241,7 +241,7 @@ class Node:
     # -- broken ------------------------------------------------------------------------------------
 
     def crash(self, name):
-        """The kernel loses a jail or a machine: its processes die, nothing of CBSD is told."""
+        """The kernel loses a jail or a machine: its processes die, CBSD learns nothing."""
         self.kernel.destroy_jail(name)
         self.kernel.destroy_vm(name)
 

@@ -49,7 +49,7 @@ def family(idents, marker=None):
     """The living processes of `idents`, their sessions, their descendants, and those with `marker`.
 
     The marker finds what was started in a jail and then lost its parent; the recorded processes are
-    needed because nginx overwrites its environment. Nothing with the marker is older than they.
+    needed because nginx overwrites its environment. What is older than they cannot have it.
     """
     processes = table()
     pids = {pid for pid, start in idents if pid in processes and processes[pid][3] == start}

@@ -1,4 +1,4 @@
-"""`json` without its Python half: importing that, with `re` and `enum`, is half of what a simulated command needs to start."""
+"""`json` without its Python half: importing that costs as much as a simulated command does."""
 
 from _json import encode_basestring_ascii, make_encoder, make_scanner
 
