@@ -35,7 +35,7 @@ PILLAR = {
         "restart": {"attempts": 3, "interval": "10m", "delay": "5s"},
     },
     "profiles": {
-        "nginx": {"checks": {"http": {"type": "http", "port": 80, "path": "/", "content": "lb1"}}},
+        "nginx": {"checks": {"http": {"type": "http", "port": 80, "path": "/", "content": "lb1"}}}
     },
     "envs": {
         "lb1": {"profiles": ["nginx"], "checks": {"alive": {"type": "running"}}},

@@ -15,6 +15,7 @@ from bench.nodes import (
     overlapping,
     percentile,
     reached,
+    require,
     restarts,
     say,
 )
@@ -34,21 +35,17 @@ PILLAR = {
 }
 
 
+def starting(node, name):
+    """Begin to start a jail; the process."""
+    argv = [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={name}", "inter=0"]
+    quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+    return subprocess.Popen(argv, env=node.sim.environment(), cwd="/", **quiet)
+
+
 def start(node, names):
     """Start the jails, all at once; returns how long it took."""
     began = time.monotonic()
-    runs = [
-        subprocess.Popen(
-            [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={name}", "inter=0"],
-            env=node.sim.environment(),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        for name in names
-    ]
-    for run in runs:
+    for run in [starting(node, name) for name in names]:
         run.wait()
     return time.monotonic() - began
 
@@ -58,9 +55,8 @@ def live(node, names, seconds=60):
     start(node, names)
     for name in names:
         if not node.wait_state(name, "healthy", seconds):
-            raise RuntimeError(
-                f"{name} is not healthy: {node.status().get(name)}\n{node.agent_log()}"
-            )
+            found = node.status().get(name)
+            raise RuntimeError(f"{name} is not healthy: {found}\n{node.agent_log()}")
 
 
 def prepared(bench, minion, jails, package="tcpd", **pillar):
@@ -69,8 +65,7 @@ def prepared(bench, minion, jails, package="tcpd", **pillar):
     add_jails(node, jails, package)
     node.pillar({**PILLAR, **pillar})
     results = node.apply()
-    if not all(r["result"] for r in results):
-        raise RuntimeError(node.summary(results))
+    require(all(r["result"] for r in results), node.summary(results))
     return node
 
 
@@ -133,8 +128,7 @@ def delay(bench):
             time.sleep(2 + 0.23 * at)
             during.append(detect(env))
         ended = first(node, "slow", "healed", began)
-        if ended:
-            raise RuntimeError("the restart ended before the last failure was detected")
+        require(not ended, "the restart ended before the last failure was detected")
         node.sim.slow("slow")
         for env in names:
             node.wait_state(env, "healthy", 120)
@@ -155,10 +149,7 @@ def delay(bench):
 # Storms
 
 ENVS = 8
-SLOW = {
-    "stop": 22,
-    "start": 22,
-}  # seconds; a restart that outlasts monit's cycle, 8 × 5 s, is what piles up
+SLOW = {"stop": 22, "start": 22}  # seconds: restarts pile up that outlast monit's cycle, 8 × 5 s
 WATCHED = 100  # seconds
 BUDGET = 2
 # The rule in upstream's howto, for the jail's port 80, with the path of the simulated cbsd.
@@ -229,24 +220,14 @@ def upstream(bench, minion, jails, hooks, package=""):
 def plain_monit(node):
     """Start monit with the environment that a host gives it."""
     argv = [shutil.which("monit"), "-c", str(node.monitrc)]
-    subprocess.run(
-        argv,
-        env=node.sim.environment(),
-        cwd="/",
-        check=True,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-    )
+    quiet = {"stdin": subprocess.DEVNULL, "capture_output": True}
+    subprocess.run(argv, env=node.sim.environment(), cwd="/", check=True, **quiet)
 
 
 def storm(bench):
     """Cut eight running envs off: upstream's rule, ours, and ours with storm guard."""
-    blocks = {
-        "rule": "127.77.23.1",
-        "module": "127.77.23.3",
-        "ours": "127.77.23.5",
-        "guard": "127.77.23.7",
-    }
+    blocks = {"rule": "127.77.23.1", "module": "127.77.23.3"}
+    blocks.update(ours="127.77.23.5", guard="127.77.23.7")
     envs = {name: {f"s{i}": f"{block}{i}" for i in range(ENVS)} for name, block in blocks.items()}
     ours = {"groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}}
     ours["defaults"] = {**PILLAR["defaults"], "start_period": "5s"}

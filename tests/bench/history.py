@@ -22,13 +22,7 @@ COLUMNS = {  # heading: key
     "heal s": "heal_s_median",
     "bad / clean": "bad_env_vs_clean_1000",
 }
-HEAD = (
-    "| date | commit | "
-    + " | ".join(COLUMNS)
-    + " | machine |\n|"
-    + "---|" * (len(COLUMNS) + 3)
-    + "\n"
-)
+HEAD = f"| date | commit | {' | '.join(COLUMNS)} | machine |\n|{'---|' * (len(COLUMNS) + 3)}\n"
 
 
 def first_line(*argv):
@@ -50,16 +44,10 @@ def machine():
         model = found.group(1).strip() if found else model
     import salt.version
 
-    return ", ".join(
-        [
-            f"{os.cpu_count()} × {model}",
-            f"{memory:.0f} GB",
-            f"{platform.system()} {platform.release().split('-')[0]}",
-            f"Python {platform.python_version()}",
-            f"Salt {salt.version.__version__}",
-            first_line("monit", "-V").replace("This is Monit version", "monit"),
-        ]
-    )
+    system = f"{platform.system()} {platform.release().split('-')[0]}"
+    monit = first_line("monit", "-V").replace("This is Monit version", "monit")
+    versions = f"Python {platform.python_version()}, Salt {salt.version.__version__}, {monit}"
+    return f"{os.cpu_count()} × {model}, {memory:.0f} GB, {system}, {versions}"
 
 
 def record(found):
@@ -68,16 +56,8 @@ def record(found):
     text = path.read_text()
     if HEAD not in text:
         text = text.rstrip() + "\n\n" + HEAD
-    changed = first_line(
-        "git",
-        "status",
-        "--porcelain",
-        "--untracked-files=no",
-        "--",
-        "cbsd_monit",
-        "_modules",
-        "_states",
-    )
+    product = ("cbsd_monit", "_modules", "_states")
+    changed = first_line("git", "status", "--porcelain", "--untracked-files=no", "--", *product)
     commit = first_line("git", "rev-parse", "--short", "HEAD") + ("+" if changed else "")
     cells = [time.strftime("%Y-%m-%d", time.gmtime()), commit]
     cells += [str(found.get(key, "")) for key in COLUMNS.values()]

@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 
-from bench.healing import PILLAR, plain_monit, prepared, start, upstream
+from bench.healing import PILLAR, plain_monit, prepared, start, starting, upstream
 from bench.nodes import first, idle, median, percentile, reloads, require, until
 
 STARTS = 25
@@ -20,8 +20,7 @@ def cbsd(node, *argv):
     began = time.perf_counter()
     done = node.sim.cbsd(*argv)
     took = 1000 * (time.perf_counter() - began)
-    if done.returncode:
-        raise RuntimeError(f"cbsd {' '.join(argv)}: {done.stdout}{done.stderr}")
+    require(done.returncode == 0, f"cbsd {' '.join(argv)}: {done.stdout}{done.stderr}")
     return took
 
 
@@ -29,13 +28,9 @@ def waits(node, since):
     """{env: ms that its start waited for hooks of ours} of all starts since a moment."""
     found = {}
     for record in node.sim.hooks_log():
-        if record["start"] >= since and record["dir"] in (
-            "master_prestart.d",
-            "master_poststart.d",
-        ):
-            found[record["env"]] = found.get(record["env"], 0) + 1000 * (
-                record["end"] - record["start"]
-            )
+        if record["start"] >= since and record["dir"].endswith("start.d"):
+            took = 1000 * (record["end"] - record["start"])
+            found[record["env"]] = found.get(record["env"], 0) + took
     return found
 
 
@@ -76,13 +71,7 @@ def hook(bench):
     node = prepared(bench, "staggered", many)
     since, runs = time.time(), []
     for env in many:
-        argv = [os.path.join(node.sim.bin, "cbsd"), "jstart", f"jname={env}", "inter=0"]
-        quiet = {
-            "stdin": subprocess.DEVNULL,
-            "stdout": subprocess.DEVNULL,
-            "stderr": subprocess.DEVNULL,
-        }
-        runs.append(subprocess.Popen(argv, env=node.sim.environment(), cwd="/", **quiet))
+        runs.append(starting(node, env))
         time.sleep(0.5)
     for run in runs:
         run.wait()

@@ -135,16 +135,9 @@ def add_jails(node, addresses, package="tcpd", port=8080):
         What runs in them: ``tcpd`` listens on ``port``; empty for nothing.
     """
     layout = node.sim.layout
-    rows = []
-    for name, address in addresses.items():
-        row = {
-            "jname": name,
-            "host_hostname": f"{name}.my.domain",
-            **jails.DEFAULTS,
-            **jails.paths_of(layout, name),
-        }
-        row.update(jails.NATIVE, ip4_addr=address, astart="0")
-        rows.append(row)
+    rows = [row_of(layout, name, ip4_addr=addr, astart="0") for name, addr in addresses.items()]
+    for row in rows:
+        name = row["jname"]
         for directory in jails.HOOK_DIRS:
             os.makedirs(layout.system(name, directory))
         if package:
@@ -158,13 +151,7 @@ def add_rows(node, names, address):
     layout, kernel = node.sim.layout, node.sim.kernel
     rows = []
     for number, name in enumerate(names, 1):
-        row = {
-            "jname": name,
-            "host_hostname": f"{name}.my.domain",
-            **jails.DEFAULTS,
-            **jails.paths_of(layout, name),
-        }
-        rows.append({**row, **jails.NATIVE, "ip4_addr": address, "jid": number, "status": 1})
+        rows.append(row_of(layout, name, ip4_addr=address, jid=number, status=1))
         for directory in jails.HOOK_DIRS:
             os.makedirs(layout.system(name, directory))
     insert(node, rows)
@@ -172,27 +159,23 @@ def add_rows(node, names, address):
     with kernel.changing() as state:
         state["next_jid"] = len(rows) + 1
         for row in rows:
-            record = {
-                "path": row["path"],
-                "data": row["data"],
-                "hostname": row["host_hostname"],
-                "ip4": address,
-            }
-            state["jails"][row["jname"]] = {
-                "jid": row["jid"],
-                **record,
-                "pids": [],
-                "holder": holder,
-            }
+            record = {key: row[key] for key in ("jid", "path", "data")}
+            record.update(hostname=row["host_hostname"], ip4=address, pids=[], holder=holder)
+            state["jails"][row["jname"]] = record
+
+
+def row_of(layout, name, **columns):
+    """The row of a new jail with these ``columns``."""
+    row = {**jails.DEFAULTS, **jails.paths_of(layout, name), **jails.NATIVE, **columns}
+    return {**row, "jname": name, "host_hostname": f"{name}.my.domain"}
 
 
 def insert(node, rows):
     """Rows of CBSD's inventory, in one transaction."""
     columns = list(rows[0])
     text = f"INSERT INTO jails ({','.join(columns)}) VALUES ({','.join('?' * len(columns))})"
-    with contextlib.closing(
-        sqlite3.connect(node.sim.inventory.file, timeout=25)
-    ) as database, database:
+    connection = sqlite3.connect(node.sim.inventory.file, timeout=25)
+    with contextlib.closing(connection) as database, database:
         database.executemany(text, [[row[c] for c in columns] for row in rows])
 
 
@@ -261,9 +244,7 @@ class Network:
                 )
                 client.shutdown(socket.SHUT_WR)
                 client.settimeout(2)
-                while client.recv(
-                    4096
-                ):  # closing before the question was read would reset the connection
+                while client.recv(4096):  # to close before the question is read is a reset
                     pass
 
     def blackhole(self):

@@ -46,24 +46,10 @@ def lines(found):
     }
     values = [max(y, 0.001) for series in points.values() for _, y in series]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    out = [
-        text(
-            LEFT - 40,
-            TOP - 30,
-            "Cost of a highstate over the number of envs, 3 checks each",
-            15,
-            weight="bold",
-        )
-    ]
-    out.append(
-        text(
-            LEFT - 40,
-            TOP - 12,
-            "above salt-call test.ping, without the wait for monit",
-            12,
-            colour=GREY,
-        )
-    )
+    title = "Cost of a highstate over the number of envs, 3 checks each"
+    what = "above salt-call test.ping, without the wait for monit"
+    out = [text(LEFT - 40, TOP - 30, title, 15, weight="bold")]
+    out.append(text(LEFT - 40, TOP - 12, what, 12, colour=GREY))
 
     def at(size, value):
         x = LEFT + WIDE * (math.log10(size) - 1) / 2

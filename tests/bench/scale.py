@@ -56,12 +56,8 @@ class Side:
         self.node.pillar(PILLAR)
         self.prepare()
         monit = shutil.which("monit")
-        subprocess.run(
-            [monit, "-c", str(self.node.monitrc)],
-            check=True,
-            capture_output=True,
-            stdin=subprocess.DEVNULL,
-        )
+        quiet = {"stdin": subprocess.DEVNULL, "capture_output": True}
+        subprocess.run([monit, "-c", str(self.node.monitrc)], check=True, **quiet)
         until(lambda: (self.node.root / "var/run/monit.pid").exists(), 10, "monit starts")
 
     def prepare(self):
@@ -70,28 +66,15 @@ class Side:
 
     def argv(self, *words):
         salt_call = os.path.join(os.path.dirname(sys.executable), "salt-call")
-        return [
-            salt_call,
-            "-c",
-            str(self.node.root / "etc/salt"),
-            "--local",
-            "--out=json",
-            "-l",
-            "error",
-            *words,
-        ]
+        conf = str(self.node.root / "etc/salt")
+        return [salt_call, "-c", conf, "--local", "--out=json", "-l", "error", *words]
 
     def run(self, *words, under=()):
         """One salt-call; returns (seconds, megabytes of its largest process, its results)."""
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as log:
             began = time.perf_counter()
-            process = subprocess.Popen(
-                [*under, *self.argv(*words)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=log,
-                cwd="/",
-            )
+            streams = {"stdin": subprocess.DEVNULL, "stdout": out, "stderr": log}
+            process = subprocess.Popen([*under, *self.argv(*words)], cwd="/", **streams)
             try:
                 _, status, usage = os.wait4(process.pid, 0)
                 process.returncode = os.waitstatus_to_exitcode(status)
@@ -122,13 +105,10 @@ class Side:
         before = reloads(self.node)
         self.forget_wait()
         took, size, results = self.run("state.apply", *self.sls, under=under)
-        if not isinstance(results, dict):
-            raise RuntimeError(f"state.apply {self.sls}: {results}")
+        require(isinstance(results, dict), f"state.apply {self.sls}: {results}")
         bad = [r["__id__"] for r in results.values() if r["result"] is False]
-        if sorted(set(bad)) != sorted(failing):
-            raise RuntimeError(
-                self.node.summary(sorted(results.values(), key=lambda r: r["__run_num__"]))
-            )
+        ordered = sorted(results.values(), key=lambda r: r["__run_num__"])
+        require(sorted(set(bad)) == sorted(failing), self.node.summary(ordered))
         wait = self.wait()
         self.reloads = reloads(self.node) - before
         if settle:
@@ -221,10 +201,8 @@ def manifest(side, before):
     """The manifest of what the first run of ``side`` has written, for ``Floor``."""
     root, node = str(side.node.root), side.node
     monit = [shutil.which("monit"), "-c", str(node.monitrc)]
-    unsynced = (
-        str(node.wake.parent),
-        os.path.join(root, "etc/cron.d"),
-    )  # Salt's own file states sync nothing
+    # Salt's own file states sync nothing.
+    unsynced = (str(node.wake.parent), os.path.join(root, "etc/cron.d"))
 
     def durable(path):
         """Nor does the agent sync what a next pass makes again: renderings, first-seen records."""
@@ -382,8 +360,7 @@ def no_agent(node):
 
 def count(bench):
     """Processes, files, bytes and reloads of two highstates with 100 and 1,000 envs."""
-    if not shutil.which("strace"):
-        raise RuntimeError("strace is not installed: sh tests/setup.sh --packages strace")
+    require(shutil.which("strace"), "no strace: sh tests/setup.sh --packages strace")
     keys = {}
     for size in (100, 1000):
         for make in (Ours, Idiomatic):
@@ -421,9 +398,8 @@ def bad(bench):
             raw = f"if {word} port 80 with timeout {2 + number} seconds then alert\n"
             side.node.pillar({**PILLAR, "envs": {culprit: {"raw": raw}}})
             ping = side.run("test.ping")[0]
-            failing = (
-                (state,) if kind == "bad" else ()
-            )  # Salt gives the entry of the env the id of its state
+            # Salt gives the entry of the env the id of its state.
+            failing = (state,) if kind == "bad" else ()
             found = side.apply(failing=failing)
             took[kind].append(found[0] - ping)
             status = side.node.status()
@@ -531,17 +507,11 @@ def agent(bench):
         times = {"start": [], "pass": []}
         peak = 0.0
         for _ in range(10):
-            for what, words in (
-                ("start", ["history", names(size)[0]]),
-                ("pass", ["sync", "--json"]),
-            ):
+            for what, words in zip(times, (["history", names(size)[0]], ["sync", "--json"])):
                 began = time.perf_counter()
-                process = subprocess.Popen(
-                    [str(side.node.wake), *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                )
+                streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+                argv = [str(side.node.wake), *words]
+                process = subprocess.Popen(argv, stdout=subprocess.PIPE, **streams)
                 watch = Peak(process.pid)
                 watch.start()
                 process.communicate()

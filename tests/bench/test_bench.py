@@ -13,12 +13,8 @@ def log(*commands):
     """A node whose log holds commands (verb, env, begin, end, pid, parent)."""
     records = []
     for verb, env, begin, end, pid, parent in commands:
-        who = {
-            "argv": [verb, f"jname={env}"],
-            "pid": pid,
-            "parent_pid": parent,
-            "nested": parent is not None,
-        }
+        who = {"argv": [verb, f"jname={env}"], "pid": pid, "parent_pid": parent}
+        who["nested"] = parent is not None
         records.append({"t": begin, "event": "start", **who})
         records.append({"t": end, "event": "end", **who})
     records.sort(key=lambda r: r["t"])
@@ -56,11 +52,8 @@ def test_a_stop_without_its_start_is_still_going_on():
 
 
 def test_percentile_is_one_of_the_values():
-    assert (
-        percentile(range(1, 101), 99) == 99
-        and percentile([5], 99) == 5
-        and percentile([1, 2], 50) == 1
-    )
+    assert percentile(range(1, 101), 99) == 99
+    assert percentile([5], 99) == 5 and percentile([1, 2], 50) == 1
 
 
 def test_processes_are_counted_and_threads_are_not():

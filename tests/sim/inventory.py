@@ -38,19 +38,9 @@ bhyve_x2apic_mode bhyve_mptable_gen bhyve_ignore_msr_acc bhyve_vnc_vgaconf media
 vm_cpu_topology debug_engine xhci cd_boot_firmware jailed vm_iso_path2 on_poweroff on_reboot
 on_crash vm_zfs_guid mnt_start mnt_stop double_acpi boot_delay pid_wait tags vnc_port
 uuid""".split()
-VM_DEFAULTS = {
-    "vm_cpus": "1",
-    "vm_ram": "1073741824",
-    "vm_os_type": "freebsd",
-    "vm_boot": "hdd",
-    "vm_vnc_port": "0",
-    "vnc_port": "0",
-    "bhyve_vnc_tcp_bind": "127.0.0.1",
-    "on_poweroff": "destroy",
-    "on_reboot": "restart",
-    "on_crash": "destroy",
-    "pid_wait": "1",
-}
+VM_DEFAULTS = """vm_cpus=1 vm_ram=1073741824 vm_os_type=freebsd vm_boot=hdd vm_vnc_port=0 vnc_port=0
+bhyve_vnc_tcp_bind=127.0.0.1 on_poweroff=destroy on_reboot=restart on_crash=destroy pid_wait=1"""
+VM_DEFAULTS = dict(setting.split("=") for setting in VM_DEFAULTS.split())
 
 # rcconf.subr empties these when they are 0.
 EMPTY_WHEN_ZERO = """basename slavenode masterhost exec_stop exec_poststart exec_poststop

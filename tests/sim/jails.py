@@ -13,42 +13,13 @@ HOOK_DIRS = """clone-local.d clone.d create.d facts.d master_create.d master_pos
 master_poststop.d master_prestart.d master_prestop.d remove.d rename.d start.d stop.d""".split()
 
 # etc/defaults/jail-freebsd-default.conf
-DEFAULTS = {
-    "devfs_ruleset": "4",
-    "allow_mount": "1",
-    "allow_nullfs": "1",
-    "allow_fdescfs": "1",
-    "allow_devfs": "1",
-    "exec_timeout": "180",
-    "exec_fib": "0",
-    "stop_timeout": "900",
-    "mount_fdescfs": "1",
-    "allow_dying": "1",
-    "allow_procfs": "1",
-    "allow_tmpfs": "1",
-    "baserw": "0",
-    "mdsize": "0",
-    "mount_src": "0",
-    "mount_obj": "0",
-    "mount_ports": "1",
-    "mount_kernel": "0",
-    "mount_devfs": "1",
-    "astart": "1",
-    "interface": "auto",
-    "vnet": "0",
-    "applytpl": "1",
-    "floatresolv": "1",
-    "mkhostsfile": "1",
-    "exec_start": "/bin/sh /etc/rc",
-    "exec_stop": "/bin/sh /etc/rc.shutdown",
-    "emulator": "jail",
-    "ip4_addr": "DHCP",
-    "b_order": "10",
-    "ver": "native",
-    "arch": "native",
-    "protected": "0",
-    "hidden": "0",
-}
+DEFAULTS = """devfs_ruleset=4 allow_mount=1 allow_nullfs=1 allow_fdescfs=1 allow_devfs=1
+exec_timeout=180 exec_fib=0 stop_timeout=900 mount_fdescfs=1 allow_dying=1 allow_procfs=1
+allow_tmpfs=1 baserw=0 mdsize=0 mount_src=0 mount_obj=0 mount_ports=1 mount_kernel=0 mount_devfs=1
+astart=1 interface=auto vnet=0 applytpl=1 floatresolv=1 mkhostsfile=1 emulator=jail ip4_addr=DHCP
+b_order=10 ver=native arch=native protected=0 hidden=0"""
+DEFAULTS = dict(setting.split("=") for setting in DEFAULTS.split())
+DEFAULTS.update(exec_start="/bin/sh /etc/rc", exec_stop="/bin/sh /etc/rc.shutdown")
 CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel
 delpkglist environment etcupdate_init flavor from fstablocal inter interface2 jconf jname
 jprofile nic_hwaddr pkg_bootstrap pkglist quiet removejconf runasap sysrc zfs_snapsrc
@@ -342,9 +313,7 @@ def adjust_native(session, row, quiet):
 def refuse_state(session, row):
     """Neither a slave nor an environment in maintenance can be started."""
     if row["status"] == "2":
-        session.fail(
-            "{N1}Jail in slave mode. Please {N2}cbsd jswmode mode=master{N1} first{N0}",
-        )
+        session.fail("{N1}Jail in slave mode. Please {N2}cbsd jswmode mode=master{N1} first{N0}")
     if row["status"] == "3":
         session.fail("{N1}Jail in maintenance mode{N0}")
 

@@ -284,15 +284,7 @@ class Node:
         self._running(name)
         conf = os.path.join(self.layout.system(name), "bhyve.conf")
         program = os.path.join(self.layout.distdir, "share/bhyverun.sh")
-        argv = [program, "-c", conf, *(["--twice"] if twice else [])]
-        subprocess.run(
-            argv,
-            env=self.environment(),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
+        self._program([program, "-c", conf, *(["--twice"] if twice else [])])
 
     def guest_reboot(self, name):
         """The guest restarts: another process, only master_reboot.d runs."""
@@ -334,15 +326,11 @@ class Node:
 
     def _astart(self, what):
         program = os.path.join(self.layout.distdir, "rc.d/jails-astart")
-        environment = self.environment(ALWAYS_NO="1")
-        subprocess.run(
-            [program, what],
-            env=environment,
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            check=False,
-        )
+        self._program([program, what], ALWAYS_NO="1")
+
+    def _program(self, argv, **changes):
+        options = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
+        subprocess.run(argv, env=self.environment(**changes), cwd="/", **options)
 
 
 def read_log(path):
