@@ -482,6 +482,12 @@ def test_jls_of_the_base_system(node):
     assert "name=b" in jls("-n", "-j", "2").stdout
     found = json.loads(jls("--libxo", "json").stdout)["jail-information"]["jail"]
     assert [entry["hostname"] for entry in found] == ["a.my.domain", "b.my.domain"]
+    with node.kernel.changing() as state:
+        state["jails"]["it's $0"] = {**state["jails"]["a"], "jid": 3}
+    holder = node.kernel.jails()["b"]["holder"]
+    os.kill(holder[0], signal.SIGKILL)  # a jail ends with the last of its processes
+    procs.wait_gone([holder], 5)
+    assert jls("name").stdout == jls("-q", "name").stdout == "a\nit's $0\n"
     missing = jls("-j", "x")
     assert (missing.returncode, missing.stderr) == (1, 'jls: jail "x" not found\n')
     absent = subprocess.run([f"{node.bin}/jexec", "x", "true"], capture_output=True, text=True)
@@ -492,6 +498,19 @@ def test_the_workdir_is_in_rc_conf(node):
     argv = [f"{node.bin}/sysrc", "-f", f"{node.root}/etc/rc.conf", "-n", "cbsd_workdir"]
     assert subprocess.run(argv, capture_output=True, text=True).stdout == node.workdir + "\n"
     assert node.cbsd("jls", env={"workdir": None}).returncode == 0
+
+
+def test_what_a_command_starts_inherits_no_descriptor_of_its_caller(node):
+    jail(node, "a", "127.79.1.39", start=False)
+    hook(node, "a", "master_poststart.d", f"ls /proc/self/fd > {node.root}/fds")
+    with open(os.path.join(node.root, "held"), "w", encoding="utf-8") as held:
+        node.cbsd("jstart", "jname=a", pass_fds=[held.fileno()])
+        holder, service = node.kernel.jails()["a"]["holder"], node.kernel.jails()["a"]["pids"][0]
+        for pid in (holder[0], service[0]):
+            links = [os.readlink(link) for link in pathlib.Path(f"/proc/{pid}/fd").iterdir()]
+            assert held.name not in links
+        fds = pathlib.Path(node.root, "fds").read_text().split()
+        assert set(fds) == {"0", "1", "2", "3"}  # the last is that of `ls` itself
 
 
 # -- the inventory ---------------------------------------------------------------------------------
