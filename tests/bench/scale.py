@@ -376,7 +376,9 @@ def count(bench):
             side.drop()
     more = abs(keys["processes_1000"] - keys["processes_100"])  # at most, a wake of the agent: 4
     require(more <= 4, f"the number of processes grows with the envs: {keys}")
-    require(keys["second_processes_1000"] == keys["second_processes_100"], f"and again: {keys}")
+    require(
+        keys["second_processes_1000"] == keys["second_processes_100"], f"the second run: {keys}"
+    )
     wrote = [keys[f"second_{what}_1000"] for what in ("writes", "bytes", "reloads")]
     require(wrote == [0, 0, 0], f"a second run wrote: {keys}")
     return keys

@@ -20,7 +20,7 @@ def family(address):
 
 
 def number(address):
-    """An IPv4 address as a number; octets above 255 spill over, as nobody checks them."""
+    """An IPv4 address as a number; octets above 255 are not refused, and spill over."""
     value = 0
     for octet in address.split("."):
         value = value * 256 + int(octet)

@@ -195,7 +195,7 @@ def words_of(code):
 
 def sql(layout, words):
     """cbsdsqlro DATABASE STATEMENT...: one line per row, columns separated by `|`."""
-    import _sqlite3  # sqlite3 adds conversions of dates, and takes twice as long to import
+    from sim import quick_sqlite
 
     name = words[0] if words else ""
     path = name if name.startswith("/") else layout.work(f"var/db/{name}.sqlite")
@@ -203,11 +203,11 @@ def sql(layout, words):
         sys.stdout.write(f"cbsdsql: Can't open database file: {path}\n")
         return 1
     separator = os.environ.get("sqldelimer", "|")
-    connection = _sqlite3.connect(path, timeout=25, isolation_level=None)
+    connection = quick_sqlite.connect(path, timeout=25, isolation_level=None)
     try:
         for row in connection.execute(" ".join(words[1:])):
             sys.stdout.write(separator.join("" if v is None else str(v) for v in row) + "\n")
-    except _sqlite3.Error as error:
+    except quick_sqlite.Error as error:
         sys.stderr.write(f"cbsdsql: {error}\n")
         return 1
     finally:

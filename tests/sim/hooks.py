@@ -16,7 +16,7 @@ class HookRunner:
         self.session = session
 
     def run(self, jname, directory, quiet=False):
-        """Run all executables of `jails-system/JNAME/DIRECTORY`; failures are nobody's business."""
+        """Run all executables of `jails-system/JNAME/DIRECTORY`; failures are ignored."""
         for _ in self._each(jname, directory, "Execute master script", quiet):
             pass
 

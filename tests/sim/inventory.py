@@ -4,11 +4,10 @@ SQL is put together by concatenation, as CBSD does it, so that quotes in values 
 things (sqlcmd.c, subr/rcconf.subr).
 """
 
-import _sqlite3  # sqlite3 adds conversions of dates, and takes twice as long to import
 import os
 import time
 
-from sim import addresses
+from sim import addresses, quick_sqlite
 
 DEFAULT_ZERO = """mount_devfs allow_mount allow_devfs allow_nullfs mount_fstab mkhostsfile
 devfs_ruleset interface basename slavenode baserw mount_src mount_obj mount_kernel mount_ports
@@ -64,7 +63,7 @@ class Inventory:
 
     def execute(self, query, path=None):
         """Run one statement; the rows. Errors are sqlite3's."""
-        connection = _sqlite3.connect(path or self.file, timeout=25, isolation_level=None)
+        connection = quick_sqlite.connect(path or self.file, timeout=25, isolation_level=None)
         try:
             return connection.execute(query).fetchall()
         finally:
@@ -80,14 +79,14 @@ class Inventory:
             return []
         try:
             return self.execute(query)
-        except _sqlite3.Error:
+        except quick_sqlite.Error:
             return []
 
     def write(self, query, path=None):
         """Change something; False when SQLite refuses the statement, which CBSD never notices."""
         try:
             self.execute(query, path)
-        except _sqlite3.Error:
+        except quick_sqlite.Error:
             return False
         return True
 
@@ -98,7 +97,7 @@ class Inventory:
 
     def create(self, path):
         """A new database with the empty table `jails`."""
-        connection = _sqlite3.connect(path)
+        connection = quick_sqlite.connect(path)
         connection.execute("PRAGMA journal_mode=WAL")
         columns = ["jname text unique PRIMARY KEY"]
         columns += [f"{c} {'integer' if c in NUMBERS else 'text'} default 0" for c in COLUMNS[1:]]
@@ -193,7 +192,7 @@ class Inventory:
             return {}
         try:
             row = self.execute(f"SELECT {','.join(VM_SETTINGS)} FROM settings LIMIT 1", path)[0]
-        except (_sqlite3.Error, IndexError):
+        except (quick_sqlite.Error, IndexError):
             return {}
         return dict(zip(VM_SETTINGS, map(text, row)))
 

@@ -801,7 +801,7 @@ def store(session, jname, key, value):
 
 
 def validate_address(session, jname, value):
-    """`|` becomes `#`; an interface must exist; an address somebody has is only warned about.
+    """`|` becomes `#`; an interface must exist; an address in use only gives a warning.
 
     The list is looked at as one word (jset:77-150): everything before its first `#` is taken for
     the interface, so a list with an interface behind its first address is refused, and only the

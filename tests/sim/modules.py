@@ -161,7 +161,7 @@ def secure_commands(path):
 
 
 def write_inventory(layout):
-    """nc.inventory is written anew: what somebody added by hand is lost."""
+    """nc.inventory is written anew: what was added by hand is lost."""
     settings = layout.settings()
     lines = {
         "nodename": settings["nodename"],

@@ -33,15 +33,15 @@ CBSD_WRAPPER = """\
 #!{python} -IS
 import sys
 sys.path.insert(0, {tests!r})
-from sim.cbsd import main
-sys.exit(main({root!r}, sys.argv[1:]))
+from sim import cbsd, leave
+leave(cbsd.main({root!r}, sys.argv[1:]))
 """
 PROGRAM_WRAPPER = """\
 #!{python} -IS
 import sys
 sys.path.insert(0, {tests!r})
-from sim.freebsd import main
-sys.exit(main({program!r}, {root!r}, sys.argv[1:]))
+from sim import freebsd, leave
+leave(freebsd.main({program!r}, {root!r}, sys.argv[1:]))
 """
 # `jls name`, what the agent asks most, without a start of Python.
 JLS = """\
@@ -66,12 +66,12 @@ BUILTIN_WRAPPER = """\
 #!{python} -IS
 import os, sys
 sys.path.insert(0, {tests!r})
-from sim import cbsd
+from sim import cbsd, leave
 from sim.layout import Layout
 name = os.path.basename(sys.argv[0])
 if name.startswith("cbsdsql"):
-    sys.exit(cbsd.sql(Layout({root!r}, os.environ["workdir"]), sys.argv[1:]))
-sys.exit(cbsd.main({root!r}, [name] + sys.argv[1:]))
+    leave(cbsd.sql(Layout({root!r}, os.environ["workdir"]), sys.argv[1:]))
+leave(cbsd.main({root!r}, [name] + sys.argv[1:]))
 """
 
 
@@ -149,7 +149,7 @@ class Node:
         os.chmod(path, mode)
 
     def destroy(self):
-        """End every process of the node and remove it. Once more does nothing."""
+        """End every process of the node and remove it. A second time does nothing."""
         if not os.path.isdir(self.root):
             return
         if not os.path.exists(self.layout.simconf):

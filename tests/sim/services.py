@@ -17,7 +17,7 @@ from sim.tcpd import listen
 NGINX = "/usr/sbin/nginx"
 STOP_TIMEOUT = 10
 
-# Whatever the jail's index.html says, or the name of the jail; conf.d is for the test to break it.
+# Serves the jail's index.html, or the jail's name; conf.d lets a test break it.
 NGINX_CONF = """\
 user root;
 worker_processes 1;

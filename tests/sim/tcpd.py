@@ -11,7 +11,7 @@ import time
 
 
 def answer(client, body):
-    """One request, one answer; whoever only connects and leaves is served as well."""
+    """One request, one answer; a client may also just connect and leave."""
     try:
         client.settimeout(10)
         client.recv(65536)
