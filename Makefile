@@ -1,4 +1,4 @@
-# Portable make (GNU and BSD).  `make demo` and `make test` set up what they need by themselves.
+# Portable make (GNU and BSD).  `make` alone prints the lines below that begin with two hashes.
 PYTHON = python3
 VENV = .venv
 BIN = $(VENV)/bin
@@ -9,9 +9,15 @@ BENCH_ARGS =
 DEPLOYED = cbsd_monit _modules _states _engines _runners _resources
 ROOT = /usr/local/etc/salt/states
 
-.PHONY: all setup demo test bench conformance install lint clean
+# What salt-lint cannot read: a reactor in Python, and the benchmark's copy of others' habits.
+NOT_SALT = ! -path cbsd_monit/reactor/notify.sls ! -path 'tests/bench/idiomatic/*'
+YAML = {extends: default, rules: {line-length: {max: 100}, document-start: disable, \
+  comments-indentation: disable, comments: {min-spaces-from-content: 1}}}
 
-all: test
+.PHONY: help setup demo test lint bench conformance install clean
+
+help:
+	@sed -n 's/^## //p' Makefile
 
 $(VENV)/.ready: requirements/test.lock tests/setup.sh
 	sh tests/setup.sh $(PYTHON) $(VENV)
@@ -19,32 +25,39 @@ $(VENV)/.ready: requirements/test.lock tests/setup.sh
 setup: $(VENV)/.ready
 	@sh tests/setup.sh --packages
 
-# The main job on a simulated CBSD node under .demo/: pillar to healed jail; writes build/demo.json.
+## make demo                        from pillar to a healed jail, simulated; writes build/demo.json
 demo: setup
 	@$(BIN)/python tests/demo.py
 
-test: setup
+## make test                        lint and all tests
+## make test PYTEST_ARGS=tests/unit these only; any arguments of pytest
+## CBSD_MONIT_POINTS=all make test  also the kill points that leave nothing new, and full sizes
+test: lint
 	@$(BIN)/python tests/run.py $(PYTEST_ARGS)
 
-# Measures all of it beside what one would otherwise use: build/bench.json and .svg (about half an hour).  BENCH_ARGS='heal storm'
-# does these parts only, BENCH_ARGS=--record also adds a row to docs/benchmarks.md.
+## make lint                        ruff, salt-lint, yamllint
+lint: setup
+	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
+	@find cbsd_monit tests -name '*.sls' $(NOT_SALT) -exec $(BIN)/salt-lint {} +
+	@$(BIN)/yamllint --strict -d "$(YAML)" cbsd_monit/defaults.yaml FORMULA pillar.example
+
+## make bench                       what it costs, in half an hour; writes build/bench.json and .svg
+## make bench BENCH_ARGS=storm      this part only; --record adds a row to docs/benchmarks.md
 bench: setup
 	@sh tests/setup.sh --packages strace
 	@$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
-# Replays recordings of real CBSD against the simulator: make conformance [CASES=DIR]
+## make conformance CASES=DIR       replays recordings of real CBSD against the simulator
 conformance: setup
 	@$(BIN)/python tests/conformance/run.py $(CASES)
 
-# Copies what Salt needs, and nothing else, to a file root: make install [ROOT=/srv/salt]
+## make install ROOT=/srv/salt      copies what Salt needs, and nothing else, to a file root
 install:
 	mkdir -p "$(ROOT)"
 	for d in $(DEPLOYED); do (cd $$d && find . -type f ! -name '*.pyc') | \
 	  while read -r f; do mkdir -p "$(ROOT)/$$d/$${f%/*}" && cp "$$d/$$f" "$(ROOT)/$$d/$$f"; done; done
 
-lint: setup
-	@$(BIN)/python -m ruff check . && $(BIN)/python -m ruff format --check .
-
+## make clean                       removes the virtualenv and all that these wrote
 clean:
 	-$(BIN)/python tests/demo.py --remove
 	rm -rf $(VENV) build .demo .pytest_cache

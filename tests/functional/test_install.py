@@ -2,10 +2,12 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
 import pytest
+import yaml
 from node_on_salt import DEPLOYED
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
@@ -95,3 +97,13 @@ def test_nothing_deployed_needs_what_is_not():
     for name in deployable():
         text = (REPO / name).read_text(encoding="utf-8")
         assert "tests/" not in text and "import sim" not in text, name
+
+
+def test_formula_project_and_changelog_name_the_same_version():
+    formula = yaml.safe_load((REPO / "FORMULA").read_text())
+    project = (REPO / "pyproject.toml").read_text()
+    changes = (REPO / "CHANGELOG.md").read_text()
+    version = re.search(r'^version = "(.+)"$', project, re.M).group(1)
+    assert formula["version"] == version
+    assert re.search(r"^## (\S+)", changes, re.M).group(1) == version
+    assert f"salt>={formula['minimum_version']}," in project
