@@ -1,13 +1,17 @@
 #!/usr/bin/env python3
 """
-All tests, as pytest runs side by side: most of the functional ones wait for real daemons, as many as there are cores.
+All tests, as pytest runs side by side; prints wall, processor and the slowest five of each run.
 
+What judges by seconds comes first and two wide.  The rest goes four wide: most of it waits.
 With arguments it is one pytest run with them: `make test PYTEST_ARGS='-k wake tests/unit'`.
 """
 
 import concurrent.futures
+import ctypes
 import os
 import pathlib
+import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -16,54 +20,102 @@ import time
 
 REPO = pathlib.Path(__file__).resolve().parents[1]
 FUNCTIONAL = "tests/functional/test_{}.py".format
+PYTEST = [sys.executable, "-m", "pytest"]
 REST = ["tests"]  # what no other run names
-# The longest first, and beside those that compute one that waits.
-RUNS = [
+BY_SECONDS = [[FUNCTIONAL("timeline")], [FUNCTIONAL("storm")]]
+# The longest first.
+OTHERS = [
     ["tests/integration/test_events.py"],
     [FUNCTIONAL("kills")],
-    [FUNCTIONAL("timeline"), FUNCTIONAL("storm")],
     [FUNCTIONAL("lifecycle")],
     [FUNCTIONAL("publish_faults")],
     [FUNCTIONAL("loop")],
     [FUNCTIONAL("sls")],
+    ["tests/unit"],
     REST,
     [FUNCTIONAL("scale")],
-    ["tests/unit"],
     ["tests/conformance"],
     ["tests/integration/test_bus.py"],
 ]
+SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 
 
-def main():
-    pytest = [sys.executable, "-m", "pytest"]
-    if sys.argv[1:]:
-        return subprocess.call([*pytest, *sys.argv[1:]], cwd=REPO)
-    named = [f"--ignore={path}" for run in RUNS if run != REST for path in run]
-    runs = [run + named if run == REST else run for run in RUNS]
-    began, turn, left = time.monotonic(), threading.Lock(), [run[0] for run in runs]
+def measured(argv):
+    """
+    Run ``argv``, then print the processor seconds of it and of all that it started; exits with its code.
 
-    def one(number, run, folder):
+    On Linux its orphans become ours, so daemons count as soon as they have ended.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SUBREAPER, 1, 0, 0, 0)
+    child = subprocess.Popen(argv, cwd=REPO)
+    code = None
+    while code is None:
+        pid, status = os.wait()
+        if pid == child.pid:
+            code = child.returncode = os.waitstatus_to_exitcode(status)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"processor {used.ru_utime + used.ru_stime:.0f}", flush=True)
+    return code
+
+
+class Suite:
+    """The runs of one `make test`, and what is printed of them."""
+
+    def __init__(self, folder):
+        self.folder, self.began, self.turn = folder, time.monotonic(), threading.Lock()
+        runs = BY_SECONDS + OTHERS
+        self.left, self.codes, self.processor = [run[0] for run in runs], [], 0
+        self.ignored = [f"--ignore={path}" for run in runs if run != REST for path in run]
+
+    def one(self, run):
+        began, name = time.monotonic(), run[0].replace("/", ".")
+        more = self.ignored if run == REST else []
         # A folder of its own for each: pytest removes the older ones of its common one.
-        argv = [*pytest, *run, "-q", f"--basetemp={folder}/{number}", "-p", "no:cacheprovider"]
+        more = [*more, "-q", "--durations=5", f"--basetemp={self.folder}/{name}"]
+        argv = [sys.executable, __file__, "--measured", *PYTEST, *run, *more]
+        argv += ["-p", "no:cacheprovider"]
         done = subprocess.run(
             argv, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
         )
-        with turn:
-            left.remove(run[0])
-            text = done.stdout.decode("utf-8", "replace")
-            said = text if done.returncode else text.strip().splitlines()[-1] + "\n"
-            sys.stdout.write(
-                f"==> {run[0]}: {said}{time.monotonic() - began:.0f} s, still to come: {' '.join(left)}\n"
-            )
-            sys.stdout.flush()
-        return done.returncode
+        text, took = done.stdout.decode("utf-8", "replace"), time.monotonic() - began
+        processor = int((re.findall(r"^processor (\d+)$", text, re.M) or [0])[-1])
+        with self.turn:
+            self.left.remove(run[0])
+            self.codes.append(done.returncode)
+            self.processor += processor
+            if done.returncode:
+                print(text)
+            print(f"==> {run[0]}: {took:.0f} s, processor {processor} s: {outcome(text)}")
+            for line in re.findall(r"^ *[\d.]+s (?:setup|call|teardown) .*$", text, re.M):
+                print("   ", line)
+            print(f"at {self.seconds()} s, still to come: {' '.join(self.left)}", flush=True)
 
+    def go(self, runs, wide):
+        with concurrent.futures.ThreadPoolExecutor(wide) as pool:
+            list(pool.map(self.one, runs))
+
+    def seconds(self):
+        return round(time.monotonic() - self.began)
+
+
+def outcome(text):
+    """pytest's last line: how many passed and failed."""
+    found = re.findall(r"^=* ?((?:\d+ \w+|no tests)\b.* in [\d.]+s.*?)[ =]*$", text, re.M)
+    return found[-1] if found else "no result"
+
+
+def main():
+    if sys.argv[1:2] == ["--measured"]:
+        return measured(sys.argv[2:])
+    if sys.argv[1:]:
+        return subprocess.call([*PYTEST, *sys.argv[1:]], cwd=REPO)
     with tempfile.TemporaryDirectory() as folder:
-        with concurrent.futures.ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            jobs = [pool.submit(one, number, run, folder) for number, run in enumerate(runs)]
-            codes = [job.result() for job in jobs]
-    print(f"all tests: {time.monotonic() - began:.0f} s")
-    return max(codes)
+        suite = Suite(folder)
+        suite.go(BY_SECONDS, 2)
+        suite.go(OTHERS, 4)
+    print(f"all tests: {suite.seconds()} s, processor {suite.processor} s")
+    return max(suite.codes)
 
 
 if __name__ == "__main__":
