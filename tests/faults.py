@@ -16,9 +16,11 @@ Run as a program (`faults.py PLAN AGENT …`) this file is the agent under a pla
 import builtins
 import errno
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import re
 import runpy
 import signal
 import socket
@@ -27,6 +29,7 @@ import subprocess
 import sys
 import syslog
 import threading
+import time
 from typing import NamedTuple
 
 MODES = ("trace", "kill", "stop", "enospc", "full")
@@ -60,10 +63,15 @@ exec '{python}' "$@"
 
 
 class Point(NamedTuple):
-    """The ``number``-th time (from 1) that a call is reached the way ``where`` says."""
+    """
+    The ``number``-th time (from 1) that a call is reached the way ``where`` says.
+
+    ``on`` is what it works on as it was traced: a path, or the words of a command.
+    """
 
     where: str
     number: int
+    on: str = ""
 
     @property
     def call(self):
@@ -73,8 +81,8 @@ class Point(NamedTuple):
 class Faults:
     """Faults of the agents of one node; ``folder`` is empty or new and holds the plan, the trace and the Python to use."""
 
-    def __init__(self, folder, python=sys.executable):
-        self.folder = pathlib.Path(folder)
+    def __init__(self, folder, python=sys.executable, watch=None):
+        self.folder, self.watch = pathlib.Path(folder), watch
         self.folder.mkdir(parents=True, exist_ok=True)
         self.python = self.folder / "python"
         self.python.write_text(
@@ -82,12 +90,17 @@ class Faults:
         )
         self.python.chmod(0o755)
 
-    def arm(self, mode="trace", point=None, command="run"):
-        """The next agent that is started with ``command`` runs to ``point`` and meets the fault ``mode`` there."""
+    def arm(self, mode="trace", point=None, command="run", watch=False):
+        """
+        The next agent that is started with ``command`` meets the fault ``mode`` at ``point``.
+
+        With ``watch`` the trace also holds, for each point, a digest of what a kill would leave.
+        """
         assert mode in MODES and (point is not None or mode == "trace")
         for name in ("taken", "trace", "hit"):
             (self.folder / name).unlink(missing_ok=True)
         plan = {"mode": mode, "where": point and point.where, "number": point and point.number}
+        plan["watch"] = self.watch if watch else None
         (self.folder / "command").write_text(command)
         (self.folder / "plan.new").write_text(json.dumps(plan))
         (self.folder / "plan.new").rename(self.folder / "plan")
@@ -103,11 +116,29 @@ class Faults:
 
     def trace(self):
         """Every point that the agent passed, in order."""
+        return [point for point, _ in self._traced()]
+
+    def _traced(self):
+        """[(point, digest of what a kill there would leave behind)], in order."""
         path, count, found = self.folder / "trace", {}, []
-        for where in path.read_text().splitlines() if path.exists() else ():
+        for line in path.read_text().splitlines() if path.exists() else ():
+            where, on, left = line.split("\t")
             count[where] = count.get(where, 0) + 1
-            found.append(Point(where, count[where]))
+            found.append((Point(where, count[where], on), left))
         return found
+
+    def new(self, points):
+        """
+        Those of ``points`` at which a kill leaves something else behind than at the point before.
+
+        All of them with CBSD_MONIT_POINTS=all.  What dies half done always leaves something new.
+        """
+        if os.environ.get("CBSD_MONIT_POINTS") == "all":
+            return list(points)
+        traced = self._traced()
+        lefts = ["", *(left for _, left in traced)]
+        same = {p for (p, left), before in zip(traced, lefts) if left == before}
+        return [p for p in points if p not in same or p.call in HALVES]
 
     def every(self):
         """
@@ -134,9 +165,9 @@ class Faults:
         lines = [line.split() for line in path.read_text().splitlines()] if path.exists() else []
         return [int(pid) for pid, *said in lines if said == [command]]
 
-    def run(self, agent, config, command, *args, mode="trace", point=None, timeout=60):
+    def run(self, agent, config, command, *args, mode="trace", point=None, watch=False, timeout=60):
         """Run one command of the agent to its end under a plan; a CompletedProcess with texts."""
-        self.arm(mode, point, command)
+        self.arm(mode, point, command, watch)
         argv = [str(self.python), "-IS", str(agent), str(config), command, *args]
         env = {
             "PATH": "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin",
@@ -170,12 +201,15 @@ class Plan:
         )
         self.hit = os.path.join(folder, "hit")
         self.seen, self.lock, self.full = 0, threading.RLock(), False
+        self.watch = said["watch"]
         self.real = {
             "write": os.write,
             "open": os.open,
             "kill": os.kill,
             "close": os.close,
             "mkdir": os.mkdir,
+            "connect": socket.socket.connect,
+            "sendall": socket.socket.sendall,
         }
 
     def _where(self, call):
@@ -189,7 +223,35 @@ class Plan:
             frame = frame.f_back
         return " ".join([call, *lines])
 
-    def point(self, call, half=None, space=True):
+    def _left(self, call):
+        """A digest of what a kill would leave behind now: the files, our children, monit's status."""
+        found = hashlib.sha256()
+        for top in self.watch["folders"]:
+            for folder, folders, names in os.walk(top):
+                folders[:] = sorted(set(folders) - set(self.watch["but"]))
+                found.update(repr((folder, folders)).encode())
+                for name in sorted(set(names) - set(self.watch["but"])):
+                    found.update(_content(os.path.join(folder, name)))
+        for task in sorted(os.listdir("/proc/self/task")):
+            found.update(_content(f"/proc/self/task/{task}/children"))
+        if call not in HALVES:  # monit hears one at a time, and now it is us
+            found.update(self._status())
+        return found.hexdigest()[:16]
+
+    def _status(self):
+        with socket.socket(socket.AF_UNIX) as monit:
+            monit.settimeout(0.2)
+            try:
+                self.real["connect"](monit, self.watch["monit"])
+                self.real["sendall"](monit, b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
+                answer = b"".join(iter(lambda: monit.recv(65536), b""))
+            except OSError:  # it listens to another thread of ours: take it for another state
+                return str(time.monotonic()).encode()
+        return b"".join(
+            re.findall(rb"<(?:name|status|monitor|pendingaction|incarnation)>[^<]*", answer)
+        )
+
+    def point(self, call, on="", half=None, space=True):
         """
         One point: returns, raises OSError or does not return, as the plan says.
 
@@ -199,7 +261,9 @@ class Plan:
         if where == call:
             return  # not the agent's: the interpreter, as it begins and ends
         with self.lock:
-            self.real["write"](self.trace, (where + "\n").encode())
+            left = self._left(call) if self.watch else ""
+            line = "\t".join([where, " ".join(_named(on).split()), left])
+            self.real["write"](self.trace, (line + "\n").encode())
             if self.full and call in SPACE and space:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             self.seen += where == self.where
@@ -218,6 +282,34 @@ class Plan:
             self.real["kill"](
                 os.getpid(), signal.SIGKILL if self.mode == "kill" else signal.SIGSTOP
             )
+
+
+def _named(target):
+    """The path of a file or descriptor, or the words of a command."""
+    target = target.fileno() if hasattr(target, "fileno") else target
+    if isinstance(target, int):
+        try:
+            return os.readlink(f"/proc/self/fd/{target}")
+        except OSError:
+            return ""
+    return " ".join(map(str, target)) if isinstance(target, (list, tuple)) else str(target)
+
+
+def _content(path):
+    """Everything about a file that a reader could see."""
+    try:
+        info = os.lstat(path)
+        if stat.S_ISLNK(info.st_mode):
+            return repr((path, os.readlink(path))).encode()
+        seen = repr((path, info.st_mode, info.st_uid, info.st_size)).encode()
+        if stat.S_ISREG(info.st_mode):
+            with open(path, "rb") as handle:
+                seen += handle.read()
+            if not path.startswith("/proc/"):
+                seen += str(info.st_mtime_ns).encode()
+        return seen
+    except OSError as err:
+        return repr(err).encode()
 
 
 class _Written:
@@ -246,7 +338,7 @@ class _Written:
         if self._waiting:
             data = self._waiting[0][:0].join(self._waiting)
             self._waiting = []
-            self._plan.point("write", lambda: self._out(data[: len(data) // 2]))
+            self._plan.point("write", self._handle, lambda: self._out(data[: len(data) // 2]))
             self._out(data)
 
     def _out(self, data):
@@ -276,9 +368,8 @@ def install(plan):
 
         def wrapped(*args, **more):
             if needed(*args, **more):
-                plan.point(
-                    call or name, space=name not in ("open", "mkdir") or not exists(*args, **more)
-                )
+                room = name not in ("open", "mkdir") or not exists(*args, **more)
+                plan.point(call or name, args[0], space=room)
             return real(*args, **more)
 
         setattr(holder, name, wrapped)
@@ -287,7 +378,7 @@ def install(plan):
         real = getattr(holder, name)
 
         def wrapped(target, data, *args):
-            plan.point(name, lambda: real(target, data[: len(data) // 2], *args))
+            plan.point(name, target, lambda: real(target, data[: len(data) // 2], *args))
             return real(target, data, *args)
 
         setattr(holder, name, wrapped)
@@ -315,7 +406,7 @@ def install(plan):
             if not set(mode) & set("wax+") or isinstance(path, int) and holder is builtins:
                 return real(path, mode, *args, **more)
             if holder is builtins:
-                plan.point("open", space=not exists(path))
+                plan.point("open", path, space=not exists(path))
             return _Written(plan, real(path, mode, *args, **more))
 
         setattr(holder, name, opening)
@@ -330,9 +421,9 @@ def install(plan):
     spawn = subprocess.Popen._execute_child
 
     def spawned(*args, **more):
-        plan.point("spawn")
+        plan.point("spawn", args[1])
         spawn(*args, **more)
-        plan.point("spawned")
+        plan.point("spawned", args[1])
 
     subprocess.Popen._execute_child = spawned
     for holder, name in ((builtins, "open"), (os, "fdopen")):

@@ -17,6 +17,8 @@ sys.path.insert(0, str(REPO / "tests"))
 
 from sim import Node  # noqa: E402
 
+# Sizes and kill points that the daily run leaves out.
+FULL = os.environ.get("CBSD_MONIT_POINTS") == "all"
 DEPLOYED = ("cbsd_monit", "_modules", "_states", "_beacons", "_engines", "_runners", "_resources")
 # As FreeBSD's package ships it: with a TCP port and a well-known password.
 MONITRC_SAMPLE = """\

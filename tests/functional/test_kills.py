@@ -9,9 +9,11 @@ from a heal that is traced first; tests/faults.py says what a point is.
 import concurrent.futures
 import contextlib
 import fcntl
+import functools
 import json
 import os
 import pathlib
+import queue
 import shutil
 import signal
 import subprocess
@@ -114,7 +116,14 @@ class World:
             (root / name).mkdir(parents=True)
         for name in ("work/nc.inventory", "work/var/db/local.sqlite", "log"):
             (root / name).touch()
-        self.faults = Faults(root / "faults")
+        self.faults = Faults(
+            root / "faults",
+            watch={
+                "folders": [str(root)],
+                "but": ["faults", "agent.log", "monit.log", "monit.state", "monit.id"],
+                "monit": f"{root}/monit.sock",
+            },
+        )
         self.name, self.ended = "lb1", set()
         (root / "lib/agent").symlink_to(FILES / "agent")
         self._script("bin/cbsd", CBSD.format(root=root))
@@ -233,10 +242,25 @@ class World:
             begins = time.time() - (self.root / "run/agent.pid").stat().st_mtime < 1
         return not begins and not self.agents() and not os.listdir(self.root / "busy")
 
+    def hurry(self):
+        """monit begins its next cycle now."""
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int((self.root / "monit.pid").read_text()), signal.SIGUSR1)
+
     def settled(self, state, seconds=60):
         """The env is in ``state`` and nobody works on it any more."""
+        moments = [time.monotonic() + pause for pause in (1.2, 0.5, 0.2)]
+
+        def there():
+            if self.record()["state"] == state:
+                return self.idle()
+            if moments and time.monotonic() > moments[-1]:
+                moments.pop()
+                self.hurry()
+            return False
+
         until(
-            lambda: self.record()["state"] == state and self.idle(),
+            there,
             seconds,
             lambda: (
                 f"{state}: {json.dumps(self.record(), indent=1)}\n{self.log()}\n{self.agent_log()}"
@@ -277,6 +301,7 @@ class World:
         if how == "start":
             (self.root / "up" / self.name).unlink()
         else:
+            self.hurry()
             until(lambda: self.monit().services[f"{self.name}.app"].failing, 10, "monit sees it")
 
     def destroy(self):
@@ -302,11 +327,11 @@ def worlds():
         world.destroy()
 
 
-def traced(world, how):
+def traced(world, how, **watch):
     """The points of one heal."""
     world.cron("healthy")
     world.fail(how)
-    world.faults.arm()
+    world.faults.arm(**watch)
     world.agent("monit", "x")
     world.settled("healthy")
     return world.faults.points()
@@ -389,10 +414,11 @@ class Killed:
 
 @pytest.mark.parametrize("how, stops", [("restart", 1), ("start", 0)])
 def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, how, stops):
-    points = traced(worlds[0], how)
+    points = traced(worlds[0], how, watch=True)
     assert len({p.where for p in points}) > 100
     # The passes around it: one is like the other, and all are those of the restart.
-    points = [p for p in points if "heal.py" in p.where or how == "restart" and p.number == 1]
+    around = worlds[0].faults.new([p for p in points if how == "restart" and p.number == 1])
+    points = [p for p in points if "heal.py" in p.where or p in around]
 
     def scenario(world, point):
         killed = Killed(world, how, point)
@@ -438,47 +464,6 @@ def test_operators_stop_after_the_kill_is_respected(worlds):
     assert len([pid for _, pid in done if pid]) > 3, done
 
 
-@pytest.mark.parametrize("verb", ["jstop", "jstart"])
-def test_command_that_outlives_its_agent_is_not_run_beside_itself(worlds, verb):
-    """The agent dies while cbsd works; cbsd goes on, and the next agent comes long before it has ended."""
-    world = worlds[0]
-    points = [
-        p
-        for p in traced(world, "restart")
-        if p.call == "spawned" and f"cbsd.py:{verb[1:]}" in p.where
-    ]
-    (point,) = points
-    (world.root / "slow").write_text("2.5\n")
-    try:
-        killed = Killed(world, "restart", point)
-        until(lambda: os.listdir(world.root / "busy") == ["lb1"], 10, "cbsd works")
-        world.cron("healthy")
-    finally:
-        (world.root / "slow").unlink()
-    killed.check(1, 1)
-
-
-LOCKS = {"pass.lock": "passes.py:run", "agent.lock": "commands.py:run", "lock/lb1": "heal.py:run"}
-
-
-@pytest.mark.parametrize("lock", LOCKS)
-def test_agent_killed_with_a_lock_in_its_hand_loses_none(worlds, lock):
-    """`flock` itself, and the call after it: who holds the lock is written into it."""
-    world = worlds[0]
-    traced(world, "restart")
-    point = next(
-        p
-        for p in world.faults.trace()
-        if p.call == "pwrite" and p.where.split()[2].startswith(LOCKS[lock])
-    )
-    killed = Killed(world, "restart", point)
-    until(lambda: killed.pid not in world.agents(), 10, "the agent is dead")
-    # monit tells of its failure each second, and the next agent may be at work already.
-    until(lambda: free(world.root / "run" / lock), 20, f"{lock} is free")
-    world.cron("healthy")
-    killed.check(1, 1)
-
-
 @pytest.mark.parametrize("mode", ["enospc", "full"])
 def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
     """One call fails, or from there on all that need room: this agent or the next heals all the same."""
@@ -508,13 +493,56 @@ def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
     )  # which of two threads comes first is chance
 
 
-@pytest.mark.parametrize(
-    "where, wakes", [("mkdir node.py:__init__", 1000), ("spawn cbsd.py:run", 300)]
-)
-def test_thousand_wakes_at_once_start_one_agent(worlds, where, wakes):
+# Each on a world of its own, side by side.
+
+ALONE = {}
+
+
+def alone(*cases):
+    """A scenario of one world, once for each of ``cases``."""
+
+    def keep(function):
+        for case in cases or ((),):
+            name = "-".join([function.__name__, *map(str, case)])
+            ALONE[name] = functools.partial(function, *case)
+        return function
+
+    return keep
+
+
+@alone(["jstop"], ["jstart"])
+def command_that_outlives_its_agent_is_not_run_beside_itself(verb, world):
+    """The agent dies while cbsd works; cbsd goes on, and the next agent comes long before it has ended."""
+    points = traced(world, "restart")
+    (point,) = [p for p in points if p.call == "spawned" and f" {verb} " in p.on]
+    (world.root / "slow").write_text("2.5\n")
+    try:
+        killed = Killed(world, "restart", point)
+        until(lambda: os.listdir(world.root / "busy") == ["lb1"], 10, "cbsd works")
+        world.cron("healthy")
+    finally:
+        (world.root / "slow").unlink()
+    killed.check(1, 1)
+
+
+@alone(["pass.lock"], ["agent.lock"], ["lock/lb1"])
+def agent_killed_with_a_lock_in_its_hand_loses_none(lock, world):
+    """`flock` itself, and the call after it: who holds the lock is written into it."""
+    traced(world, "restart")
+    trace = world.faults.trace()
+    point = next(p for p in trace if p.call == "pwrite" and p.on.endswith(f"/{lock}"))
+    killed = Killed(world, "restart", point)
+    until(lambda: killed.pid not in world.agents(), 10, "the agent is dead")
+    # monit tells of its failure each second, and the next agent may be at work already.
+    until(lambda: free(world.root / "run" / lock), 20, f"{lock} is free")
+    world.cron("healthy")
+    killed.check(1, 1)
+
+
+@alone(["mkdir", 1000], ["spawn", 300])
+def thousand_wakes_at_once_start_one_agent(call, wakes, world):
     """One that hangs, before or after it has written its pid, so that none can follow it; then it makes their pass."""
-    world = worlds[0]
-    point = next(p for p in traced(world, "restart") if p.where.startswith(where))
+    point = next(p for p in traced(world, "restart") if p.call == call)
     started = len(world.faults.started())
     world.faults.arm("stop", point)
     calls = [
@@ -533,14 +561,11 @@ def test_thousand_wakes_at_once_start_one_agent(worlds, where, wakes):
     assert len(world.faults.started()) == started + 1
 
 
-def test_hook_ends_though_the_agent_hangs_and_calls_neither_monit_nor_cbsd(worlds):
-    world = worlds[0]
-    points = [
-        p
-        for p in traced(world, "restart")
-        if p.call == "flock" and "pass_lock" in p.where or "passes.py:run" in p.where
-    ]
-    world.faults.arm("stop", next(p for p in points if p.call == "pwrite"))
+@alone()
+def hook_ends_though_the_agent_hangs_and_calls_neither_monit_nor_cbsd(world):
+    points = traced(world, "restart")
+    held = next(p for p in points if p.call == "pwrite" and p.on.endswith("/pass.lock"))
+    world.faults.arm("stop", held)
     world.agent("monit", "x")
     pid = until(world.faults.hit, 20, "the agent hangs and holds the pass lock")
     try:
@@ -574,3 +599,25 @@ def test_hook_ends_though_the_agent_hangs_and_calls_neither_monit_nor_cbsd(world
     world.cbsd("jstop")  # what these hooks said was not so
     world.cbsd("jstart")
     world.settled("healthy")
+
+
+@pytest.fixture(scope="module")
+def results(worlds):
+    unused = queue.SimpleQueue()
+    for world in worlds:
+        unused.put(world)
+
+    def run(scenario):
+        world = unused.get()
+        try:
+            scenario(world=world)
+        finally:
+            unused.put(world)
+
+    with concurrent.futures.ThreadPoolExecutor(len(worlds)) as pool:
+        yield {name: pool.submit(run, scenario) for name, scenario in ALONE.items()}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_alone(results, name):
+    results[name].result()

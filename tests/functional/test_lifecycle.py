@@ -19,6 +19,7 @@ import subprocess
 import time
 
 import pytest
+from node_on_salt import FULL
 
 from functional.loop import Loop, Watcher, http, until
 
@@ -45,7 +46,7 @@ SETTINGS = {
 START, STOP = ["prestart", "poststart"], ["prestop", "poststop"]
 TEMPLATE = 'check host %%JNAME%% with address %%IPV4_FIRST%%\n  if failed port 8080 then exec "/usr/local/bin/cbsd jrestart %%JNAME%%"\n'
 HOOKS = "master_prestart.d master_poststart.d master_prestop.d master_poststop.d master_create.d remove.d".split()
-TOTAL = 100
+TOTAL = 100 if FULL else 40
 
 
 class Life(Loop):
@@ -655,7 +656,8 @@ def test_row(life, name):
     life.results[name].result()
 
 
-def test_hundred_starts_at_once_cost_at_most_five_reloads(life):
+def test_all_starts_at_once_cost_at_most_five_reloads(life):
+    assert len(life.up) > TOTAL
     assert life.start_reloads <= 5
 
 
@@ -737,7 +739,7 @@ def came_back(life, up, down, reloads):
 
 def test_power_lost_and_everything_starts_in_parallel(life):
     up, down = node_state(life)
-    assert len(up) >= 50
+    assert len(up) >= TOTAL / 2
     healing = {name: life.transitions(name).count("healing") for name in up}
     power_off(life)
     life.mark(*up, *down)

@@ -3,6 +3,7 @@ Killed, or the disk full, at every call of a pass that leaves something behind: 
 and the next pass publishes what was asked for.
 """
 
+import concurrent.futures
 import json
 import os
 import pathlib
@@ -70,7 +71,14 @@ class World:
         }
         self.conf = root / "conf.json"
         self.conf.write_text(json.dumps(conf))
-        self.faults = Faults(root / "faults")
+        self.faults = Faults(
+            root / "faults",
+            watch={
+                "folders": [str(root)],
+                "but": ["faults", "before", "agent.log", "log", "state.tmp"],
+                "monit": f"{root}/monit/sock",
+            },
+        )
 
     def _program(self, name, body):
         path = self.root / "bin" / name
@@ -141,6 +149,14 @@ def world(tmp_path):
     world.end()
 
 
+@pytest.fixture
+def worlds(tmp_path):
+    worlds = [World(tmp_path / f"w{number}") for number in range(3)]
+    yield worlds
+    for world in worlds:
+        world.end()
+
+
 def two_generations(world):
     """A node on which one generation is live and the next pass has to change, add, remove and quarantine."""
     world.envs(a=RULE.format(1), b=RULE.format(1), gone=RULE.format(1))
@@ -151,41 +167,52 @@ def two_generations(world):
     world.remember()
 
 
-def test_every_call_that_writes_killed_or_without_room(world):
-    two_generations(world)
-    old = world.published()
-    traced = world.sync(mode="trace")
+def survives(world, mode, point, old, new):
+    """A pass that meets the fault, and the next one; whether the fault was met."""
+    world.put_back()
+    world.sync(mode=mode, point=point)
+    met = world.faults.hit() is not None
+    (world.faults.folder / "hit").unlink(missing_ok=True)
+    world.faults.disarm()
+    assert not world.good(), (mode, point)
+    # One generation or the other, never a mixture.
+    assert world.published() in (old, new), (mode, point)
+    after = world.sync()
+    answer = json.loads(after.stdout)
+    assert list(answer["quarantined"]) == ["bad"], (mode, point, after)
+    assert "(monit)" not in answer["errors"], (mode, point, after)
+    assert world.published() == new and not world.good(), (mode, point)
+    for env in ("a", "b", "new"):
+        text = (world.mutable / f"work/jails-system/{env}/monit/monitrc").read_text()
+        assert text in new, (mode, point, env)
+    return met
+
+
+def test_every_call_that_writes_killed_or_without_room(worlds):
+    first = worlds[0]
+    for world in worlds:
+        two_generations(world)
+    old = first.published()
+    traced = first.sync(mode="trace", watch=True)
     answer = json.loads(traced.stdout)
     assert list(answer["quarantined"]) == ["bad"] and answer["reloaded"], traced.stderr
-    new = world.published()
+    new = first.published()
     assert set(new.splitlines()) != set(old.splitlines())
-    points = [p for p in world.faults.every() if p.call != "log"]
+    points = [p for p in first.faults.every() if p.call != "log"]
     assert {"write", "replace", "symlink", "fsync", "spawn"} <= {p.call for p in points}
-    met = 0
-    for mode, some in (("kill", points), ("enospc", [p for p in points if p.call in SPACE])):
-        for point in some:
-            world.put_back()
-            world.sync(mode=mode, point=point)
-            met += world.faults.hit() is not None
-            (world.faults.folder / "hit").unlink(missing_ok=True)
-            world.faults.disarm()
-            assert not world.good(), (mode, point)
-            assert world.published() in (old, new), (
-                mode,
-                point,
-            )  # one generation or the other, never a mixture
-            after = world.sync()
-            answer = json.loads(after.stdout)
-            assert list(answer["quarantined"]) == ["bad"] and "(monit)" not in answer["errors"], (
-                mode,
-                point,
-                after,
-            )
-            assert world.published() == new and not world.good(), (mode, point)
-            for env in ("a", "b", "new"):
-                text = (world.mutable / f"work/jails-system/{env}/monit/monitrc").read_text()
-                assert text in new, (mode, point, env)
-    assert met > 60, met
+    faults = [("kill", p) for p in first.faults.new(points)]
+    faults += [("enospc", p) for p in points if p.call in SPACE]
+    waiting, met = faults[::-1], []
+
+    def work(world):
+        own = [text.replace(str(first.root), str(world.root)) for text in (old, new)]
+        while waiting:
+            met.append(survives(world, *waiting.pop(), *own))
+
+    with concurrent.futures.ThreadPoolExecutor(len(worlds)) as pool:
+        for job in [pool.submit(work, world) for world in worlds]:
+            job.result()
+    assert sum(met) > 60, met
 
 
 def services(world):

@@ -84,7 +84,10 @@ def tree(node, times=False):
             name = str(path.relative_to(node.root))
             if name.startswith(("etc/salt", "usr/jails/var/", "usr/jails/ftmp", "usr/jails/tmp")):
                 continue
-            info = path.lstat()
+            try:
+                info = path.lstat()
+            except FileNotFoundError:  # the agent's, meanwhile
+                continue
             if stat.S_ISSOCK(info.st_mode) or "__pycache__" in name:
                 continue
             what = (

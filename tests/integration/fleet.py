@@ -30,6 +30,7 @@ QUICK = {
     "monit": {"poll": "2s"},  # each cycle is a look on each node
     "defaults": {"interval": "2s", "timeout": "2s", "failure_threshold": 2, "start_period": "20s"},
 }
+STATES = ("cbsd_monit", "cbsd_monit.events")
 RESTART = """\
 #!/bin/sh
 # What `service salt_minion restart` does: ends the one, starts the other.
@@ -186,17 +187,66 @@ while True:
             found = condition(self)
             if found or time.monotonic() > until:
                 return found
-            time.sleep(0.2)
+            time.sleep(0.1)
 
     def stop(self):
         self.child.kill()
         self.child.wait()
 
 
-class Fleet:
-    """Master and ``nodes`` minions hv1, hv2, …; their envs have addresses 127.77.NET.*, 127.77.(NET + 1).*, …"""
+class Console:
+    """`salt -L` and `salt-run` in one process that stays, so a call starts no Python and no Salt."""
 
-    def __init__(self, nodes=3, net=33, reactor=None, master=None):
+    CODE = """
+import json, os, sys
+import salt.client, salt.config, salt.runner
+out = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)  # runners print
+for line in sys.stdin:
+    program, fun, args, target, timeout = json.loads(line)
+    try:
+        if program == "salt":
+            opts = salt.config.client_config(sys.argv[1])
+            with salt.client.LocalClient(mopts=opts) as client:
+                found = client.cmd(target, fun, args, timeout=timeout, tgt_type="list")
+        else:
+            found = salt.runner.RunnerClient(salt.config.master_config(sys.argv[1])).cmd(fun, args)
+        answer = {"found": found}
+    except BaseException as err:
+        answer = {"error": f"{type(err).__name__}: {err}"}
+    print(json.dumps(answer, default=str), file=out, flush=True)
+"""
+
+    def __init__(self, fleet):
+        argv = [sys.executable, "-c", self.CODE, str(fleet.conf / "master")]
+        with open(fleet.root / "console.err", "wb") as err:
+            self.child = subprocess.Popen(
+                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=err, text=True, cwd="/"
+            )
+        self.turn = threading.Lock()
+
+    def ask(self, program, fun, args, target=None, timeout=None):
+        with self.turn:
+            words = [program, fun, [str(arg) for arg in args], target, timeout]
+            print(json.dumps(words), file=self.child.stdin, flush=True)
+            answer = json.loads(self.child.stdout.readline() or '{"error": "it ended"}')
+        if "error" in answer:
+            raise RuntimeError(f"{fun}: {answer['error']}")
+        return answer["found"]
+
+    def stop(self):
+        self.child.kill()
+        self.child.communicate()
+
+
+class Fleet:
+    """
+    Master and ``nodes`` minions hv1, hv2, …, whose highstate is ``states``.
+
+    Their envs have addresses 127.77.NET.*, 127.77.(NET + 1).*, …
+    """
+
+    def __init__(self, nodes=3, net=33, reactor=None, master=None, states=STATES):
         self.root = pathlib.Path(tempfile.mkdtemp(prefix="cf", dir="/tmp"))
         self.net = net
         self.conf = self.root / "etc"
@@ -214,6 +264,7 @@ class Fleet:
             "ret_port": ret,
             "auto_accept": True,
             "worker_threads": 3,
+            "gather_job_timeout": 3,
             "file_roots": {"base": [str(self.states)]},
             "pillar_roots": {"base": [str(self.pillars)]},
             "runner_dirs": [str(REPO / "_runners")],
@@ -228,11 +279,11 @@ class Fleet:
         names = [f"hv{n}" for n in range(1, nodes + 1)]
         top = {"base": {name: [name] for name in names}}
         (self.pillars / "top.sls").write_text("#!json\n" + json.dumps(top))
-        (self.states / "top.sls").write_text("base: {'*': [cbsd_monit, cbsd_monit.events]}\n")
+        (self.states / "top.sls").write_text(f"base: {{'*': [{', '.join(states)}]}}\n")
         self.nodes, self.minions = {}, {}
         for name in names:
             self._node(name, publish)
-        self.listener = None
+        self.listener = self.console = None
 
     def _node(self, name, publish):
         node = SaltNode(tempfile.mkdtemp(prefix="cm", dir="/tmp"), name)
@@ -288,18 +339,20 @@ class Fleet:
 
     def start(self):
         self.master.start()
-        self.listener = Listener(self)
+        self.listener, self.console = Listener(self), Console(self)
         for minion in self.minions.values():
             minion.start()
         self.wait_minions()
 
     def wait_minions(self, seconds=90):
         until = time.monotonic() + seconds
+        answer = {}
         while time.monotonic() < until:
-            answer = self.salt("*", "test.ping", timeout=3)
+            with contextlib.suppress(RuntimeError):  # the master is not there yet
+                answer = self.salt("*", "test.ping", timeout=2)
             if set(self.nodes) <= {name for name, said in answer.items() if said is True}:
                 return
-            time.sleep(0.5)
+            time.sleep(0.1)
         raise RuntimeError(f"minions do not answer: {answer}\n{self.logs()}")
 
     def cli(self, program, *args, timeout=300):
@@ -308,28 +361,14 @@ class Fleet:
             argv, capture_output=True, text=True, check=False, timeout=timeout, cwd="/"
         )
 
-    def salt(self, target, fun, *args, timeout=60, options=("-L",)):
-        """{minion: what it returned} of one command of the CLI; ``*`` is all minions of this fleet."""
-        target = ",".join(self.nodes) if target == "*" else target
-        done = self.cli(
-            "salt", *options, target, "-t", timeout, "--out=json", "-l", "error", fun, *args
-        )
-        found, text = {}, done.stdout.strip()
-        with contextlib.suppress(ValueError, AttributeError):
-            while text:  # one document a minion
-                said, end = json.JSONDecoder().raw_decode(text)
-                found.update(said)
-                text = text[end:].strip()
-            return found
-        return {"": done.stdout + done.stderr}
+    def salt(self, target, fun, *args, timeout=60):
+        """{minion: what it returned} of one function; ``*`` is all minions of this fleet."""
+        targets = list(self.nodes) if target == "*" else target.split(",")
+        return self.console.ask("salt", fun, args, targets, timeout)
 
     def run(self, fun, *args):
         """What a runner returns."""
-        done = self.cli("salt-run", "--out=json", "-l", "error", fun, *args)
-        try:
-            return json.loads(done.stdout)
-        except ValueError:
-            raise RuntimeError(f"{fun}: {done.stdout}\n{done.stderr}") from None
+        return self.console.ask("salt-run", fun, args)
 
     def highstate(self, target="*"):
         found = self.salt(target, "state.highstate", timeout=240)
@@ -360,16 +399,18 @@ class Fleet:
         paths = [self.root / "log/master.log", self.root / "salt-master.out"]
         for daemon in self.minions.values():
             paths += [daemon.folder / "log/minion.log", daemon.folder / "salt-minion.out"]
-        tail = lambda path: [
-            line[:300] for line in path.read_text(errors="replace").splitlines()[-lines:]
-        ]  # noqa: E731
-        return "\n".join(f"== {path}\n" + "\n".join(tail(path)) for path in paths if path.exists())
+        found = []
+        for path in filter(pathlib.Path.exists, paths):
+            text = path.read_text(errors="replace").splitlines()[-lines:]
+            found += [f"== {path}", *(line[:300] for line in text)]
+        return "\n".join(found)
 
     def stop(self):
         for daemon in [*self.minions.values(), self.master]:
             daemon.kill()
-        if self.listener:
-            self.listener.stop()
+        for child in (self.listener, self.console):
+            if child:
+                child.stop()
         for node in self.nodes.values():
             node.destroy()
         shutil.rmtree(self.root, ignore_errors=True)
@@ -390,6 +431,15 @@ def each(fleet, action):
     """Run ``action(name, node)`` for every node at once; raises what one of them raised."""
     with concurrent.futures.ThreadPoolExecutor(len(fleet.nodes)) as pool:
         return list(pool.map(lambda item: action(*item), fleet.nodes.items()))
+
+
+def begin(fleet, name, *envs):
+    """Start ``envs`` of one node and wait until they are healthy."""
+    node = fleet.nodes[name]
+    for env in envs:
+        node.sim.cbsd("jstart", f"jname={env}", "inter=0")
+    for env in envs:
+        assert node.wait_state(env, "healthy", 60), node.agent_log()
 
 
 def told(fleet, since):

@@ -1,0 +1,99 @@
+"""What an operator of three nodes does from the master: asks, restarts one by one, targets jails."""
+
+import json
+import os
+import time
+
+import pytest
+
+from . import fleet as fleets
+
+HTTP = {"http": {"type": "http", "port": 80}}
+NGINX = ("pkglist=nginx", "sysrc=nginx_enable=YES")
+
+
+@pytest.fixture(scope="module")
+def fleet():
+    if os.geteuid() != 0:
+        pytest.skip("needs root: simulated jails listen on their own loopback addresses")
+    made = fleets.Fleet(3, net=39, states=["cbsd_monit"])
+    made.pillar({**fleets.QUICK, "groups": {"web": {"match": "a*", "checks": HTTP}}})
+    try:
+        fleets.each(made, lambda name, _: made.jail(name, f"a{name[-1]}", 1, *NGINX))
+        with made:
+            made.highstate()
+            fleets.each(made, lambda name, _: fleets.begin(made, name, f"a{name[-1]}"))
+            yield made
+    finally:
+        made.stop()
+
+
+def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet):
+    before = {name: node.running() for name, node in fleet.nodes.items()}
+    done = fleet.cli(
+        "salt-run",
+        "--out=json",
+        "state.orchestrate",
+        "cbsd_monit.orch.rolling_restart",
+        'pillar={"group": "web", "min_healthy_time": 1}',
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, node in fleet.nodes.items():
+        assert node.running()[f"a{name[-1]}"] != before[name][f"a{name[-1]}"]
+        assert node.status()[f"a{name[-1]}"]["state"] == "healthy"
+    before = {name: node.running() for name, node in fleet.nodes.items()}
+    fleet.nodes["hv2"].sim.fail_start("a2")
+    try:
+        done = fleet.cli(
+            "salt-run",
+            "cbsd_monit.rolling_restart",
+            "group=web",
+            "min_healthy_time=1",
+            "healthy_deadline=15",
+        )
+    finally:
+        fleet.nodes["hv2"].sim.fail_start("a2", off=True)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert (
+        "stopped at hv2/a2" in said
+        and "Restarted: hv1/a1" in said
+        and "Left as they are: hv3/a3" in said
+    ), said
+    assert fleet.nodes["hv3"].running()["a3"] == before["hv3"]["a3"]
+
+
+def test_who_does_not_answer_is_listed(fleet):
+    fleet.minions["hv3"].kill()
+    found = fleet.run("cbsd_monit.fleet", "timeout=2")
+    assert found["no_answer"] == ["hv3"] and {r["node"] for r in found["envs"]} == {"hv1", "hv2"}
+    fleet.minions["hv3"].start()
+    fleet.wait_minions()
+
+
+def test_jails_are_targets(fleet):
+    path = fleet.pillars / "hv1.sls"
+    path.write_text(
+        "#!json\n" + json.dumps({**json.loads(path.read_text()[7:]), "resources": {"cbsd": {}}})
+    )
+    fleet.salt("hv1", "saltutil.sync_all")
+    fleet.salt("hv1", "saltutil.refresh_pillar")
+
+    def ask(*args, timeout=20):
+        return fleet.cli("salt", "--out=json", "-t", timeout, "-C", *args).stdout
+
+    until = time.monotonic() + 60
+    while "on" not in ask("T@cbsd:a1", "cbsd.status", timeout=2) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert json.loads(ask("T@cbsd:a1", "cbsd.status")) == {"a1": "on"}
+    assert json.loads(ask("T@cbsd:a1", "test.ping")) == {"a1": True}
+    assert json.loads(ask("T@cbsd:a1", "cbsd.exec", "[echo, hi]"))["a1"]["stdout"] == "hi"
+    before = fleet.nodes["hv1"].running()["a1"]
+    assert json.loads(ask("T@cbsd:a1", "cbsd.restart"))["a1"]["changed"] is True
+    assert fleet.nodes["hv1"].running()["a1"] != before
+    assert "not supported" in ask("T@cbsd:a1", "cmd.run", "id")
+    found = fleet.run("cbsd_monit.fleet", "env=a*")
+    assert [(r["node"], r["env"]) for r in found["envs"]] == [
+        (name, f"a{name[-1]}") for name in fleet.nodes
+    ]
+    assert "no_answer" not in found
