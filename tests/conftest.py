@@ -1,4 +1,4 @@
-"""What all tests share: loopback-only salt-factories, a simulated node with Salt, and nothing left running."""
+"""What all tests share: loopback-only salt-factories, and simulated nodes with Salt that end."""
 
 import contextlib
 import os
@@ -16,12 +16,13 @@ sys.path.insert(0, str(REPO))
 with contextlib.suppress(ImportError):
     import salt._logging
 
-    salt._logging.shutdown_temp_handler()  # else its handler complains on closed files after pytest's last line
+    # Else its handler complains of closed files after pytest's last line.
+    salt._logging.shutdown_temp_handler()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_sessionstart(session):
-    """salt-factories' log server listens on all addresses by default; servers bind to loopback only."""
+    """Bind the log server of salt-factories to loopback; by default it listens everywhere."""
     plugin = session.config.pluginmanager.get_plugin("saltfactories-log-server")
     if plugin is not None:
         plugin.log_host = "127.0.0.1"

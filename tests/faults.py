@@ -1,14 +1,17 @@
 """
-Faults at a chosen point: the agent is killed there, stopped, or told that the disk is full.  The product runs unchanged.
+Faults at a chosen point: the agent is killed there, stopped, or told that the disk is full.
 
-    faults = Faults(folder)                       # faults.python is what the node's configuration names as its Python
-    faults.arm()                                  # the next agent is traced …
-    for point in faults.points(): …               # … and went through these points
-    faults.arm("kill", point)                     # the next agent dies there
+The product runs unchanged:
 
-A point is a call with an effect outside the process (a write, a lock, a rename, a program started, bytes to a socket …),
-named by the call and the lines of the agent that led to it, innermost first, and counted: `Point(where, number)`.  So the
-same fault can be had again, whatever the other threads do meanwhile.  A write or a send dies half done.
+    faults = Faults(folder)          # faults.python is the node's Python
+    faults.arm()                     # the next agent is traced …
+    for point in faults.points(): …  # … and went through these points
+    faults.arm("kill", point)        # the next agent dies there
+
+A point is a call with an effect outside the process (a write, a lock, a rename, a program started,
+bytes to a socket …), named by the call and the lines of the agent that led to it, innermost first,
+and counted: `Point(where, number)`.  So the same fault can be had again, whatever the other threads
+do meanwhile.  A write or a send dies half done.
 
 Run as a program (`faults.py PLAN AGENT …`) this file is the agent under a plan.
 """
@@ -52,9 +55,10 @@ TRACELESS = ("flock", "fsync", "connect")
 HALVES = ("write", "pwrite", "sendall")
 _WRAPPER = """\
 #!/bin/sh
-# The node's Python.  Its next agent whose command is that of a plan runs under tests/faults.py, once.
+# The node's Python.  The next agent with the command of a plan runs under tests/faults.py, once.
 echo "$$ $4" >> '{folder}/started'
-if [ -e '{folder}/plan' ] && [ "$4" = "$(cat '{folder}/command')" ] && mv '{folder}/plan' '{folder}/taken' 2>/dev/null; then
+if [ -e '{folder}/plan' ] && [ "$4" = "$(cat '{folder}/command')" ] &&
+  mv '{folder}/plan' '{folder}/taken' 2>/dev/null; then
   shift   # -IS
   exec '{python}' -IS '{here}' '{folder}/taken' "$@"
 fi
@@ -79,7 +83,12 @@ class Point(NamedTuple):
 
 
 class Faults:
-    """Faults of the agents of one node; ``folder`` is empty or new and holds the plan, the trace and the Python to use."""
+    """
+    Faults of the agents of one node.
+
+    ``folder`` is empty or new; the plan, the trace and the Python to use lie in it.  ``watch`` says
+    what a kill could leave behind: {"folders": [path], "but": [name], "monit": its socket}.
+    """
 
     def __init__(self, folder, python=sys.executable, watch=None):
         self.folder, self.watch = pathlib.Path(folder), watch
@@ -142,7 +151,7 @@ class Faults:
 
     def every(self):
         """
-        All points, but for those directly behind a call that leaves nothing behind: to die there is to die before it.
+        All points but those right after a call that leaves nothing: to die there is to die before.
 
         A write is always one: it dies half done.
         """
@@ -155,7 +164,7 @@ class Faults:
         ]
 
     def points(self):
-        """Of ``every`` the first and the last of each way to each call; what lies between is repetition."""
+        """Of ``every`` the first and the last of each way to each call; the others repeat it."""
         last = {p.where: p for p in self.trace()}
         return [p for p in self.every() if p.number == 1 or p == last[p.where]]
 
@@ -224,7 +233,7 @@ class Plan:
         return " ".join([call, *lines])
 
     def _left(self, call):
-        """A digest of what a kill would leave behind now: the files, our children, monit's status."""
+        """A digest of what a kill would leave now: files, our children, monit's status."""
         found = hashlib.sha256()
         for top in self.watch["folders"]:
             for folder, folders, names in os.walk(top):
@@ -313,7 +322,7 @@ def _content(path):
 
 
 class _Written:
-    """A file opened for writing by name or descriptor; its content goes out when it is flushed or closed."""
+    """A file opened for writing; its content goes out when it is flushed or closed."""
 
     def __init__(self, plan, handle):
         self._plan, self._handle, self._waiting = plan, handle, []

@@ -1,4 +1,4 @@
-"""A simulated CBSD node that runs this formula: the simulator, masterless Salt, the real monit, the agent as deployed."""
+"""A node that runs this formula: simulated CBSD, masterless Salt, real monit, the agent."""
 
 import contextlib
 import json
@@ -142,7 +142,11 @@ class SaltNode:
             return done.stdout + done.stderr
 
     def apply(self, sls="cbsd_monit", test=False):
-        """The results of ``state.apply``, in order; raises if the run itself failed. The first one syncs the modules."""
+        """
+        The results of ``state.apply``, in order; raises if the run itself failed.
+
+        The first one syncs the modules.
+        """
         sync, self.synced = [] if self.synced else ["sync_mods=all"], True
         found = self.salt("state.apply", sls, *sync, *(["test=True"] if test else []))
         if isinstance(found, list):
@@ -198,7 +202,11 @@ class SaltNode:
         return done.stdout + done.stderr
 
     def services(self, timeout=10):
-        """monit's services as the elements of its XML status, asked as MONITRC_SAMPLE's `admin`; raises OSError when no monit answers."""
+        """
+        monit's services as the elements of its XML status; raises OSError when no monit answers.
+
+        Asks as the `admin` of MONITRC_SAMPLE.
+        """
         with socket.socket(socket.AF_UNIX) as monit:
             monit.settimeout(timeout)
             monit.connect(str(self.state_dir / "monit.sock"))
@@ -227,7 +235,7 @@ class SaltNode:
         return "agent.log:\n" + (path.read_text() if path.exists() else "(none)")
 
     def _pid(self, path, word):
-        """The pid in ``path`` if it is a process of ours: one whose command line names ``root`` and ``word``."""
+        """The pid in ``path`` if its command line names ``root`` and ``word``, so it is ours."""
         with contextlib.suppress(OSError, ValueError, IndexError):
             pid = int(path.read_text().split()[0])
             line = subprocess.run(

@@ -42,7 +42,7 @@ SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER of Linux
 
 def measured(argv):
     """
-    Run ``argv``, then print the processor seconds of it and of all that it started; exits with its code.
+    Run ``argv``, print the processor seconds of it and of all that it started; returns its code.
 
     On Linux its orphans become ours, so daemons count as soon as they have ended.
     """

@@ -1,4 +1,4 @@
-"""A simulated node under real Salt, monit and agent: the words in which the tests of this folder speak of it."""
+"""A simulated node under real Salt, monit and agent, and the verbs that these tests use on it."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def until(condition, seconds, what):
 
 
 class Loop:
-    """The node, its pillar, and the short words that the tests use; ``block`` is where its simulated addresses lie."""
+    """The node and its pillar; the envs' addresses are BLOCK.1, BLOCK.2, …"""
 
     def __init__(self, node, block):
         self.node, self.block, self.envs = node, block, {}
@@ -61,15 +61,16 @@ class Loop:
         self.node.pillar({**self.settings, "envs": self.envs})
         return self.node.apply(test=test)
 
-    def live(self, *names, seconds=40):
+    def live(self, *names, seconds=90):
         for name in names:
             self.node.sim.cbsd("jstart", f"jname={name}")
         for name in names:
             self.state(name, "healthy", seconds)
 
-    def state(self, name, state, seconds=40):
+    def state(self, name, state, seconds=90):
         assert self.node.wait_state(name, state, seconds), (
-            f"{name} is not {state}: {json.dumps(self.node.status().get(name))}\n{self.node.agent_log()}"
+            f"{name} is not {state}: {json.dumps(self.node.status().get(name))}\n"
+            f"{self.node.agent_log()}"
         )
 
     def transitions(self, name):
@@ -78,7 +79,7 @@ class Loop:
     def starts(self, name, verb="jstart"):
         return [c for c in self.node.commands() if c[0] == verb and f"jname={name}" in c]
 
-    def healed(self, name, times=1, seconds=40):
+    def healed(self, name, times=1, seconds=90):
         until(
             lambda: self.transitions(name).count("healed") >= times,
             seconds,

@@ -1,9 +1,9 @@
 """
-Everything that CBSD does to an env, and what monit has afterwards; real Salt, monit and agent on a simulated node.
+Everything that CBSD does to an env, and what monit has afterwards; all real but CBSD.
 
-The rows run at the same time, each on envs of its own, then the node as a whole is rebooted and shut down. After every
-row: the names that monit has of its envs and whether it looks at them, and the hooks that ran, from the simulator's
-log: a start that no row asked for is a restart that nobody needed.
+The rows run at the same time, each on envs of its own, then the node as a whole is rebooted and
+shut down.  After every row: the names that monit has of its envs and whether it looks at them, and the
+hooks that ran, from the simulator's log: a start that no row asked for is a needless restart.
 """
 
 import concurrent.futures
@@ -44,8 +44,11 @@ SETTINGS = {
     "groups": {"filler": {"match": "f*", "checks": {"alive": {"type": "running"}}}},
 }
 START, STOP = ["prestart", "poststart"], ["prestop", "poststop"]
-TEMPLATE = 'check host %%JNAME%% with address %%IPV4_FIRST%%\n  if failed port 8080 then exec "/usr/local/bin/cbsd jrestart %%JNAME%%"\n'
-HOOKS = "master_prestart.d master_poststart.d master_prestop.d master_poststop.d master_create.d remove.d".split()
+TEMPLATE = """\
+check host %%JNAME%% with address %%IPV4_FIRST%%
+  if failed port 8080 then exec "/usr/local/bin/cbsd jrestart %%JNAME%%"
+"""
+HOOKS = [f"master_{what}.d" for what in (*START, *STOP, "create")] + ["remove.d"]
 TOTAL = 100 if FULL else 40
 
 
@@ -72,7 +75,7 @@ class Life(Loop):
         return done.stdout
 
     def tcp(self, name, *words, package="tcpd"):
-        """A jail that serves port 8080, or with no ``package`` nothing; pillar names it in the first case."""
+        """A jail that serves port 8080 and is in pillar; without ``package`` neither."""
         given = [
             f"jname={name}",
             f"pkglist={package}",
@@ -120,7 +123,7 @@ class Life(Loop):
         return self.hooks_of([name])[name][self.marks.get(name, 0) :]
 
     def services(self, *names):
-        """{service: whether monit looks at it} of the envs; a service whose name only begins alike is not theirs."""
+        """{service: whether monit looks at it} of the envs."""
         found = {}
         with contextlib.suppress(OSError):  # monit does not run now
             for service in self.node.services():
@@ -137,7 +140,7 @@ class Life(Loop):
         return None
 
     def watched(self, *names, by=("app", "env"), yes=True, seconds=60):
-        """Wait until monit has exactly the services of ``names`` and looks at all of them (or at none)."""
+        """Wait until monit has just the services of ``names`` and looks at all (or at none)."""
         wanted = {f"{name}.{check}": yes for name in names for check in by}
         until(
             lambda: self.services(*names) == wanted,
@@ -151,7 +154,7 @@ class Life(Loop):
         until(lambda: self.record(name) is None, seconds + 40, lambda: str(self.record(name)))
 
     def quiet(self, *names, hooks, seconds=3.0):
-        """For some cycles nothing more happens to the envs than ``hooks``, counted from the last ``mark``."""
+        """For some cycles no hooks but ``hooks`` run for the envs, since their last ``mark``."""
         time.sleep(seconds)
         found = {name: ran[self.marks.get(name, 0) :] for name, ran in self.hooks_of(names).items()}
         wanted = hooks if isinstance(hooks, dict) else dict.fromkeys(names, hooks)
@@ -215,7 +218,7 @@ def created_by_a_profile_with_runasap(life):
 
 @row()
 def created_with_runasap_and_then_named_by_pillar(life):
-    """`run1` was created and ran before the state was applied for the first time, without a hook."""
+    """`run1` was created and ran without a hook, before the state was applied first."""
     life.is_now("run1", "healthy", "first seen")
     life.watched("run1")
     life.quiet("run1", hooks=[])
@@ -238,7 +241,7 @@ def stopped_and_started(life):
 
 @row(stopped=["bad1"])
 def failed_start(life):
-    """jstart answers 0 for a jail that did not come up; it is tried again as its policy says, then given up."""
+    """jstart answers 0 though no jail came up; it is tried again by policy, then given up."""
     life.node.sim.fail_start("bad1")
     life.cbsd("jstart", "jname=bad1")
     life.is_now("bad1", "gave_up", "3 attempts did not help", "does not run")
@@ -520,7 +523,7 @@ def address_changed(life):
 
 @row(envs=["dhc2"])
 def address_by_dhcp(life):
-    """`dhc1` was created with DHCP and has an address of the pool since; `dhc2` gets one when it is started."""
+    """`dhc1` has had an address of the pool since it was created; `dhc2` gets one at its start."""
     assert life.value("dhc1").startswith(f"{BLOCK}.19") and http(life.value("dhc1"), 8080) == 200
     life.watched("dhc1")
     life.cbsd("jstop", "jname=dhc2")
@@ -694,7 +697,7 @@ def power_off(life):
 
 
 def boot(life):
-    """rc.d starts monit before CBSD has started its envs, and these all at once; returns the reloads that it cost."""
+    """Start monit, then all envs at once, as rc.d does; returns the reloads that it cost."""
     life.node.sim.boot(astart=False)
     before = life.reloads()
     subprocess.run(
@@ -712,7 +715,7 @@ def boot(life):
 
 
 def node_state(life):
-    """(names that have to be up after a boot, names that stay down): astart=0 and stopped by hand are no failures."""
+    """(names that are up after a boot, names that stay down: astart=0 and stopped by hand)."""
     status = life.node.status()
     down = {"stp1", "f0"}
     life.cbsd("jset", "jname=stp1", "astart=0")
@@ -783,7 +786,7 @@ def test_host_shut_down_and_booted(life):
 
 
 def test_monit_killed_and_no_minion_a_failing_env_is_healed_by_cron(life):
-    """There is no minion at all on this node; cron's line is run as cron would, a second after monit died."""
+    """This node has no minion; cron's line is run as cron would, a second after monit died."""
     life.node.kill_agent()
     assert life.node.kill_monit()
     before = life.transitions("die1").count("healed")

@@ -1,6 +1,7 @@
 """
-Killed, or the disk full, at every call of a pass that leaves something behind: what monit would read is good at that very moment,
-and the next pass publishes what was asked for.
+Killed, or the disk full, at every call of a pass that leaves something behind.
+
+What monit would read is good at that very moment, and the next pass publishes what was asked for.
 """
 
 import concurrent.futures
@@ -29,7 +30,7 @@ BROKEN = RULE.replace("if exist for", "if exists for ever")
 
 
 class World:
-    """A node with a real monit and with stand-ins for CBSD and the kernel, whose records can be put back to a moment before."""
+    """A real monit, stand-ins for CBSD and the kernel, and records that can be put back."""
 
     def __init__(self, root):
         self.root, self.mutable, self.copy = root, root / "node", root / "before"
@@ -67,7 +68,8 @@ class World:
             "socket": f"{root}/monit/sock",
             "include": "publish",
             "poll": 1,
-            "head": f"set daemon 1\nset httpd unixsocket {root}/monit/sock permission 0600 allow localhost\n",
+            "head": f"set daemon 1\nset httpd unixsocket {root}/monit/sock"
+            " permission 0600 allow localhost\n",
         }
         self.conf = root / "conf.json"
         self.conf.write_text(json.dumps(conf))
@@ -158,7 +160,7 @@ def worlds(tmp_path):
 
 
 def two_generations(world):
-    """A node on which one generation is live and the next pass has to change, add, remove and quarantine."""
+    """One generation is live; the next pass has to change, add, remove and quarantine."""
     world.envs(a=RULE.format(1), b=RULE.format(1), gone=RULE.format(1))
     first = world.sync()
     assert json.loads(first.stdout)["errors"] == {}, first.stdout + first.stderr
@@ -283,8 +285,9 @@ def test_monit_that_ends_at_what_it_had_accepted_gets_the_generation_before_and_
     world.envs(a=RULE.format(1), b=RULE.format(1), gone=RULE.format(1))
     world.sync()
     old, conf = world.published(), json.loads(world.conf.read_text())
-    # 5.33 says of this time that it is good, and ends in its first cycle; an env could not say it, the node's own text can.
-    deadly = f'{conf["head"]}check file "node-x" with path /\n  every ",,, * * * *"\n  if exist then alert\n'
+    # monit 5.33 takes this time and ends in its first cycle; only the node's own text can say it.
+    deadly = f'{conf["head"]}check file "node-x" with path /\n'
+    deadly += '  every ",,, * * * *"\n  if exist then alert\n'
     world.conf.write_text(json.dumps({**conf, "head": deadly}))
     done = answer_of(world.sync())
     assert (

@@ -33,6 +33,10 @@ def node(salt_node):
     return salt_node("hv50")
 
 
+def reloads(node):
+    return (node.root / "log/monit.log").read_text().count("Reinitializing")
+
+
 def add(node, first, last):
     for i in range(first, last):
         done = node.sim.cbsd(
@@ -55,16 +59,15 @@ def commands_of(node, action):
 
 def test_processes_do_not_grow_and_the_second_run_changes_nothing(node):
     counts, told = {}, {}
-    reloads = lambda: (node.root / "log/monit.log").read_text().count("Reinitializing")  # noqa: E731
     node.pillar(SETTINGS)
     for total, new in ((5, (0, 5)), (50, (5, 50))):
         add(node, *new)
         first, results = commands_of(node, node.apply)
         assert all(r["result"] for r in results), node.summary(results)
-        log = reloads()
+        log = reloads(node)
         second, results = commands_of(node, node.apply)
         assert [r["__id__"] for r in results if r["changes"]] == []
-        assert reloads() == log
+        assert reloads(node) == log
         listing, found = commands_of(node, lambda: node.salt("cbsd.list"))
         assert len(found) == total
         counts[total] = (len(first), len(second), len(listing))
@@ -89,7 +92,7 @@ def names_of(first, last):
 
 
 def add_many(node, first, last):
-    """Envs ``first`` to before ``last`` as jcreate leaves them, in one transaction; returns their names."""
+    """Make envs ``first`` to before ``last`` as jcreate does, at once; returns their names."""
     names, rows = names_of(first, last), []
     for name in names:
         row = {"jname": name, "host_hostname": f"{name}.my.domain", **jails.DEFAULTS}
@@ -113,7 +116,7 @@ def add_many(node, first, last):
 
 
 def written(node):
-    """{path: (inode, change time)} of all that a run could write; not monit's own and not what lies in /var/run."""
+    """{path: (inode, change time)} of all that a run could write, but for monit's and /var/run."""
     found = {}
     work = pathlib.Path(node.sim.workdir)  # what lies beside is CBSD's own, written by its commands
     tops = (
@@ -149,16 +152,15 @@ LARGE = {
 def test_hundreds_of_envs_in_one_pass_and_one_bad_among_them(large):
     node, counts, told = large, {}, {}
     node.pillar(LARGE)
-    reloads = lambda: (node.root / "log/monit.log").read_text().count("Reinitializing")  # noqa: E731
     for total, new in ((FEW, (0, FEW)), (MANY, (FEW, MANY))):
         names = add_many(node, *new)
         first, results = commands_of(node, node.apply)
         assert all(r["result"] for r in results), node.summary(results)[:3000]
         idle(node)
-        log, before = reloads(), written(node)
+        log, before = reloads(node), written(node)
         second, results = commands_of(node, node.apply)
         assert [r["__id__"] for r in results if r["changes"]] == []
-        assert written(node) == before and reloads() == log
+        assert written(node) == before and reloads(node) == log
         counts[total] = (len(first), len(second))
         told[total] = [" ".join(argv)[:50] for argv in first]
     assert counts[FEW] == counts[MANY], told

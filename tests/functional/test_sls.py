@@ -1,8 +1,8 @@
 """
 The SLS tree on a simulated CBSD node: real Salt, the real monit, the agent as deployed.
 
-What must hold: each SLS applies alone; `init` a second time changes nothing, not even a modification time, and reloads nothing;
-test mode foretells the run; `clean` leaves the node as it was.
+What must hold: each SLS applies alone; `init` a second time changes nothing, not even a
+modification time, and reloads nothing; test mode foretells the run; `clean` leaves the node as it was.
 """
 
 import json
@@ -55,13 +55,14 @@ def jail(node, name, last):
 
 @pytest.fixture(scope="module")
 def node(salt_node):
-    """A node that had upstream's module and its include line before; each test leaves it cleaned."""
+    """A node that had upstream's module and include line before; each test leaves it clean."""
     node = salt_node("sls1")
     for number, name in enumerate(("web1", "web2", "own"), 1):
         jail(node, name, number)
     monitrc = (node.root / "etc/monitrc.sample").read_text().split("set httpd")[0]
     node.monitrc.write_text(
-        f"{monitrc}include {node.sim.workdir}/jails-system/*/monit/monitrc\nset log {node.root}/log/monit.log\n"
+        f"{monitrc}include {node.sim.workdir}/jails-system/*/monit/monitrc\n"
+        f"set log {node.root}/log/monit.log\n"
     )
     node.monitrc.chmod(0o600)
     own = pathlib.Path(node.sim.workdir) / "jails-system/own"
@@ -122,7 +123,7 @@ def still(found):
 
 
 def apply(node, sls="cbsd_monit", test=False):
-    """``state.apply`` by Salt's own loader in this process: a tenth of the time of ``SaltNode.apply``, which others test."""
+    """``state.apply`` by Salt's loader in this process, which is ten times as fast."""
     pillar = (node.root / "salt/pillar/cbsd_monit.sls").read_text()
     if getattr(node, "loaded", None) != pillar:
         opts = salt.config.minion_config(str(node.root / "etc/salt/minion"))
@@ -206,7 +207,7 @@ def test_lost_include_line_comes_back_with_one_reload(node):
         text = node.monitrc.read_text()
         node.monitrc.write_text(text.replace(f"include {node.state_dir}/published\n", ""))
         node.monitrc.chmod(0o600)
-        # The control socket is in what is published: a monit that lost the line cannot be asked either.
+        # The socket is in what is published: a monit that lost the line cannot be asked either.
         assert changed(apply(node)).keys() == {"monit includes what cbsd_monit publishes"}
         assert node.monitrc.read_text().endswith(f"include {node.state_dir}/published\n")
     finally:

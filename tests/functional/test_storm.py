@@ -1,8 +1,9 @@
 """
-Eight envs behind a network that swallows connections: what happens with the storm guard and without it.
+Eight envs behind a network that swallows connections, with the storm guard and without it.
 
-Real Salt, monit (poll 1 s) and agent; simulated CBSD, whose own log says who was restarted, when and beside whom.  What the
-envs serve is a socket of this process at their address, so that the network can fail while the jails run.
+Real Salt, monit (poll 1 s) and agent; simulated CBSD, whose log says who was restarted, when and
+beside whom.  What the envs serve is a socket of this process at their address, so that the network
+can fail while the jails run.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ BUDGET = 2
 
 
 class Address:
-    """One env's address, as the network lets others see it: it serves, swallows connections, or refuses them."""
+    """One env's address as others see it: it serves, swallows connections, or refuses them."""
 
     def __init__(self, address):
         self.address, self.sockets = address, []
@@ -120,7 +121,7 @@ class Town:
         )
 
     def works(self, since):
-        """What CBSD did to the envs: [(env, verb, began, ended)]; the end of what has not ended is now."""
+        """What CBSD did to the envs: [(env, verb, began, ended)]; what has not ended ends now."""
         begun, found = {}, []
         for r in self.node.sim.log():
             if r["t"] < since or r["argv"][0] not in ("jstart", "jstop", "jrestart"):
@@ -172,7 +173,7 @@ def unguarded(salt_node):
 
 @pytest.fixture(scope="module")
 def guarded(salt_node, unguarded):
-    """The guard as it is by default; half of the envs count a failure at once, half the second in a row."""
+    """The guard by default; half of the envs count the first failure, half the second in a row."""
     town = Town(salt_node("hv2"), 31, {}, failure_threshold=2)
     for name in NAMES[::2]:
         town.pillar["envs"][name]["failure_threshold"] = 1
@@ -220,7 +221,7 @@ def detected(town):
 
 
 def test_restart_of_30_s_delays_no_other_envs_detection(guarded):
-    """Six failures are told while one stop goes on; by how much each is later is `make bench`'s to measure."""
+    """Six failures are told while one stop goes on; `make bench` measures the delay of each."""
     town = guarded
     town.healthy(*NAMES, "other")
     town.node.sim.slow("web1", stop=30)

@@ -1,8 +1,9 @@
 """
-What the policy says and what then happens, against real monit: each row a policy, a fault and the transitions expected.
+A policy, a fault and the transitions expected, row by row, against real monit.
 
-The rows run side by side, each on an env of its own, on one node: real Salt, monit (poll 1 s) and agent, simulated
-CBSD.  What most envs serve is a page of this process, good or bad as the row says, so that a row can count runs.
+The rows run side by side, each on an env of its own, on one node: real Salt, monit (poll 1 s) and
+agent, simulated CBSD.  What most envs serve is a page of this process, good or bad as the row says,
+so that a row can count runs.
 """
 
 import concurrent.futures
@@ -20,7 +21,8 @@ from typing import Any, Callable, NamedTuple
 import pytest
 
 PORT = 9000
-SLACK = 5.0  # how much later than it should a transition may come; more where the machine is busy with other things
+# How much later than it should a transition may come; more on a busy machine.
+SLACK = 5.0
 TOGETHER = 7  # rows at the same time: each failing env lets monit run a program in each cycle
 VERIFY = 11.0  # start_period 0 + 2 intervals + timeout + 3 polls + 5 s: then a heal has not helped
 SETTINGS = {
@@ -44,7 +46,7 @@ APP = {"type": "http", "port": PORT, "path": "/"}
 
 
 class Lag(threading.Thread):
-    """How long this machine takes to start a small program, measured all the time: what waits for it comes later."""
+    """How long this machine takes to start a small program, measured all the time."""
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -57,13 +59,13 @@ class Lag(threading.Thread):
             self.measured.append((began, time.time() - began))
 
     def slack(self, since, until):
-        """Seconds to allow beyond a window: what is looked at, done and verified is some hundred small programs."""
+        """Seconds to allow beyond a window: a look, a heal and its proof are a hundred programs."""
         took = [seconds for began, seconds in self.measured if since - 1 <= began <= until]
         return SLACK + 150 * statistics.fmean(took or [0])
 
 
 class App:
-    """A page at an env's address; ``good`` answers whether the next request is served, after those of ``sequence``."""
+    """A page at an env's address, good as ``sequence`` says and after that as ``good()`` does."""
 
     def __init__(self, address):
         app = self
@@ -103,7 +105,7 @@ class Env:
         self.since = time.time()
 
     def history(self):
-        """Its transitions since the fault; `backoff` is entered only if a pass finds it waiting, so it is left out."""
+        """Its transitions since the fault, but for `backoff`: a pass has to find it waiting."""
         return [
             r
             for r in self.node.history(self.name)
@@ -244,8 +246,9 @@ class T(NamedTuple):
     """
     A transition, and when it has to come: so many seconds after the one before.
 
-    With ``run`` it is after the answer of that number (from 1) since the fault: monit looks more often than once in a
-    poll when it is spoken to.  With ``since`` it is after that transition (from 0; -1: the fault).
+    With ``run`` it is after the answer of that number (from 1) since the fault: monit looks more
+    often than once in a poll when it is spoken to.  With ``since`` it is after that transition
+    (from 0; -1: the fault).
     """
 
     name: str
@@ -472,7 +475,7 @@ def filled(value, root):
 
 @pytest.fixture(scope="module")
 def seen(salt_node):
-    """{row: (env, its transitions since the fault, its starts and stops)}, and the Lag meanwhile."""
+    """{row: (env, its transitions since the fault, its starts and stops)} and the Lag."""
     node = salt_node()
     hang = pathlib.Path(node.root) / "hang"
     hang.write_text(HANG.format(root=node.root))

@@ -1,8 +1,8 @@
 """
 A real master and real minions, each on a simulated CBSD node, as processes that can be killed.
 
-Not salt-factories: an outage is SIGKILL to all processes of a master or minion, the minion restarts itself through the
-formula's own command, and the benchmark uses this without pytest.
+Not salt-factories: an outage is SIGKILL to all processes of a master or minion, the minion restarts
+itself through the formula's own command, and the benchmark uses this without pytest.
 """
 
 import concurrent.futures
@@ -52,7 +52,7 @@ def _ports(count):
 
 
 class Daemon:
-    """A Salt daemon in a session of its own; its pid is in a file, because a minion may restart itself."""
+    """A Salt daemon in a session of its own; its pid is in a file, as a minion restarts itself."""
 
     def __init__(self, program, conf, folder):
         self.program, self.conf, self.folder = program, conf, pathlib.Path(folder)
@@ -85,7 +85,7 @@ class Daemon:
                 os.killpg(self.pid, number)
 
     def kill_parents(self):
-        """Only the daemon itself and its first child: whatever else it started goes on without it."""
+        """Only the daemon and its first child: whatever else it started goes on without it."""
         found = subprocess.run(
             ["ps", "-o", "pid=", "--ppid", str(self.pid)],
             capture_output=True,
@@ -105,7 +105,7 @@ class Daemon:
 
 
 class Listener:
-    """What arrives on the master's event bus, whatever happens to the master: [(time, tag, data)]."""
+    """What arrives on the bus, whatever happens to the master: [(time, tag, data)]."""
 
     CODE = """
 import json, os, sys, time
@@ -127,8 +127,9 @@ while True:
             event = bus.get_event(wait=0.5, full=True)
             tag, data = (event["tag"], event["data"]) if event else ("", {})
             job = tag.startswith("salt/job/") and tag.endswith("/new")
-            if tag.startswith("cbsd_monit/") or job and str(data.get("fun")).startswith(("cbsd", "state")):
-                print(json.dumps([time.time(), event["tag"], event["data"]], default=str), flush=True)
+            job = job and str(data.get("fun")).startswith(("cbsd", "state"))
+            if job or tag.startswith("cbsd_monit/"):
+                print(json.dumps([time.time(), tag, data], default=str), flush=True)
         bus.destroy()
     except Exception as err:
         print("listener:", type(err).__name__, err, file=sys.stderr, flush=True)
@@ -155,7 +156,7 @@ while True:
             return list(self.found)
 
     def records(self, minion=None):
-        """The records of all batches in the order of their arrival, repeats included: [(time, record)]."""
+        """The records of all batches as they arrived, repeats included: [(time, record)]."""
         found = []
         for moment, tag, event in self.events():
             if (
@@ -195,7 +196,7 @@ while True:
 
 
 class Console:
-    """`salt -L` and `salt-run` in one process that stays, so a call starts no Python and no Salt."""
+    """`salt -L` and `salt-run` in one process that stays: a call starts no Python and no Salt."""
 
     CODE = """
 import json, os, sys
@@ -385,9 +386,12 @@ class Fleet:
         return found
 
     def switch_on(self, seconds=90):
-        """Highstate, and wait until every minion has restarted itself and its engine has said hello."""
+        """Highstate, and wait for the hello of every minion's engine after its restart."""
         found = self.highstate()
-        hellos = lambda s: {d.get("id") for _, t, d in s.events() if t.endswith("/hello")}  # noqa: E731
+
+        def hellos(listener):
+            return {d.get("id") for _, t, d in listener.events() if t.endswith("/hello")}
+
         if not self.listener.wait(lambda s: hellos(s) >= set(self.nodes), seconds):
             raise RuntimeError(
                 f"no hello of {set(self.nodes) - hellos(self.listener)}\n{self.logs()}"
@@ -443,7 +447,7 @@ def begin(fleet, name, *envs):
 
 
 def told(fleet, since):
-    """{(minion, env): [id, …]} of what the agents recorded since then, in the order in which it happened: the truth."""
+    """{(minion, env): [id, …]} of what the agents recorded since then, in its order: the truth."""
     found = {}
     for name, node in fleet.nodes.items():
         for path in pathlib.Path(node.sim.workdir).glob("jails-system/*/monit/history.jsonl"):
@@ -455,7 +459,7 @@ def told(fleet, since):
 
 
 def arrived(fleet):
-    """{(minion, env): [id, …]} of what arrived on the bus, without repeats, in the order of its arrival."""
+    """{(minion, env): [id, …]} of what arrived on the bus, in its order and without repeats."""
     found = {}
     for record in unique(fleet.listener.records()):
         found.setdefault((record["node"], record["env"]), []).append(record["id"])
@@ -464,9 +468,10 @@ def arrived(fleet):
 
 def accounted(fleet, since, envs, seconds):
     """
-    (what was told, what of it is missing) once ``envs`` ({minion: [env]}) are healthy again and nothing is missing, or after ``seconds``.
+    (what was told, what of it is missing) as soon as nothing is, or after ``seconds``.
 
-    Missing is what has not arrived or not in its order: {(minion, env): ([told], [arrived])}.
+    First waits until ``envs`` ({minion: [env]}) are healthy again.  Missing is what has not
+    arrived, or not in its order: {(minion, env): ([told], [arrived])}.
     """
     each(
         fleet,
@@ -484,7 +489,11 @@ def accounted(fleet, since, envs, seconds):
 
 
 def turn(fleet, envs, enough, seconds, pause=0.0):
-    """Stop and start ``envs`` ({minion: [env]}) over and over until ``enough()`` or ``seconds`` are over; ``pause`` seconds between."""
+    """
+    Stop and start ``envs`` ({minion: [env]}) until ``enough()`` or ``seconds`` are over.
+
+    There are ``pause`` seconds after each start.
+    """
     until = time.monotonic() + seconds
 
     def one(name, node):
@@ -499,9 +508,10 @@ def turn(fleet, envs, enough, seconds, pause=0.0):
 
 def outage(fleet, envs, seconds=60, transitions=200):
     """
-    Kill the master and, while it is away, one minion, each for ``seconds``; meanwhile at least ``transitions`` happen.
+    Kill the master and, while it is away, one minion, each for ``seconds``.
 
-    Returns ``{"transitions": n, "arrived": n, "missing": {…}, "repeats": n}``; ``arrived`` counts each record once and only in its order.
+    Meanwhile at least ``transitions`` happen.  Returns ``{"transitions": n, "arrived": n,
+    "missing": {…}, "repeats": n}``; ``arrived`` counts each record once and only in its order.
     """
     victim, since = next(iter(fleet.minions)), time.time()
     enough = lambda: sum(map(len, told(fleet, since).values())) >= transitions  # noqa: E731
@@ -533,9 +543,9 @@ def outage(fleet, envs, seconds=60, transitions=200):
 
 def fleet_vs_ping(fleet, envs=300, runs=5):
     """
-    Median seconds of ``salt-run cbsd_monit.fleet`` and of ``salt '*' test.ping``, both through the CLI and in turns.
+    Median seconds of ``salt-run cbsd_monit.fleet`` and ``salt '*' test.ping`` by the CLI, in turns.
 
-    The records of ``envs`` envs are laid into the state of each node, whose agent must have nothing to do meanwhile.
+    Records of ``envs`` envs are laid into the state of each node, whose agent must be idle.
     """
     for name, node in fleet.nodes.items():
         folder = node.state_dir / "envs"
@@ -581,7 +591,7 @@ def median(values):
 
 
 def detected(node, service, since, seconds=20):
-    """When monit found ``service`` failing, by its own clock; asked over its socket until it says so."""
+    """When monit found ``service`` failing, by its own clock; asks until it says so."""
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         with contextlib.suppress(OSError):
@@ -606,7 +616,7 @@ def _arrival(name, env, since, listener):
 
 def detection_latencies(fleet, envs, rounds=5):
     """
-    Seconds from monit's finding that a service is down to the record on the master's bus, one per round and env.
+    Seconds from monit's finding to the record on the master's bus, one per round and env.
 
     ``envs`` is ``{minion: env}``, jails with nginx and a check `http` that is only alerted.
     """
@@ -631,7 +641,7 @@ def detection_latencies(fleet, envs, rounds=5):
 
 
 def measure(outage_seconds=60):
-    """What `make bench` says of the events: three nodes, 60 envs, and at last 900 records; about three minutes."""
+    """What `make bench` says of events, in three minutes: three nodes, 60 envs, 900 records."""
     fleet = Fleet(3, net=36)
     groups = {
         "web": {

@@ -1,4 +1,4 @@
-"""The main job over the bus: highstate, then verbs, then a failure that heals without the master."""
+"""The main job over the bus: highstate, verbs, and a failure that heals without the master."""
 
 import time
 
@@ -53,7 +53,7 @@ def test_highstate_verbs_and_healing(hosts):
             time.sleep(0.1)
         assert "healed" in [r["transition"] for r in node.history("lb1")], node.agent_log()
     finally:
-        # A minion may take its time to notice that its master is back, and the next tests are not about that.
+        # A minion may take its time to notice that its master is back; that is not tested next.
         minion.terminate()
         master.start()
         minion.start()

@@ -289,35 +289,44 @@ import salt.channel.client, salt.config, salt.minion
 opts = salt.config.minion_config(sys.argv[1])
 opts.update(salt.minion.resolve_dns(opts))
 mark, number = sys.argv[2], int(sys.argv[3])
-texts = ["x\\nowned:\\n  runner.salt.cmd:\\n    - args:\\n      - fun: cmd.run\\n      - cmd: touch " + mark,
-         "{{ salt['cmd.run']('touch " + mark + "') }}", "__slot__:salt:cmd.run('touch " + mark + "')",
-         "$(touch " + mark + ")", "`touch " + mark + "`", "\\x1b[2J", "a" * 5000, "\\U0001f4a3", "';|&"]
+touch = "touch " + mark
+texts = [
+    "x\\nowned:\\n  runner.salt.cmd:\\n    - args:\\n      - fun: cmd.run\\n      - cmd: " + touch,
+    "{{ salt['cmd.run']('" + touch + "') }}", "__slot__:salt:cmd.run('" + touch + "')",
+    "$(" + touch + ")", "`" + touch + "`", "\\x1b[2J", "a" * 5000, "\\U0001f4a3", "';|&",
+]
+shapes = [[], {}, "x", 7, None, {"records": "x"}, {"records": {"a": 1}}]
+shapes.append({"records": [1, None, {"env": 7, "transition": []}]})
 def events():
     for n in range(number):
         text = texts[n % len(texts)]
         name = text if n % 3 else "b2-4"
-        record = {"id": f"f{n}", "time": 1, "node": "hv2", "env": name, "transition": "failing", "event": True, "check": text,
-                  "reason": text, "fun": "cmd.run", "tgt": "*"}
+        record = {"id": f"f{n}", "time": 1, "node": "hv2", "env": name, "transition": "failing",
+                  "event": True, "check": text, "reason": text, "fun": "cmd.run", "tgt": "*"}
+        gave_up = {**record, "transition": "gave_up"}
+        batch = {"schema": 1, "records": [record]}
         for forged in ("hv2", "*", text):
             if n % 4 == 0:
-                yield {"tag": f"cbsd_monit/{forged}/batch", "data": {"id": forged, "data": {"schema": 1, "records": [record]}}}
+                yield f"cbsd_monit/{forged}/batch", {"id": forged, "data": batch}
             elif n % 4 == 1:
-                yield {"tag": f"cbsd_monit/hv2/{name}/gave_up", "data": {"id": forged, "data": {**record, "transition": "gave_up"}}}
+                yield f"cbsd_monit/hv2/{name}/gave_up", {"id": forged, "data": gave_up}
             elif n % 4 == 2:
-                yield {"tag": "salt/minion/hv2/start", "data": {"id": forged, "data": text}}
+                yield "salt/minion/hv2/start", {"id": forged, "data": text}
             else:
-                yield {"tag": "salt/job/20260101000000000000/ret/hv2", "data": {"id": forged, "return": text, "fun": "cmd.run", "jid": text}}
+                data = {"id": forged, "return": text, "fun": "cmd.run", "jid": text}
+                yield "salt/job/20260101000000000000/ret/hv2", data
 with salt.channel.client.ReqChannel.factory(opts) as channel:
     sent, batch = 0, []
-    for event in events():
-        batch.append(event)
+    for tag, data in events():
+        batch.append({"tag": tag, "data": data})
         if len(batch) == 100:
             channel.send({"cmd": "_minion_event", "id": opts["id"], "events": batch})
             sent, batch = sent + 100, []
     if batch:
         channel.send({"cmd": "_minion_event", "id": opts["id"], "events": batch})
-    for shape in ([], {}, "x", 7, None, {"records": "x"}, {"records": [1, None, {"env": 7, "transition": []}]}, {"records": {"a": 1}}):
-        channel.send({"cmd": "_minion_event", "id": opts["id"], "tag": "cbsd_monit/hv2/batch", "data": shape})
+    for shape in shapes:
+        channel.send({"cmd": "_minion_event", "id": opts["id"], "tag": "cbsd_monit/hv2/batch",
+                      "data": shape})
 print(sent + len(batch))
 """
 
@@ -341,7 +350,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
         cwd="/",
     )
     assert done.returncode == 0 and int(done.stdout.split()[-1]) >= 10000, done.stderr
-    # A legitimate event of another node arrives at once, and is reacted to when the reactor has worked off the burst.
+    # A true event of another node arrives at once; the reaction comes after the burst.
     fleet.nodes["hv2"].sim.cbsd("jexec", "jname=e2", "service", "nginx", "stop")
     came = fleet.listener.wait(
         lambda s: [

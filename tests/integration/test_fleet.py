@@ -1,4 +1,4 @@
-"""What an operator of three nodes does from the master: asks, restarts one by one, targets jails."""
+"""What an operator does with three nodes: asks, restarts one by one, targets jails."""
 
 import json
 import os
