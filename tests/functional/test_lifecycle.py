@@ -2,8 +2,8 @@
 Everything that CBSD does to an env, and what monit has afterwards; all real but CBSD.
 
 The rows run at the same time, each on envs of its own, then the node as a whole is rebooted and
-shut down.  After every row: the names that monit has of its envs and whether it looks at them, and the
-hooks that ran, from the simulator's log: a start that no row asked for is a needless restart.
+shut down.  Seen after every row: which names of its envs monit has and whether it looks at them,
+and from the simulator's log the hooks that ran: a start that no row asked for was needless.
 """
 
 import concurrent.futures

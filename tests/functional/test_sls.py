@@ -2,7 +2,8 @@
 The SLS tree on a simulated CBSD node: real Salt, the real monit, the agent as deployed.
 
 What must hold: each SLS applies alone; `init` a second time changes nothing, not even a
-modification time, and reloads nothing; test mode foretells the run; `clean` leaves the node as it was.
+modification time, and reloads nothing; test mode foretells the run; `clean` leaves the node as it
+was.
 """
 
 import json
