@@ -279,6 +279,7 @@ class SaltNode:
 
     def destroy(self):
         if self.root.exists():
+            self.kill_monit()
             self.stop()
         self.sim.destroy()
         shutil.rmtree(self.root, ignore_errors=True)

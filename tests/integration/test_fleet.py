@@ -28,6 +28,57 @@ def fleet():
         made.stop()
 
 
+def test_a_second_highstate_changes_nothing(fleet):
+    found = fleet.highstate("hv1")["hv1"]
+    assert [r["__id__"] for r in found.values() if r["changes"]] == []
+
+
+def test_verbs_over_the_bus_are_meant(fleet):
+    node = fleet.nodes["hv1"]
+    before = node.running()["a1"]
+    assert fleet.salt("hv1", "cbsd.restart", "a1")["hv1"]["changed"] is True
+    assert node.wait_state("a1", "healthy", 60), node.agent_log()
+    assert node.running()["a1"] != before
+    assert node.status()["a1"]["intent"] == "running", (
+        "a restart through Salt is no operator's stop"
+    )
+    assert fleet.salt("hv1", "cbsd.start", "a1")["hv1"]["changed"] is False
+    done = fleet.cli("salt", "--out=json", "hv1", "cbsd.stop", "a1")
+    assert done.returncode == 0 and json.loads(done.stdout)["hv1"]["changed"] is True, done
+    assert node.wait_state("a1", "stopped", 60), node.agent_log()
+    assert fleet.salt("hv1", "cbsd.start", "a1")["hv1"]["changed"] is True
+    assert node.wait_state("a1", "healthy", 60), node.agent_log()
+
+
+def test_hostile_names_are_refused_over_the_bus(fleet, tmp_path):
+    def commands():  # but for the agent's looks at the inventory
+        return [c for c in fleet.nodes["hv1"].commands() if c[0] != "-c"]
+
+    before = commands()
+    for name in (f"$(touch {tmp_path}/x)", "../x", "a b", "a|b", "*", "-x"):
+        found = fleet.salt("hv1", "cbsd.restart", name)["hv1"]
+        assert isinstance(found, str) and found.startswith("ERROR"), found
+    done = fleet.cli("salt", "hv1", "cbsd.restart", "a|b")
+    assert done.returncode != 0, done
+    assert commands() == before and not (tmp_path / "x").exists()
+
+
+def test_a_failure_is_healed_without_the_master(fleet):
+    node = fleet.nodes["hv1"]
+    fleet.master.kill()
+    try:
+        node.sim.cbsd("jexec", "jname=a1", "service", "nginx", "stop")
+        until = time.monotonic() + 60
+        while time.monotonic() < until and "healed" not in [
+            r["transition"] for r in node.history("a1")
+        ]:
+            time.sleep(0.1)
+        assert "healed" in [r["transition"] for r in node.history("a1")], node.agent_log()
+    finally:
+        fleet.master.start()
+        fleet.wait_minions()
+
+
 def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet):
     before = {name: node.running() for name, node in fleet.nodes.items()}
     done = fleet.cli(
