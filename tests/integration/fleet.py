@@ -209,7 +209,8 @@ for line in sys.stdin:
         if program == "salt":
             opts = salt.config.client_config(sys.argv[1])
             with salt.client.LocalClient(mopts=opts) as client:
-                found = client.cmd(target, fun, args, timeout=timeout, tgt_type="list")
+                kind = "list" if isinstance(target, list) else "compound"
+                found = client.cmd(target, fun, args, timeout=timeout, tgt_type=kind)
         else:
             found = salt.runner.RunnerClient(salt.config.master_config(sys.argv[1])).cmd(fun, args)
         answer = {"found": found}
@@ -228,7 +229,7 @@ for line in sys.stdin:
 
     def ask(self, program, fun, args, target=None, timeout=None):
         with self.turn:
-            words = [program, fun, [str(arg) for arg in args], target, timeout]
+            words = [program, fun, args, target, timeout]
             print(json.dumps(words), file=self.child.stdin, flush=True)
             answer = json.loads(self.child.stdout.readline() or '{"error": "it ended"}')
         if "error" in answer:

@@ -130,19 +130,20 @@ def test_jails_are_targets(fleet):
     fleet.salt("hv1", "saltutil.sync_all")
     fleet.salt("hv1", "saltutil.refresh_pillar")
 
-    def ask(*args, timeout=20):
-        return fleet.cli("salt", "--out=json", "-t", timeout, "-C", *args).stdout
+    def ask(fun, *args, timeout=20):
+        return fleet.console.ask("salt", fun, args, "T@cbsd:a1", timeout)
 
     until = time.monotonic() + 60
-    while "on" not in ask("T@cbsd:a1", "cbsd.status", timeout=2) and time.monotonic() < until:
+    while ask("cbsd.status", timeout=2) != {"a1": "on"} and time.monotonic() < until:
         time.sleep(0.1)
-    assert json.loads(ask("T@cbsd:a1", "cbsd.status")) == {"a1": "on"}
-    assert json.loads(ask("T@cbsd:a1", "test.ping")) == {"a1": True}
-    assert json.loads(ask("T@cbsd:a1", "cbsd.exec", "[echo, hi]"))["a1"]["stdout"] == "hi"
+    done = fleet.cli("salt", "--out=json", "-C", "T@cbsd:a1", "cbsd.status")
+    assert json.loads(done.stdout) == ask("cbsd.status") == {"a1": "on"}
+    assert ask("test.ping") == {"a1": True}
+    assert ask("cbsd.exec", ["echo", "hi"])["a1"]["stdout"] == "hi"
     before = fleet.nodes["hv1"].running()["a1"]
-    assert json.loads(ask("T@cbsd:a1", "cbsd.restart"))["a1"]["changed"] is True
+    assert ask("cbsd.restart")["a1"]["changed"] is True
     assert fleet.nodes["hv1"].running()["a1"] != before
-    assert "not supported" in ask("T@cbsd:a1", "cmd.run", "id")
+    assert "not supported" in str(ask("cmd.run", "id"))
     found = fleet.run("cbsd_monit.fleet", "env=a*")
     assert [(r["node"], r["env"]) for r in found["envs"]] == [
         (name, f"a{name[-1]}") for name in fleet.nodes
