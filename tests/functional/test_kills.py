@@ -201,7 +201,7 @@ class World:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=120,
             stdin=subprocess.DEVNULL,
         )
         assert done.returncode == 0, done.stdout + done.stderr + self.agent_log()
@@ -209,7 +209,7 @@ class World:
     def cbsd(self, verb):
         argv = [str(self.root / "bin/cbsd"), verb, f"jname={self.name}"]
         return subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
         )
 
     def monit(self):
@@ -308,7 +308,7 @@ class World:
             (self.root / "up" / self.name).unlink()
         else:
             self.hurry()
-            until(lambda: self.monit().services[f"{self.name}.app"].failing, 10, "monit sees it")
+            until(lambda: self.monit().services[f"{self.name}.app"].failing, 60, "monit sees it")
 
     def destroy(self):
         for pid in self.agents():
@@ -450,7 +450,7 @@ def test_operators_stop_after_the_kill_is_respected(worlds):
 
     def scenario(world, point):
         killed = Killed(world, "restart", point)
-        until(lambda: not os.listdir(world.root / "busy"), 10, "what cbsd began ends")
+        until(lambda: not os.listdir(world.root / "busy"), 60, "what cbsd began ends")
         if world.cbsd("jstop").returncode:
             world.cron(
                 "healthy"
@@ -480,7 +480,7 @@ def test_disk_that_is_full_keeps_no_env_from_being_healed(worlds, mode):
         world.fail("restart")
         world.faults.arm(mode, point)
         world.agent("monit", "x")
-        until(lambda: (world.faults.folder / "taken").exists(), 10, "the agent runs")
+        until(lambda: (world.faults.folder / "taken").exists(), 60, "the agent runs")
         world.cron("healthy")
         began = [line.split()[1] for line in world.log()[log:].splitlines() if "began heal" in line]
         assert began == ["jstop", "jstart"], world.log()[log:] + world.agent_log()
@@ -523,7 +523,7 @@ def command_that_outlives_its_agent_is_not_run_beside_itself(verb, world):
     (world.root / "slow").write_text("2.5\n")
     try:
         killed = Killed(world, "restart", point)
-        until(lambda: os.listdir(world.root / "busy") == ["lb1"], 10, "cbsd works")
+        until(lambda: os.listdir(world.root / "busy") == ["lb1"], 60, "cbsd works")
         world.cron("healthy")
     finally:
         (world.root / "slow").unlink()
@@ -537,9 +537,9 @@ def agent_killed_with_a_lock_in_its_hand_loses_none(lock, world):
     trace = world.faults.trace()
     point = next(p for p in trace if p.call == "pwrite" and p.on.endswith(f"/{lock}"))
     killed = Killed(world, "restart", point)
-    until(lambda: killed.pid not in world.agents(), 10, "the agent is dead")
+    until(lambda: killed.pid not in world.agents(), 60, "the agent is dead")
     # monit tells of its failure each second, and the next agent may be at work already.
-    until(lambda: free(world.root / "run" / lock), 20, f"{lock} is free")
+    until(lambda: free(world.root / "run" / lock), 60, f"{lock} is free")
     world.cron("healthy")
     killed.check(1, 1)
 
@@ -554,14 +554,14 @@ def thousand_wakes_at_once_start_one_agent(call, wakes, world):
         subprocess.Popen([world.wake, "monit", "lb1.app"], stdin=subprocess.DEVNULL)
         for _ in range(wakes)
     ]
-    pid = until(world.faults.hit, 20, "the agent hangs")
+    pid = until(world.faults.hit, 60, "the agent hangs")
     try:
-        assert {call.wait(timeout=60) for call in calls} == {0}
+        assert {call.wait(timeout=120) for call in calls} == {0}
         assert world.agents() == [pid]
         assert len(world.faults.started()) == started + 1
     finally:
         os.kill(pid, signal.SIGCONT)
-    until(world.idle, 20, "it ends")
+    until(world.idle, 60, "it ends")
     assert not (world.root / "run/trigger").exists(), "somebody saw what the thousand said"
     assert len(world.faults.started()) == started + 1
 
@@ -572,7 +572,7 @@ def hook_ends_though_the_agent_hangs_and_calls_neither_monit_nor_cbsd(world):
     held = next(p for p in points if p.call == "pwrite" and p.on.endswith("/pass.lock"))
     world.faults.arm("stop", held)
     world.agent("monit", "x")
-    pid = until(world.faults.hit, 20, "the agent hangs and holds the pass lock")
+    pid = until(world.faults.hit, 60, "the agent hangs and holds the pass lock")
     try:
         for hook in ("prestart", "poststart", "prestop", "poststop"):
             path = world.root / f"work/jails-system/lb1/master_{hook}.d/cbsd_monit"

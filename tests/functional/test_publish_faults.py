@@ -113,7 +113,7 @@ class World:
             return self.faults.run(AGENT, self.conf, "sync", "--json", **plan)
         argv = [sys.executable, "-IS", str(AGENT), str(self.conf), "sync", "--json"]
         return subprocess.run(
-            argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+            argv, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
         )
 
     def published(self):
@@ -234,7 +234,7 @@ def answer_of(done):
 def rollback(world, *args):
     argv = [sys.executable, "-IS", str(AGENT), str(world.conf), "rollback", *args]
     return subprocess.run(
-        argv, capture_output=True, text=True, check=False, timeout=60, stdin=subprocess.DEVNULL
+        argv, capture_output=True, text=True, check=False, timeout=120, stdin=subprocess.DEVNULL
     )
 
 

@@ -347,7 +347,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=600,
         cwd="/",
     )
     assert done.returncode == 0 and int(done.stdout.split()[-1]) == 3 * FORGED, done.stderr
@@ -368,7 +368,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
             for _, r in s.records("hv2")
             if r["env"] == "e2" and r["transition"] == "healed" and r["time"] > since
         ],
-        240,
+        400,
     )
     assert healed, fleet.logs()
     assert not mark.exists()
