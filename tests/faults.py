@@ -138,16 +138,19 @@ class Faults:
 
     def new(self, points):
         """
-        Those of ``points`` at which a kill leaves something else behind than at the point before.
+        Those of ``points`` at which a kill leaves something else behind than at the one before.
 
         All of them with CBSD_MONIT_POINTS=all.  What dies half done always leaves something new.
         """
         if os.environ.get("CBSD_MONIT_POINTS") == "all":
             return list(points)
-        traced = self._traced()
-        lefts = ["", *(left for _, left in traced)]
-        same = {p for (p, left), before in zip(traced, lefts) if left == before}
-        return [p for p in points if p not in same or p.call in HALVES]
+        lefts, before, found = dict(self._traced()), None, []
+        assert all(lefts.values()), "it was not traced with ``watch``"
+        for point in points:
+            if lefts[point] != before or point.call in HALVES:
+                found.append(point)
+            before = lefts[point]
+        return found
 
     def every(self):
         """
