@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 import pathlib
 import shutil
@@ -49,7 +50,7 @@ class SaltNode:
 
     def __init__(self, root, minion="demo"):
         self.root = pathlib.Path(root).resolve()
-        self.minion, self.synced = minion, False
+        self.minion, self.synced, self.loaded, self.caller = minion, False, None, None
         self.sim = Node(str(self.root))
         self.run_dir = self.root / "var/run/cbsd_monit"
         self.state_dir = self.root / "var/db/cbsd_monit"
@@ -151,6 +152,22 @@ class SaltNode:
         found = self.salt("state.apply", sls, *sync, *(["test=True"] if test else []))
         if isinstance(found, list):
             raise RuntimeError("\n".join(map(str, found)))
+        return sorted(found.values(), key=lambda r: r["__run_num__"])
+
+    def apply_here(self, sls="cbsd_monit", test=False):
+        """``apply`` by Salt's loader in this process: a tenth of the processor."""
+        import salt.client
+        import salt.config
+
+        logging.getLogger("salt").setLevel(logging.ERROR)  # pytest would keep each step's trace
+        pillar = (self.root / "salt/pillar/cbsd_monit.sls").read_text()
+        if self.loaded != pillar:
+            opts = salt.config.minion_config(str(self.root / "etc/salt/minion"))
+            if not self.synced:
+                self.synced = salt.client.Caller(mopts=dict(opts)).cmd("saltutil.sync_all")
+            self.caller, self.loaded = salt.client.Caller(mopts=opts), pillar
+        found = self.caller.cmd("state.apply", sls, test=test)
+        assert isinstance(found, dict), found
         return sorted(found.values(), key=lambda r: r["__run_num__"])
 
     @staticmethod

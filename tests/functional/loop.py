@@ -59,7 +59,7 @@ class Loop:
 
     def apply(self, test=False):
         self.node.pillar({**self.settings, "envs": self.envs})
-        return self.node.apply(test=test)
+        return self.node.apply_here(test=test) if self.node.synced else self.node.apply(test=test)
 
     def live(self, *names, seconds=90):
         for name in names:

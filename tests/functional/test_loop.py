@@ -430,7 +430,7 @@ def test_hostile_pillar_is_refused_with_its_path_and_nothing_happens(loop, tmp_p
     published = (loop.node.state_dir / "published").read_text()
     commands = len(loop.node.commands())
     loop.node.pillar({**loop.settings, "envs": {**loop.envs, **envs}})
-    (failed,) = [r for r in loop.node.apply("cbsd_monit.checks") if r["result"] is False]
+    (failed,) = [r for r in loop.node.apply_here("cbsd_monit.checks") if r["result"] is False]
     for path in paths:
         assert path in failed["comment"]
     said = int(failed["comment"].split(" errors")[0].split()[-1])
@@ -458,5 +458,5 @@ def test_clean_in_the_middle_of_a_heal_leaves_the_env_up_and_nothing_else(loop):
         ["ps", "-axww", "-o", "command="], capture_output=True, text=True, check=True
     ).stdout
     assert f"{loop.node.root}/usr/local/libexec" not in processes, "no agent goes on"
-    again = loop.node.apply("cbsd_monit.clean")
+    again = loop.node.apply_here("cbsd_monit.clean")
     assert [r["__id__"] for r in again if r["changes"]] == []

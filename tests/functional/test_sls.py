@@ -7,7 +7,6 @@ was.
 """
 
 import json
-import logging
 import os
 import pathlib
 import stat
@@ -15,8 +14,6 @@ import subprocess
 import time
 
 import pytest
-import salt.client
-import salt.config
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 ALONE = (
@@ -38,15 +35,6 @@ PILLAR = {
         "web2": {"checks": {"up": {"type": "running"}}},
     },
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quiet_salt():
-    """pytest would keep Salt's trace of every step, which takes longer than the steps."""
-    before = logging.getLogger("salt").level
-    logging.getLogger("salt").setLevel(logging.ERROR)
-    yield
-    logging.getLogger("salt").setLevel(before)
 
 
 def jail(node, name, last):
@@ -124,16 +112,7 @@ def still(found):
 
 
 def apply(node, sls="cbsd_monit", test=False):
-    """``state.apply`` by Salt's loader in this process, which is ten times as fast."""
-    pillar = (node.root / "salt/pillar/cbsd_monit.sls").read_text()
-    if getattr(node, "loaded", None) != pillar:
-        opts = salt.config.minion_config(str(node.root / "etc/salt/minion"))
-        if not hasattr(node, "loaded"):
-            salt.client.Caller(mopts=dict(opts)).cmd("saltutil.sync_all")
-        node.caller, node.loaded = salt.client.Caller(mopts=opts), pillar
-    found = node.caller.cmd("state.apply", sls, test=test)
-    assert isinstance(found, dict), found
-    return sorted(found.values(), key=lambda r: r["__run_num__"])
+    return node.apply_here(sls, test)
 
 
 def changed(results):
