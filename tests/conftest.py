@@ -1,9 +1,8 @@
-"""What all tests share: loopback-only salt-factories, and simulated nodes with Salt that end."""
+"""What all tests share: simulated nodes with Salt that end."""
 
 import contextlib
 import os
 import pathlib
-import shutil
 import sys
 import tempfile
 
@@ -18,36 +17,6 @@ with contextlib.suppress(ImportError):
 
     # Else its handler complains of closed files after pytest's last line.
     salt._logging.shutdown_temp_handler()
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_sessionstart(session):
-    """Bind the log server of salt-factories to loopback; by default it listens everywhere."""
-    plugin = session.config.pluginmanager.get_plugin("saltfactories-log-server")
-    if plugin is not None:
-        plugin.log_host = "127.0.0.1"
-
-
-@pytest.fixture(scope="session")
-def salt_factories_config():
-    root = pathlib.Path(
-        tempfile.mkdtemp(prefix="sf", dir="/tmp")
-    )  # short: paths of unix sockets have a limit
-    try:
-        yield {"root_dir": root, "slow_stop": False}
-    finally:
-        shutil.rmtree(root, ignore_errors=True)
-
-
-@pytest.fixture(scope="session")
-def event_listener():
-    from saltfactories.plugins.event_listener import EventListener
-
-    listener = EventListener()
-    listener.host = "127.0.0.1"
-    listener.address = f"tcp://{listener.host}:{listener.port}"
-    with listener:
-        yield listener
 
 
 @pytest.fixture(scope="module")
