@@ -1,23 +1,15 @@
 """
-The fleet: what every node's envs do, silences, rolling restarts, and telling people.
+What an operator types on the master: the state of the fleet, silences, rolling restarts.
 
-Each function asks the minions by one targeted command, in parallel. Minions that do not answer are listed as such.
+Each function asks the minions by one targeted command, in parallel, and lists those that do not
+answer.
 
-:depends: a master; on a node use the execution modules ``cbsd_monit`` and ``cbsd``
-:configuration: ``cbsd_monit_notify`` in the master's configuration says who is told of ``gave_up``, ``quarantined`` and ``storm``:
-    a list of ``webhook``, ``chat``, ``mail`` and ``runner``, as in ``salt://cbsd_monit/reactor/master.conf.example``
+:depends: a master; on a node use the execution modules ``cbsd_monit`` and ``cbsd``;
+    ``cbsd_monit.notify`` is in ``cbsd_monit_notify.py``
 """
 
-import contextlib
-import email.message
-import fcntl
-import json
-import logging
-import os
-import smtplib
 import sys
 import time
-import urllib.request
 
 import salt.client
 import salt.key
@@ -25,13 +17,11 @@ import salt.utils.minions
 import salt.utils.user
 from salt.exceptions import CommandExecutionError, SaltInvocationError
 
-log = logging.getLogger(__name__)
-
 __virtualname__ = "cbsd_monit"
 
-LINES = 50  # in one message; the others are counted
-PAUSE = 5  # seconds from one message to the next
-REMEMBERED = 1000  # ids of records that were told
+COLUMNS = ["node", "env", "state", "since", "check", "reason", "restarts", "next"]
+NOT_RESTARTED = ("stopped", "silenced", "maintenance", "slave")
+GIVEN_UP = ("gave_up", "quarantined", "not there")  # nobody waits for these to become healthy
 
 
 def __virtual__():
@@ -42,7 +32,7 @@ def __virtual__():
 
 
 class _Answers(dict):
-    """{minion: what it returned}; who said nothing is in ``silent``, who could not do it in ``errors``."""
+    """``{minion: answer}``; ``silent`` lists those without one, ``errors`` why others failed."""
 
     def __init__(self):
         super().__init__()
@@ -50,13 +40,11 @@ class _Answers(dict):
 
 
 def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
-    found, began, said = _Answers(), time.monotonic(), 0
+    found, began, reports = _Answers(), time.monotonic(), 0
     kwarg = {key: value for key, value in kwarg.items() if value is not None}
     # Salt 3008 counts resources among the targets; those are not asked, their nodes are.
-    nodes = sorted(
-        _nodes()
-        & set(salt.utils.minions.CkMinions(__opts__).check_minions(tgt, tgt_type)["minions"])
-    )
+    targets = salt.utils.minions.CkMinions(__opts__).check_minions(tgt, tgt_type)["minions"]
+    nodes = sorted(_nodes() & set(targets))
     if not nodes:
         return found
     with salt.client.get_local_client(__opts__["conf_file"], mopts=__opts__) as client:
@@ -76,8 +64,8 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
                     found.errors[minion] = str(item.get("ret"))[:500]
                 else:
                     found[minion] = item.get("ret")
-            if time.monotonic() - began > 2 + said:
-                said += 1
+            if time.monotonic() - began > 2 + reports:
+                reports += 1
                 _progress(f"{len(found) + len(found.errors)} of {len(expected)} nodes answered")
             if answer is None:
                 time.sleep(0.01)
@@ -86,18 +74,18 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
 
 
 def _progress(words):
-    """Tell who waits at a terminal."""
+    """Show progress to whoever waits at a terminal."""
     if sys.stderr.isatty():
         print(words, file=sys.stderr, flush=True)
 
 
 def _nodes():
-    """The minions whose keys are accepted."""
+    """Return the minions whose keys are accepted."""
     return set(salt.key.get_key(__opts__).list_status("accepted")["minions"])
 
 
 def _summary(answers, **more):
-    """``more``, and who did not answer or could not do it, where there is one."""
+    """Return ``more``, with the minions that did not answer or failed, if there are any."""
     if answers.silent:
         more["no_answer"] = answers.silent
     if answers.errors:
@@ -106,15 +94,11 @@ def _summary(answers, **more):
 
 
 def _shown(result, columns):
-    """``result``, on a terminal as a table of its ``envs``."""
+    """Return ``result``; where a terminal shows it, as a table of its ``envs``."""
     if not sys.stdout.isatty() or __opts__.get("output"):
         return result
-    cells = [columns] + [[_cell(key, row.get(key)) for key in columns] for row in result["envs"]]
-    widths = [min(60, max(len(line[i]) for line in cells)) for i in range(len(columns))]
-    lines = [
-        "  ".join(f"{text:<{width}}" for text, width in zip(line, widths)).rstrip()
-        for line in cells
-    ]
+    rows = [[_cell(key, row.get(key)) for key in columns] for row in result["envs"]]
+    lines = _table([columns, *rows], 60)
     lines += [f"{minion} does not answer" for minion in result.get("no_answer", ())]
     lines += [
         f"{minion}: {_clean(words)}" for minion, words in sorted(result.get("errors", {}).items())
@@ -130,8 +114,15 @@ def _cell(key, value):
     return _clean(value)[:60]
 
 
+def _table(rows, widest):
+    """Return rows of text as lines with aligned columns, none padded beyond ``widest``."""
+    widths = [min(widest, max(map(len, column))) for column in zip(*rows)]
+    padded = ([f"{cell:<{width}}" for cell, width in zip(row, widths)] for row in rows)
+    return ["  ".join(row).rstrip() for row in padded]
+
+
 def _clean(value):
-    """Printable text: what a minion says may hold anything, and a terminal obeys escapes."""
+    """Return printable text: a minion may answer anything, and a terminal obeys escapes."""
     return "".join(c if c.isprintable() else "?" for c in str(value))
 
 
@@ -139,9 +130,10 @@ def fleet(tgt="*", tgt_type="glob", env=None, group=None, state=None, timeout=No
     """
     Return the present state of every env of every node.
 
-    ``{"envs": [{"node", "env", "emulator", "state", "since", "check", "reason", "restarts", "next"}, …], "no_answer": [minion],
-    "errors": {minion: why}}``; ``since`` and ``next`` (the next attempt) in seconds since 1970, ``restarts`` within the interval of the
-    env's policy. On a terminal a table, with ``--out=json`` and the like data.
+    ``{"envs": [{"node", "env", "emulator", "state", "since", "check", "reason", "restarts",
+    "next"}, …], "no_answer": [minion], "errors": {minion: why}}``; ``since`` and ``next`` (the next
+    attempt) are seconds since 1970, ``restarts`` counts those within the interval of the env's
+    policy. A terminal gets a table, unless ``--out=json`` or the like asks for data.
 
     tgt, tgt_type
         Which minions.
@@ -162,9 +154,6 @@ def fleet(tgt="*", tgt_type="glob", env=None, group=None, state=None, timeout=No
         salt-run cbsd_monit.fleet group=web state=failing,gave_up
     """
     return _shown(_fleet(tgt, tgt_type, env, group, state, timeout), COLUMNS)
-
-
-COLUMNS = ["node", "env", "state", "since", "check", "reason", "restarts", "next"]
 
 
 def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
@@ -188,7 +177,7 @@ def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
 
 def failing(tgt="*", tgt_type="glob", env=None, group=None, timeout=None):
     """
-    Return the envs that need somebody's attention: failing, healing, backoff, gave_up, quarantined, unknown.
+    Return the envs that need attention: failing, healing, backoff, gave_up, quarantined, unknown.
 
     Parameters and result as of :py:func:`fleet`.
 
@@ -203,7 +192,8 @@ def failing(tgt="*", tgt_type="glob", env=None, group=None, timeout=None):
 
 def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
     """
-    Return what happened to an env, on whichever nodes it lived: ``{"envs": [record, …]}``, oldest first.
+    Return what happened to an env, on all nodes it lived on: ``{"envs": [record, …]}``, oldest
+    first.
 
     env
         Its name.
@@ -217,9 +207,8 @@ def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
         salt-run cbsd_monit.history lb1
     """
     answers = _ask(tgt, "cbsd_monit.history", tgt_type, timeout, env=env)
-    records = {
-        r["id"]: r for minion in sorted(answers) for r in answers[minion]
-    }  # an env that moved took its history along
+    # An env that moved took its history along: the same record may come from two nodes.
+    records = {r["id"]: r for minion in sorted(answers) for r in answers[minion]}
     newest = sorted(records.values(), key=lambda r: r["time"])[-int(limit) :]
     return _shown(
         _summary(answers, envs=newest),
@@ -229,18 +218,19 @@ def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
 
 def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="glob", timeout=None):
     """
-    Have envs not healed before ``until``; that expires by itself.
+    Do not heal envs before ``until``; a silence ends by itself.
 
     until
         Seconds since 1970, or a duration from now: ``30m``, ``2h``, ``1d``.
     reason
         Why, in one line.
     env, group
-        Name or glob of envs, group of the nodes' pillar; without them all envs of ``node``, which then has to be given.
+        Name or glob of envs, group of the nodes' pillar; without them all envs of ``node``, which
+        then has to be given.
     node
         Which minions.
     who
-        Who says so; default: whoever runs this.
+        Who asks for it; default: whoever runs this.
 
     Returns ``{"silenced": {node: {env: until}}, "no_answer": [minion], "errors": {minion: why}}``.
 
@@ -269,7 +259,7 @@ def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="g
 
 def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
     """
-    Take back what :py:func:`silence` said; parameters as there.
+    End silences that :py:func:`silence` gave; parameters as there.
 
     Returns ``{"unsilenced": {node: [env]}, …}``.
 
@@ -305,7 +295,8 @@ def rolling_restart(
     timeout=None,
 ):
     """
-    Restart the running envs of a group across nodes, so many at a time, and go on only while each becomes healthy again.
+    Restart the running envs of a group across nodes, a few at a time, while each becomes healthy
+    again.
 
     group, env
         Which: a group of the nodes' pillar, a name or a glob.
@@ -316,9 +307,10 @@ def rolling_restart(
     healthy_deadline
         Seconds in which it has to get there.
 
-    Returns ``{"restarted": ["node/env", …]}``. Raises ``CommandExecutionError`` that says where it stopped and what is left: at the
-    first env that is not healthy before it begins, cannot be restarted, or does not become healthy. Envs that are stopped,
-    silenced, in maintenance or slaves are left alone.
+    Returns ``{"restarted": ["node/env", …]}``. Raises ``CommandExecutionError`` that says where it
+    stopped and what is left: at the first env that is not healthy before it begins, cannot be
+    restarted, or does not become healthy. Envs that are stopped, silenced, in maintenance or slaves
+    are left alone.
 
     CLI Example:
 
@@ -332,11 +324,7 @@ def rolling_restart(
     asked = _fleet(tgt, tgt_type, env, group, None, timeout)
     if asked.get("no_answer") or asked.get("errors"):
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
-    rows = [
-        r
-        for r in asked["envs"]
-        if r["state"] not in ("stopped", "silenced", "maintenance", "slave")
-    ]
+    rows = [r for r in asked["envs"] if r["state"] not in NOT_RESTARTED]
     ill = [
         f"{_place(r)} is {r['state']}: {r.get('reason', '')}"
         for r in rows
@@ -355,8 +343,10 @@ def rolling_restart(
         done += [_place(r) for r in wave if _place(r) not in bad]
         if bad:
             words = "; ".join(f"{place}: {why}" for place, why in sorted(bad.items()))
+            left = ", ".join(map(_place, rows)) or "none"
             raise CommandExecutionError(
-                f"stopped at {words}. Restarted: {', '.join(done) or 'none'}. Left as they are: {', '.join(map(_place, rows)) or 'none'}."
+                f"stopped at {words}. Restarted: {', '.join(done) or 'none'}."
+                f" Left as they are: {left}."
             )
     return {"restarted": done}
 
@@ -373,44 +363,29 @@ def _trouble(asked):
 
 
 def _restart(wave, timeout):
-    """Restart all of ``wave`` at once; returns {place: why not}."""
+    """Restart all of ``wave`` at once; return ``{place: why not}``."""
     bad = {}
     with salt.client.get_local_client(__opts__["conf_file"], mopts=__opts__) as client:
-        jobs = [
-            (
-                row,
-                client.run_job(
-                    [row["node"]],
-                    "cbsd.restart",
-                    [row["env"]],
-                    tgt_type="list",
-                    listen=True,
-                    timeout=30,
-                ),
-            )
-            for row in wave
-        ]
-        for row, job in jobs:
+        more = {"tgt_type": "list", "listen": True, "timeout": 30}
+        jobs = [client.run_job([r["node"]], "cbsd.restart", [r["env"]], **more) for r in wave]
+        for row, job in zip(wave, jobs):
             found = {}
             if job:
-                for answer in client.get_iter_returns(
-                    job["jid"],
-                    job["minions"],
-                    timeout=int(timeout or 30),
-                    tgt=[row["node"]],
-                    tgt_type="list",
+                seconds, tgt = int(timeout or 30), [row["node"]]
+                for returned in client.get_iter_returns(
+                    job["jid"], job["minions"], timeout=seconds, tgt=tgt, tgt_type="list"
                 ):
-                    found.update(answer or {})
-            said = found.get(row["node"])
-            if not said or said.get("failed"):
+                    found.update(returned or {})
+            answer = found.get(row["node"])
+            if not answer or answer.get("failed"):
                 bad[_place(row)] = "the node does not answer"
-            elif said.get("retcode") or not said.get("success", True):
-                bad[_place(row)] = str(said.get("ret"))[:500]
+            elif answer.get("retcode") or not answer.get("success", True):
+                bad[_place(row)] = str(answer.get("ret"))[:500]
     return bad
 
 
 def _settle(wave, healthy_time, deadline, timeout):
-    """Wait until all of ``wave`` have been healthy for ``healthy_time`` seconds; returns {place: why not}."""
+    """Wait until all were healthy for ``healthy_time`` seconds; return ``{place: why not}``."""
     began = time.monotonic()
     before = {_place(row): row.get("since") for row in wave}
     healthy, last = {}, {}
@@ -425,7 +400,8 @@ def _settle(wave, healthy_time, deadline, timeout):
                 if row
                 else "not there"
             )
-            # An env without checks is healthy all the time; any other is `starting` first, so its `since` changes.
+            # `since` changes, for an env is `starting` first; one without checks is healthy all the
+            # time.
             anew = row and (row.get("since") != before[place] or now - began > 5)
             if not row or row["state"] != "healthy" or not anew:
                 healthy.pop(place, None)
@@ -435,9 +411,7 @@ def _settle(wave, healthy_time, deadline, timeout):
             now - moment >= healthy_time for moment in healthy.values()
         ):
             return {}
-        given_up = {
-            p: w for p, w in last.items() if w.startswith(("gave_up", "quarantined", "not there"))
-        }
+        given_up = {p: w for p, w in last.items() if w.startswith(GIVEN_UP)}
         if given_up or now - began > deadline:
             late = {
                 p: f"not healthy after {now - began:.0f} s: {w}"
@@ -446,149 +420,3 @@ def _settle(wave, healthy_time, deadline, timeout):
             }
             return given_up or late
         time.sleep(1)
-
-
-# Telling people
-
-
-def notify(wait=0):
-    """
-    Tell what the reactor has put into the queue, by all of ``cbsd_monit_notify``; one at a time, and until nothing is left.
-
-    wait
-        Seconds to go on looking after the last message: what comes meanwhile needs nobody to be started.
-
-    Returns ``{"told": records, "failed": {hook: why}}``; what a hook failed at is tried again with the next message, thrice at most.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-run cbsd_monit.notify
-    """
-    folder = os.path.join(__opts__["cachedir"], "cbsd_monit")
-    os.makedirs(folder, 0o700, exist_ok=True)
-    told, failed = 0, {}
-    with open(os.path.join(folder, "notify.running"), "a") as running:
-        try:
-            fcntl.flock(running, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return {"told": 0, "failed": {}}
-        until = free = time.monotonic()
-        while True:
-            now = time.monotonic()
-            with open(os.path.join(folder, "notify.started"), "w"):
-                pass  # while this is fresh the reactor starts no other
-            records = _taken(folder) if now >= free else []
-            if records:
-                failed = _tell(records)
-                told += len(records)
-                free = time.monotonic() + PAUSE
-                until = free + float(wait)
-            elif now >= until and _rests(folder):
-                return {"told": told, "failed": failed}
-            time.sleep(0.2)
-
-
-def _rests(folder):
-    """True, and the reactor knows that it has to start the next one, if the queue is empty."""
-    with open(os.path.join(folder, "notify.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.path.exists(os.path.join(folder, "notify.jsonl")):
-            return False
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(folder, "notify.started"))
-        return True
-
-
-def _taken(folder):
-    """What waits in the queue and was not told before: a record may arrive twice, its id is the same."""
-    queue, seen_path = os.path.join(folder, "notify.jsonl"), os.path.join(folder, "notify.told")
-    with open(os.path.join(folder, "notify.lock"), "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        try:
-            with open(queue, encoding="ascii") as lines:
-                records = [json.loads(line) for line in lines if line.endswith("\n")]
-            os.unlink(queue)
-        except FileNotFoundError:
-            return []
-    seen = []
-    if os.path.exists(seen_path):
-        with open(seen_path, encoding="utf-8") as lines:
-            seen = lines.read().splitlines()
-    known, fresh = set(seen), []
-    for record in records:
-        key = f"{record['node']} {_clean(record['id'])}"
-        if key not in known:
-            known.add(key)
-            seen.append(key)
-            fresh.append(record)
-    with open(seen_path, "w", encoding="utf-8") as out:
-        out.writelines(f"{key}\n" for key in seen[-REMEMBERED:])
-    return fresh
-
-
-def _tell(records):
-    """Tell ``records`` by each hook; returns {hook: why not}."""
-    lines = []
-    for record in records[:LINES]:
-        check = f" ({_clean(record['check'])})" if record["check"] else ""
-        lines.append(
-            f"{record['node']}/{record['env']} {record['transition']}{check}: {_clean(record['reason'])}"
-        )
-    if len(records) > LINES:
-        lines.append(f"… and {len(records) - LINES} more")
-    failed, text = {}, "\n".join(lines)
-    for entry in __opts__.get("cbsd_monit_notify") or []:
-        for kind, settings in entry.items():
-            for attempt in range(3):
-                try:
-                    HOOKS[kind](settings, text, records[:LINES])
-                    failed.pop(kind, None)
-                    break
-                except Exception as err:  # noqa: BLE001 - whatever it is, the other hooks are still tried
-                    failed[kind] = f"{type(err).__name__}: {err}"
-                    time.sleep(attempt + 1)
-    for kind, why in failed.items():
-        log.error("cbsd_monit: %s could not be told: %s", kind, why)
-    return failed
-
-
-def _post(url, body, timeout):
-    if not str(url).startswith(("https://", "http://")):
-        raise ValueError(f"cbsd_monit_notify: expected an http or https URL, got {url!r}")
-    request = urllib.request.Request(
-        url, json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=timeout) as answer:
-        answer.read()
-
-
-def _webhook(settings, text, records):
-    _post(settings["url"], {"text": text, "records": records}, settings.get("timeout", 10))
-
-
-def _chat(settings, text, records):
-    _post(settings["url"], {"text": text}, settings.get("timeout", 10))
-
-
-def _mail(settings, text, records):
-    message = email.message.EmailMessage()
-    message["From"], message["To"] = settings["from"], ", ".join(settings["to"])
-    first = records[0]
-    more = f" and {len(records) - 1} more" if len(records) > 1 else ""
-    message["Subject"] = f"cbsd_monit: {first['node']}/{first['env']} {first['transition']}{more}"
-    message.set_content(text)
-    with smtplib.SMTP(
-        settings.get("host", "127.0.0.1"),
-        settings.get("port", 25),
-        timeout=settings.get("timeout", 10),
-    ) as server:
-        server.send_message(message)
-
-
-def _runner(settings, text, records):
-    __salt__[settings["fun"]](text=text, records=records)
-
-
-HOOKS = {"webhook": _webhook, "chat": _chat, "mail": _mail, "runner": _runner}

@@ -1,43 +1,16 @@
-"""The runner, as far as it needs no minion: tables, telling people."""
+"""The runner, as far as it needs no minion: its tables, and what it refuses."""
 
-import importlib.util
-import json
-import pathlib
 import sys
 
 import pytest
 from salt.exceptions import SaltInvocationError
 
-REPO = pathlib.Path(__file__).resolve().parents[3]
+from tests.unit.loaded import load
 
 
 @pytest.fixture
-def runner(tmp_path, monkeypatch):
-    spec = importlib.util.spec_from_file_location(
-        "cbsd_monit_runner", REPO / "_runners/cbsd_monit.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    module.__opts__ = {"cachedir": str(tmp_path), "cbsd_monit_notify": []}
-    module.__salt__ = {}
-    monkeypatch.setattr(module, "PAUSE", 0)
-    return module
-
-
-def queue(tmp_path, *records):
-    folder = tmp_path / "cbsd_monit"
-    folder.mkdir(exist_ok=True)
-    with open(folder / "notify.jsonl", "a") as out:
-        for number, more in records:
-            record = {
-                "id": f"i{number}",
-                "node": "hv1",
-                "env": "lb1",
-                "transition": "gave_up",
-                "check": "http",
-                "reason": "no",
-            }
-            out.write(json.dumps({**record, "time": 1.0, **more}) + "\n")
+def runner():
+    return load("_runners/cbsd_monit.py", opts={})
 
 
 def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
@@ -73,45 +46,6 @@ def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
 def test_everything_everywhere_has_to_be_said(runner, fun, args):
     with pytest.raises(SaltInvocationError, match="which: give"):
         getattr(runner, fun)(*args)
-
-
-def test_ten_thousand_records_are_one_message_and_none_is_told_twice(runner, tmp_path):
-    said = []
-    runner.__salt__["pager.page"] = lambda text, records: said.append((text, records))
-    runner.__opts__["cbsd_monit_notify"] = [{"runner": {"fun": "pager.page"}}]
-    queue(tmp_path, *((n, {}) for n in range(10000)))
-    assert runner.notify()["told"] == 10000
-    ((text, records),) = said
-    assert len(records) == 50 and text.splitlines()[0] == "hv1/lb1 gave_up (http): no"
-    assert text.splitlines()[-1] == "… and 9950 more"
-    queue(tmp_path, (9999, {}))
-    assert runner.notify()["told"] == 0 and len(said) == 1
-
-
-def test_a_hook_that_fails_keeps_no_other_from_telling(runner, tmp_path, monkeypatch):
-    said = []
-    monkeypatch.setattr(runner.time, "sleep", lambda seconds: None)
-    runner.__salt__["pager.page"] = lambda text, records: said.append(text)
-    runner.__opts__["cbsd_monit_notify"] = [
-        {"webhook": {"url": "file:///etc/passwd"}},
-        {"nonsense": {}},
-        {"runner": {"fun": "pager.page"}},
-    ]
-    queue(tmp_path, (1, {"reason": "\x1b]0;x\x07"}))
-    found = runner.notify()
-    assert (
-        set(found["failed"]) == {"webhook", "nonsense"}
-        and "http or https" in found["failed"]["webhook"]
-    )
-    assert said == ["hv1/lb1 gave_up (http): ?]0;x?"]
-
-
-def test_the_reactor_is_told_that_it_has_to_start_the_next_one(runner, tmp_path):
-    queue(tmp_path, (1, {}))
-    started = tmp_path / "cbsd_monit/notify.started"
-    started.touch()
-    runner.notify()
-    assert not started.exists() and not (tmp_path / "cbsd_monit/notify.jsonl").exists()
 
 
 def test_long_work_tells_a_terminal_how_far_it_is(runner, monkeypatch, capsys):

@@ -1,0 +1,34 @@
+"""Salt's files as modules, without Salt's loader: they reach each other through ``__salt__`` all the same."""
+
+import importlib.util
+import inspect
+import pathlib
+
+REPO = pathlib.Path(__file__).resolve().parents[2]
+
+
+def load(path, **dunders):
+    """Return the file ``path`` of the repository as a module of its own, ``salt={}`` as its ``__salt__``."""
+    name = path.replace("/", "_").rpartition(".")[0]
+    spec = importlib.util.spec_from_file_location(f"loaded{name}", REPO / path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    for key, value in {"salt": {}, **dunders}.items():
+        setattr(module, f"__{key}__", value)
+    return module
+
+
+def public(module):
+    """Return what Salt offers of a module: its own functions by name."""
+    own = inspect.getmembers(module, lambda f: getattr(f, "__module__", "") == module.__name__)
+    return {n: f for n, f in own if inspect.isfunction(f) and not n.startswith("_")}
+
+
+def modules(*names, **functions):
+    """Return the ``__salt__`` of minion hv1: execution modules by their names, and ``functions``."""
+    salt = dict(functions)
+    for name in names:
+        module = load(f"_modules/{name}.py", salt=salt, opts={"id": "hv1"})
+        prefix = getattr(module, "__virtualname__", name)
+        salt.update({f"{prefix}.{n}": f for n, f in public(module).items()})
+    return salt
