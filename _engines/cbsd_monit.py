@@ -45,7 +45,7 @@ __virtualname__ = "cbsd_monit"
 
 SCHEMA = 1
 ALONE = ("gave_up", "quarantined", "storm")
-ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z", re.ASCII)
+ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 RISK = (
     15  # seconds: what was answered so shortly before the last answer may have died with the master
 )

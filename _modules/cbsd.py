@@ -53,7 +53,7 @@ _QUERY_TIMEOUT = 60
 
 # CBSD evaluates `$(…)` in arguments as root, splits them at `~`, expands `*`, and breaks its own database on `'` and
 # `|`. No quoting survives that, hence whitelists.
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}\Z")
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 _KEY = re.compile(r"[a-z][a-z0-9_]*\Z")
 _VALUE = re.compile(r"(?! )(?!.*  )(?!__slot__:)[ !#&()+,./0-9:;<=>@A-Z\]^_a-z{}-]*(?<! )\Z")
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]+\Z")
@@ -137,7 +137,7 @@ def _check_names(verb, **names):
         _expect(
             isinstance(name, str) and _NAME.match(name),
             f"{verb}: {where}",
-            "the name of an env (1 to 64 of A-Z a-z 0-9 _ -, not beginning with -)",
+            "the name of an env (1 to 100 of A-Z a-z 0-9 _ -, not beginning with -)",
             name,
         )
 

@@ -41,7 +41,7 @@ SECRET = "(not shown)"
 
 def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     """
-    Return what the pillar means for one env of a node, as plain data; all times are seconds.
+    Internal: Return what the pillar means for one env of a node, as plain data; all times are seconds.
 
     spec
         The mapping under the pillar key ``cbsd_monit``, as it was written: what it does not say is a built-in default.
@@ -64,12 +64,6 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     ``notes``. ``env`` among the checks is the env itself.
 
     Raises ``SaltInvocationError`` when the pillar is not valid, or does not mean this env on this node.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_explain.explain '{envs: {lb1: {}}}' hv1 '[{name: lb1, emulator: jail}]' lb1
     """
     emulator = {row["name"]: row["emulator"] for row in envs}.get(env)
     if emulator is None:
@@ -114,10 +108,11 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
 
 def _facts(env, paths):
     """Return the facts of docs/contract.md, section 7, that do not need the node."""
-    libexec = paths.get("libexec") or "/usr/local/libexec/cbsd_monit"
-    run = paths.get("run") or "/var/run/cbsd_monit"
+    given = {key: value for key, value in paths.items() if value}
+    paths = {**__salt__["cbsd_monit_schema.lookup"](), **given}
     coded = re.sub("[A-Z]", lambda match: f"={match[0].lower()}", env)
-    return {"ENV": coded, "JNAME": env, "WAKE": f"{libexec}/wake", "DEAD": f"{run}/dead/{env}"}
+    wake, dead = f"{paths['libexec']}/wake", f"{paths['run']}/dead/{env}"
+    return {"ENV": coded, "JNAME": env, "WAKE": wake, "DEAD": dead}
 
 
 def _services(text):
@@ -551,16 +546,10 @@ def _round(seconds):
 
 def text(told):
     """
-    Return what :py:func:`explain` returned as a text.
+    Internal: Return what :py:func:`explain` returned as a text.
 
     told
         Its answer.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit.explain lb1 text=True
     """
     units = _units()
     sweep = told["sweep"]
@@ -610,11 +599,18 @@ def _table(settings, units):
         (key, _shown(row["value"], key.split(":")[-1] in units), row["from"])
         for key, row in settings.items()
     ]
-    widths = [max([len(row[n]) for row in rows], default=0) for n in (0, 1)]
-    return [
-        f"  {key:<{widths[0]}}  {value:<{min(widths[1], 40)}}  {origin}"
-        for key, value, origin in rows
-    ]
+    return [f"  {line}" for line in table(rows, 40)]
+
+
+def table(rows, widest):
+    """
+    Internal: Return rows of text as lines with aligned columns, none padded beyond ``widest``.
+
+    The runner has the same: Salt loads it without the execution modules.
+    """
+    widths = [min(widest, max(map(len, column))) for column in zip(*rows)]
+    padded = ([f"{cell:<{width}}" for cell, width in zip(row, widths)] for row in rows)
+    return ["  ".join(row).rstrip() for row in padded]
 
 
 def _units():

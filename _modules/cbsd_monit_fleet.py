@@ -1,8 +1,8 @@
 """
 What the fleet asks of this node: the runner ``cbsd_monit`` and the reactor call these.
 
-Nothing here takes a command, a path or the name of a state from its caller: what is done follows from this node's own pillar and
-policy.
+Nothing here takes a command, a path or the name of a state from its caller: what is done follows
+from this node's own pillar and policy.
 
 :depends: the execution modules ``cbsd``, ``cbsd_monit`` and ``cbsd_monit_policy``
 """
@@ -20,7 +20,6 @@ log = logging.getLogger(__name__)
 __virtualname__ = "cbsd_monit_fleet"
 
 TROUBLE = ("failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
-LOOKUP = {"libexec": "/usr/local/libexec/cbsd_monit", "run": "/var/run/cbsd_monit"}
 PATIENCE = 600  # seconds that an adoption waits for a state run to end
 WINDOW = 7  # seconds that one adoption looks on: more than what the reactor leaves out meanwhile
 ROUNDS = 5
@@ -58,7 +57,8 @@ def _selected(rows, env, group):
 
 def report(env=None, group=None, state=None, trouble=False):
     """
-    Return the present state of this node's envs, as :py:func:`cbsd_monit.status` has it, with less to carry.
+    Return the present state of this node's envs, as :py:func:`cbsd_monit.status` has it, with less
+    to carry.
 
     env
         Name or glob.
@@ -88,9 +88,11 @@ def report(env=None, group=None, state=None, trouble=False):
 
 def silence(until, reason, by, env=None, group=None):
     """
-    Have the envs of this node that ``env`` (name or glob) and ``group`` select not healed before ``until``; all without them.
+    Have the envs of this node that ``env`` (name or glob) and ``group`` select not healed before
+    ``until``; all without them.
 
-    Returns ``{env: until}`` in seconds since 1970. Parameters and errors as of :py:func:`cbsd_monit.silence`.
+    Returns ``{env: until}`` in seconds since 1970. Parameters and errors as of
+    :py:func:`cbsd_monit.silence`.
 
     CLI Example:
 
@@ -107,7 +109,8 @@ def silence(until, reason, by, env=None, group=None):
 
 def unsilence(env=None, group=None):
     """
-    Take back the silences that were given by command to the envs that ``env`` and ``group`` select; returns their names.
+    Take back the silences that were given by command to the envs that ``env`` and ``group`` select;
+    returns their names.
 
     CLI Example:
 
@@ -123,11 +126,13 @@ def unsilence(env=None, group=None):
 
 def adopt():
     """
-    Apply this node's checks if pillar names an env here that has none yet; returns the names of such envs.
+    Apply this node's checks if pillar names an env here that has none yet; returns the names of
+    such envs.
 
-    Cheap and harmless however often it is called: without such an env nothing is applied, and calls that come while one is at work
-    end at once, because it looks again before it ends. A state run that is at work is waited for, and a node without our agent (after
-    ``cbsd_monit.clean``) is left as it is.
+    Cheap and harmless however often it is called: without such an env nothing is applied, and calls
+    that come while one is at work end at once, because it looks again before it ends. A state run
+    that is at work is waited for, and a node without our agent (after ``cbsd_monit.clean``) is left
+    as it is.
 
     CLI Example:
 
@@ -162,7 +167,8 @@ def adopt():
 
 
 def _lookup(key):
-    return (_settings().get("lookup") or {}).get(key) or LOOKUP[key]
+    given = (_settings().get("lookup") or {}).get(key)
+    return given or __salt__["cbsd_monit_schema.lookup"]()[key]
 
 
 def _installed():

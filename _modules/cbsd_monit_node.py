@@ -11,7 +11,6 @@ import re
 
 SCHEMA = 1
 __virtualname__ = "cbsd_monit_node"
-_ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 _ABSOLUTE = ("config", "libexec", "monit", "monitrc", "monitrc_sample", "run", "state", "workdir")
 
 
@@ -21,16 +20,10 @@ def __virtual__():
 
 def paths(spec=None, need=(), **given):
     """
-    Return the paths of this node: ``spec["lookup"]``, with what is ``given`` and not ``None`` over it.
+    Internal: Return the paths of this node: ``spec["lookup"]``, with what is ``given`` and not ``None`` over it.
 
     ``workdir`` is CBSD's own word (``cbsd.paths``) where neither says it. Raises ``ValueError`` for a path that is not absolute, and
     when one of ``need`` is not known.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' cbsd_monit_node.paths '{lookup: {state: /var/db/cbsd_monit}}'
     """
     given = {k: v for k, v in given.items() if v is not None and not k.startswith("__")}
     found = {**((spec or {}).get("lookup") or {}), **given}
@@ -51,23 +44,16 @@ def paths(spec=None, need=(), **given):
 
 def env_dirs(workdir):
     """
-    Return ``jails-system/ENV`` by env, of everything that CBSD keeps a directory for; of a VM on ZFS it is a symlink.
+    Internal: Return ``jails-system/ENV`` by env, of everything that CBSD keeps a directory for; of a VM on ZFS it is a symlink.
 
     workdir
         CBSD's working directory. An empty dict where it has no ``jails-system``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' cbsd_monit_node.env_dirs /usr/jails
     """
     top = os.path.join(workdir, "jails-system")
+    is_name = re.compile(__salt__["cbsd_monit_schema.env_name"]()).fullmatch
     try:
         with os.scandir(top) as found:
-            names = sorted(
-                entry.name for entry in found if _ENV_NAME.match(entry.name) and entry.is_dir()
-            )
+            names = sorted(e.name for e in found if is_name(e.name) and e.is_dir())
     except FileNotFoundError:
         return {}
     return {name: os.path.join(top, name) for name in names}
@@ -75,16 +61,10 @@ def env_dirs(workdir):
 
 def undo(state):
     """
-    Return what clean has to put back on this node, by part: ``include``, ``hooks`` and ``envs``.
+    Internal: Return what clean has to put back on this node, by part: ``include``, ``hooks`` and ``envs``.
 
     state
         The directory of ``undo.json``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' cbsd_monit_node.undo /var/db/cbsd_monit
     """
     try:
         with open(os.path.join(state, "undo.json"), encoding="utf-8") as stream:
@@ -100,15 +80,9 @@ def undo(state):
 
 def remember(state, part, data):
     """
-    Make ``data`` what ``undo`` returns for ``part``, durably; nothing at all for empty ``data``. True if that was news.
+    Internal: Make ``data`` what ``undo`` returns for ``part``, durably; nothing at all for empty ``data``. True if that was news.
 
     The states call this before they change what it describes, so that a crash in between loses nothing.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt '*' cbsd_monit_node.remember /var/db/cbsd_monit hooks '{}'
     """
     old = undo(state)
     new = {k: v for k, v in {**old, part: data}.items() if v}

@@ -672,16 +672,10 @@ def _names(dependencies):
 
 def cycle(waits):
     """
-    Return a way on which an env waits for itself, such as ``["a", "b", "a"]``, or ``[]`` if there is none.
+    Internal: Return a way on which an env waits for itself, such as ``["a", "b", "a"]``, or ``[]`` if there is none.
 
     waits
         ``{env: [envs that it depends on]}``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_pillar.cycle '{a: [b], b: [a]}'
     """
     done = set()
     for start in sorted(waits):
@@ -774,7 +768,7 @@ def _defaults(name, **given):
 
 def validate(spec):
     """
-    Return the pillar's ``cbsd_monit`` in its normal form: durations in seconds, ladders as lists, defaults filled in.
+    Internal: Return the pillar's ``cbsd_monit`` in its normal form: durations in seconds, ladders as lists, defaults filled in.
 
     A normal form is valid input itself, and stays what it is.
 
@@ -782,12 +776,6 @@ def validate(spec):
         The mapping under the pillar key ``cbsd_monit``; ``None`` is an empty one.
 
     Raises ``SaltInvocationError`` that names every error with its path.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_pillar.validate '{envs: {lb1: {checks: {http: {type: http}}}}}'
     """
     reader = _Reader(spec)
     reader.slots(spec, ["cbsd_monit"])
@@ -808,7 +796,7 @@ def validate(spec):
 
 def gaps(checks, scope, path):
     """
-    Return what checks leave to others: ``{name: {"defaults": {key: their type's}, "inherits": [keys of the policy]}}``.
+    Internal: Return what checks leave to others: ``{name: {"defaults": {key: their type's}, "inherits": [keys of the policy]}}``.
 
     checks
         Normal forms by name, merged from all that contribute to them.
@@ -818,12 +806,6 @@ def gaps(checks, scope, path):
         Where they are in the pillar, as a list, for errors.
 
     Raises ``SaltInvocationError`` for checks that are not whole, or whose parts do not fit together.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_pillar.gaps '{up: {type: running}}' env '[]'
     """
     errors, result, tables = _Errors(), {}, _tables()
     for name in sorted(checks):

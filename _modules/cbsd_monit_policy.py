@@ -90,7 +90,7 @@ def _told(mapping):
 
 def for_node(spec, node, envs, origins=False):
     """
-    Return all that the pillar means on one node.
+    Internal: Return all that the pillar means on one node.
 
     spec
         The mapping under the pillar key ``cbsd_monit``.
@@ -108,16 +108,11 @@ def for_node(spec, node, envs, origins=False):
     put over each other, the nearest last.
 
     Raises ``SaltInvocationError`` when the pillar is not valid, or an env's name or emulator is not known.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_policy.for_node '{monit: {poll: 5s}}' hv1.example.net '[]'
     """
     written = spec or {}
     spec = __salt__["cbsd_monit_pillar.validate"](spec)
-    present = sorted(_present(env) for env in envs)
+    pattern = re.compile(__salt__["cbsd_monit_schema.env_name"]())
+    present = sorted(_present(env, pattern) for env in envs)
     globs = [
         name for name in sorted(spec["nodes"]) if name != node and fnmatch.fnmatchcase(node, name)
     ]
@@ -299,10 +294,10 @@ def _holds(group, name, emulator):
     return any(fnmatch.fnmatchcase(name, glob) for glob in group.get("match", ["*"]))
 
 
-def _present(env):
+def _present(env, pattern):
     """Return name and emulator of an env as the inventory gives them; they are not trusted either."""
     name, emulator = env.get("name"), env.get("emulator")
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_-]*", name, re.ASCII):
+    if not isinstance(name, str) or not re.fullmatch(pattern, name):
         raise SaltInvocationError(f"envs: expected the name of an env, got {ascii(name)}")
     if emulator not in ("jail", "bhyve"):
         raise SaltInvocationError(

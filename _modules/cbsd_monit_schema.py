@@ -1,8 +1,9 @@
 """
 The pillar vocabulary of ``cbsd_monit``: every key, what it may hold, its default, and what it means.
 
-Tables only. ``cbsd_monit_pillar`` reads a pillar by them, and ``docs/pillar.md`` is what ``reference`` makes of them. A new
-key is a row; a row of what is done when a check fails also says what of it monit does and what the agent.
+Tables only. ``cbsd_monit_pillar`` reads a pillar by them, and ``docs/reference.py`` makes
+``docs/pillar.md`` of them. A new key is a row; a row about what is done when a check fails also says
+which part of that monit does and which the agent.
 
 :depends: none
 """
@@ -396,6 +397,7 @@ PROGRAM = {
     "command": _row("command", None, "0: well", required=True),
 }
 BOTH = ["env", "node"]
+HTTP_PORTS = {"http": 80, "https": 443}
 # rctl(8)'s resources by what they are counted in.
 RCTL_BYTES = """coredumpsize datasize memorylocked memoryuse msgqsize readbps shmsize stacksize swapuse vmemoryuse
     writebps""".split()
@@ -413,7 +415,7 @@ CHECKS = {
         "doc": "an HTTP or HTTPS request is answered",
         "scope": BOTH,
         "fields": {
-            "port": _row("port", None, "default: 80, with tls 443"),
+            "port": _row("port", None, "default: 80, with tls 443", usual=HTTP_PORTS),
             "path": _row("url_path", "/", "with the query, if any"),
             "method": _row("choice", "GET", "the request's", choices=["GET", "HEAD"]),
             "status": _row("int", None, "default: below 400", min=100, max=599),
@@ -543,162 +545,25 @@ for _name, _port in PROTOCOLS.items():
     }
 
 
+def env_name():
+    """Internal: Return the regular expression that the whole name of an env has to match."""
+    return ENV
+
+
+def lookup():
+    """Internal: Return the default of each path and name of a node, by its key in ``lookup``."""
+    return {key: row["default"] for key, row in SECTIONS["lookup"].items()}
+
+
 def schema():
     """
-    Return the vocabulary as plain data.
+    Internal: Return the vocabulary as plain data.
 
     ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check,
     "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is
     ``{"type", "default", "doc", …limits}``, and ``"monit"`` and ``"agent"`` where it matters who does it. A type of check
     with ``"only": "jail"`` is not for VMs.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call cbsd_monit_schema.schema
     """
     strings = {name: list(row) for name, row in STRINGS.items()}
     tables = {"sections": SECTIONS, "checks": CHECKS, "check": INHERITED, "policy": POLICY}
     return copy.deepcopy({**tables, "strings": strings, "types": TYPES, "steps": STEPS})
-
-
-# --- The reference
-
-
-def reference():
-    """
-    Return the pillar reference in Markdown: ``docs/pillar.md``.
-
-    CLI Example:
-
-    .. code-block:: bash
-
-        salt-call --out=newline_values_only cbsd_monit_schema.reference
-    """
-    lines = [
-        "# Pillar reference",
-        "",
-        "Made from the schema by `cbsd_monit_schema.reference`; a test compares them. `pillar.example` shows the same in use, and",
-        "`salt-call cbsd_monit.explain ENV text=True` what it comes to for one env.",
-        "",
-        "What stands nearer to a check wins: defaults, node, groups in the order of their names, env, check; a group's or env's",
-        "profiles come just before it. Mappings are merged, everything else is replaced. A check of a name that is inherited",
-        "changes that one, unless it says another `type`; `false` takes it away.",
-        "",
-        "## Who does what",
-        "",
-        "monit detects, the agent decides and acts. monit's counts begin anew when it reloads; the agent's survive everything.",
-        "",
-        *_markdown(["key", "default", "meaning", "monit", "agent"], _who()),
-    ]
-    for name, rows in SECTIONS.items():
-        lines += [
-            "",
-            f"## {name}",
-            "",
-            *_markdown(["key", "holds", "default", "meaning"], _keys(rows)),
-        ]
-    lines += [
-        "",
-        "## Checks",
-        "",
-        "Each check has a `type`, the keys of its type, and those of [policy](#policy) but `heal`.",
-    ]
-    for name, kind in CHECKS.items():
-        if name in PROTOCOLS:
-            continue
-        owner = {"env": "an env", "node": "a node"}
-        scope = "a jail" if "only" in kind else " or ".join(owner[scope] for scope in kind["scope"])
-        lines += ["", f"### {name}", "", f"For {scope}: {kind['doc']}."]
-        if kind["fields"]:
-            lines += ["", *_markdown(["key", "holds", "default", "meaning"], _keys(kind["fields"]))]
-    lines += [
-        "",
-        "### monit's own protocol tests",
-        "",
-        "For an env or a node: the server gives monit the right answer. Besides `port` they take `address`, and those that are always",
-        "over TCP `tls`, `verify` and `certificate_valid` as `http` does. The first transport is the default.",
-        "",
-        *_markdown(["type", "`port`", "`transport`"], [_protocol(name) for name in PROTOCOLS]),
-        "",
-        "## Values",
-        "",
-        "| holds | written as |",
-        "|---|---|",
-        *(
-            f"| {name} | {_cell(what)} |"
-            for name, what in sorted(TYPES.items())
-            if name not in ("section", "map", "list")
-        ),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _who():
-    groups = [
-        ("", POLICY),
-        ("restart:", SECTIONS["restart"]),
-        ("", SECTIONS["env"]),
-        ("budget:", SECTIONS["budget"]),
-    ]
-    found = {
-        f"{above}{key}": row
-        for above, rows in groups
-        for key, row in rows.items()
-        if "agent" in row
-    }
-    for key, row in found.items():
-        yield [f"`{key}`", _default(row), row["doc"], row["monit"] or "–", row["agent"] or "–"]
-
-
-def _keys(rows):
-    for key, row in rows.items():
-        yield [
-            f"`{key}`" + " *" * bool(row.get("required")),
-            _holds(row),
-            _default(row),
-            row["doc"],
-        ]
-
-
-def _holds(row):
-    kind = row["type"]
-    if kind == "choice":
-        return ", ".join(f"`{choice}`" for choice in row["choices"])
-    if kind in ("section", "map", "list"):
-        of = f"[{row['of']}](#{row['of']})" if row["of"] in SECTIONS else row["of"]
-        return {"section": of, "map": f"{row.get('keys')}: {of}", "list": f"list of {of}"}[kind]
-    if kind == "checks":
-        return "[checks](#checks) by name"
-    limits = [row.get("min"), row.get("max")]
-    if limits == [None, None]:
-        return kind
-    unit = row.get("unit", "")
-    low, high = ("" if limit is None else f"{limit}{unit}" for limit in limits)
-    return f"{kind}, {low or 0} – {high}" if high else f"{kind}, from {low}"
-
-
-def _default(row):
-    value = row["default"]
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "`true`" if value else "`false`"
-    return f"`{' '.join(value)}`" if isinstance(value, list) and value else f"`{value}`"
-
-
-def _protocol(name):
-    fields = CHECKS[name]["fields"]
-    over = _holds(fields["transport"]) if "transport" in fields else "always TCP"
-    tls = " with TLS" if fields.get("tls", {}).get("default") else ""
-    return [f"`{name}`", _default(fields["port"]) or "to be given", over + tls]
-
-
-def _cell(text):
-    return str(text).replace("|", "\\|")
-
-
-def _markdown(heads, rows):
-    lines = [f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
-    return lines + [f"| {' | '.join(_cell(cell) for cell in row)} |" for row in rows]

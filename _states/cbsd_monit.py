@@ -42,7 +42,6 @@ NEED = ("workdir", "state", "config", "libexec")
 CONFIGURED = (
     "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
 )
-ENV_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*\Z")
 TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
@@ -678,7 +677,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
     envs = [
         {"name": env, "emulator": row["emulator"]}
         for env, row in sorted(listed.items())
-        if row["emulator"] in ("jail", "bhyve") and ENV_NAME.match(env)
+        if row["emulator"] in ("jail", "bhyve")
     ]
     more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
     dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)

@@ -12,6 +12,9 @@ refused by Salt.
 """
 
 import os
+import re
+
+ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 
 
 def __virtual__():
@@ -29,7 +32,8 @@ def discover(opts):
         names = os.listdir(os.path.join(lookup.get("state") or "/var/db/cbsd_monit", "envs"))
     except OSError:
         return []
-    return sorted(name[:-5] for name in names if name.endswith(".json"))
+    stems = (name[:-5] for name in names if name.endswith(".json"))
+    return sorted(filter(ENV.match, stems))
 
 
 def grains():

@@ -14,7 +14,7 @@ import re
 import time
 
 MINION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z", re.ASCII)
-ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}\Z", re.ASCII)
+ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 TOLD = ("gave_up", "quarantined", "storm")
 MAX = 1 << 20
 

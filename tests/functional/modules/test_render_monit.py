@@ -11,7 +11,6 @@ import collections
 import contextlib
 import datetime
 import http.server
-import importlib.util
 import itertools
 import os
 import pathlib
@@ -31,7 +30,9 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 from salt.exceptions import SaltInvocationError
 
-REPO = pathlib.Path(__file__).resolve().parents[3]
+from tests.unit.loaded import REPO
+from tests.unit.modules.pillars import load
+
 MONIT = shutil.which("monit") or "/usr/local/bin/monit"
 ADDRESS = "127.77.41.7"
 
@@ -39,32 +40,6 @@ pytestmark = [
     pytest.mark.skipif(not os.path.exists(MONIT), reason="needs monit"),
     pytest.mark.skipif(os.geteuid() != 0, reason="monit's socket belongs to root"),
 ]
-
-
-def load():
-    """Return the module ``cbsd_monit``, wired as under Salt."""
-    salt = {"cp.get_file_str": lambda url: (REPO / url[len("salt://") :]).read_text()}
-    for name in (
-        "cbsd_monit_schema",
-        "cbsd_monit_pillar",
-        "cbsd_monit_policy",
-        "cbsd_monit_explain",
-        "cbsd_monit",
-    ):
-        spec = importlib.util.spec_from_file_location(
-            f"functional_{name}", REPO / "_modules" / f"{name}.py"
-        )
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        module.__salt__ = salt
-        salt.update(
-            {
-                f"{name}.{key}": getattr(module, key)
-                for key in dir(module)
-                if not key.startswith("_")
-            }
-        )
-    return module
 
 
 cbsd_monit = load()

@@ -1,23 +1,16 @@
 """The engine: in order, few messages, given back only on the master's answer, and again after an interruption."""
 
-import importlib.util
 import json
 import os
-import pathlib
 
 import pytest
 
-REPO = pathlib.Path(__file__).resolve().parents[3]
+from tests.unit.loaded import load
 
 
 @pytest.fixture
 def engine():
-    spec = importlib.util.spec_from_file_location(
-        "cbsd_monit_engine", REPO / "_engines/cbsd_monit.py"
-    )
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load("_engines/cbsd_monit.py")
 
 
 class Clock:

@@ -11,9 +11,9 @@ import random
 import sys
 
 import pytest
-from salt.exceptions import CommandExecutionError, SaltInvocationError
+from salt.exceptions import SaltInvocationError
 
-from tests.unit.modules.test_cbsd_monit import Commands, example, jails, load
+from tests.unit.modules.pillars import example, jails, load, one
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(REPO / "cbsd_monit/files/agent"))
@@ -28,10 +28,6 @@ def explain(salt, spec, env="lb1", node="hv1", envs=None, **more):
     return salt["cbsd_monit_explain.explain"](
         spec, node, envs or jails("lb1", "db1", "web1"), env, **more
     )
-
-
-def one(check, **env):
-    return {"envs": {"lb1": {"checks": {"c": check}, **env}}}
 
 
 def check(salt, spec, name="c", **more):
@@ -581,39 +577,6 @@ def test_an_env_that_is_not_here_or_not_meant_is_one_clear_error(salt):
         explain(salt, {"defualts": {}})
 
 
-def asked(spec, listed, version="This is Monit version 5.33.0"):
-    answers = {
-        "cmd.run_all": Commands(version) if version else Commands(retcode=1),
-        "slsutil.renderer": lambda string, default_renderer: {
-            "pillar": spec,
-            "lookup": {"libexec": "/opt/lx"},
-        },
-        "cbsd.list": lambda: listed,
-    }
-    module = load(**answers)
-    module.__opts__ = {"id": "hv1"}
-    return module
-
-
-def test_it_asks_for_the_pillar_and_the_envs_itself():
-    spec = one({"type": "exec", "command": ["/x"]})
-    listed = {"lb1": {"emulator": "jail"}, "odd": {"emulator": "xen"}, "vm1": {"emulator": "bhyve"}}
-    told = asked(spec, listed).explain("lb1")
-    assert (told["node"], told["emulator"]) == ("hv1", "jail")
-    assert '"/opt/lx/wake probe lb1 c"' in told["checks"]["c"]["monit"][0]
-    assert (
-        asked(spec, listed, "This is Monit version 5.35.0").explain("lb1")["checks"]["c"]["run_by"]
-        == "the agent"
-    )
-    assert asked(spec, listed, None).explain("lb1")["checks"]["c"]["monit"]
-    with pytest.raises(CommandExecutionError, match="^env vm1 is on hv1, but"):
-        asked(spec, listed).explain("vm1")
-    with pytest.raises(CommandExecutionError, match="^env odd is not on hv1$"):
-        asked(spec, listed).explain("odd")
-    with pytest.raises(SaltInvocationError, match="the name of an env"):
-        asked(spec, listed).explain("../x")
-
-
 def test_the_text_says_all_that_the_data_says(salt):
     for env in ("lb1", "db1", "web1"):
         told = explain(salt, example(), env, node="hv1.example.net")
@@ -630,48 +593,3 @@ def test_the_text_says_all_that_the_data_says(salt):
             layer in text for layer in told["layers"]
         )
     assert "  interval           15 s" in text
-
-
-def test_text_is_what_explain_returns_when_asked():
-    module = asked(one({"type": "running"}), {"lb1": {"emulator": "jail"}})
-    assert module.explain("lb1", text=True) == module.__salt__["cbsd_monit_explain.text"](
-        module.explain("lb1")
-    )
-
-
-# --- The present state, to read
-
-STATUS = {
-    "lb1": {
-        "emulator": "jail", "state": "backoff", "since": 1795372240.1, "check": "http", "reason": "port 80\nfailed",
-        "next": 1795372300.0, "restarts": 2, "quarantined": None, "silence": None,
-        "last": [
-            {"time": 1795372200.0, "transition": "failing", "check": "http", "reason": "port 80 failed"},
-            {"time": 1795372240.0, "transition": "backoff"},
-        ],
-    },
-    "database1": {"state": "healthy", "since": None, "next": 5.0},
-}  # fmt: skip
-
-
-def test_status_as_a_table(monkeypatch):
-    monkeypatch.setenv("TZ", "UTC")
-    module = load(**{"cmd.run_all": Commands(json.dumps(STATUS))})
-    module.time.tzset()
-    monkeypatch.setattr(module.time, "time", lambda: 1795372258.0)
-    assert module.status(text=True).split("\n") == [
-        "env        state    since                check  restarts  next attempt  reason",
-        "database1  healthy  -                    -      -         now           -",
-        "lb1        backoff  2026-11-22 18:30:40  http   2         in 42 s       port 80 failed",
-    ]
-    only = load(**{"cmd.run_all": Commands(json.dumps({"lb1": STATUS["lb1"]}))})
-    assert only.status("lb1", text=True).split("\n")[2:] == [
-        "2026-11-22 18:30:00  failing  http  port 80 failed",
-        "2026-11-22 18:30:40  backoff",
-    ]
-    assert only.status() == {"lb1": STATUS["lb1"]}
-
-
-def test_status_of_an_agent_that_fails_is_an_error():
-    with pytest.raises(CommandExecutionError):
-        load(**{"cmd.run_all": Commands(retcode=1, stderr="no")}).status(text=True)

@@ -1,11 +1,8 @@
 """When this node adopts envs, and when an event must not decide that."""
 
-import importlib.util
-import pathlib
-
 import pytest
 
-PATH = pathlib.Path(__file__).resolve().parents[3] / "_modules" / "cbsd_monit_fleet.py"
+from tests.unit.loaded import load, modules
 
 
 class Node:
@@ -20,6 +17,7 @@ class Node:
         self.wake.touch()
         lookup = {"libexec": str(self.wake.parent), "run": str(root / "run")}
         self.salt = module.__salt__ = {
+            **modules("cbsd_monit_schema"),
             "config.get": lambda key, default: {"lookup": lookup},
             "cbsd.list": lambda: {"lb1": {"emulator": "jail"}},
             "cbsd.paths": lambda: {"workdir": str(root / "work")},
@@ -50,9 +48,7 @@ class Node:
 
 @pytest.fixture
 def fleet(monkeypatch):
-    spec = importlib.util.spec_from_file_location("loaded_cbsd_monit_fleet", PATH)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = load("_modules/cbsd_monit_fleet.py")
     monkeypatch.setattr(module.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(module, "WINDOW", 0)
     return module

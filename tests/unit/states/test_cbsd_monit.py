@@ -2,7 +2,6 @@
 keep of others', what they put back, and that test mode says exactly that."""
 
 import hashlib
-import importlib.util
 import json
 import os
 import pathlib
@@ -14,16 +13,10 @@ import time
 
 import pytest
 
-REPO = pathlib.Path(__file__).resolve().parents[3]
+from tests.unit.loaded import load, modules, public
+
 NODE = "hv1"
 HOOKS = "master_prestart.d master_poststart.d master_prestop.d master_poststop.d master_create.d remove.d".split()
-
-
-def _load(folder, name):
-    spec = importlib.util.spec_from_file_location(f"{folder}_{name}", REPO / folder / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class Host:
@@ -73,28 +66,20 @@ class Host:
             "{}"
         )  # an agent that ran before; without it nothing can be foretold
         self.program("monit")
-        salt = {
-            "cbsd.list": lambda: self.envs,
-            "cbsd_monit.render": self._render,
-            "cmd.run_all": self._run,
-        }
-        salt["cp.get_file_str"] = lambda url: "the template"
-        node = _load("_modules", "cbsd_monit_node")
-        salt.update(
+        self.salt = modules("cbsd_monit_schema", "cbsd_monit_node")
+        self.salt.update(
             {
-                f"cbsd_monit_node.{f}": getattr(node, f)
-                for f in ("paths", "env_dirs", "undo", "remember")
+                "cbsd.list": lambda: self.envs,
+                "cbsd_monit.render": self._render,
+                "cmd.run_all": self._run,
+                "cp.get_file_str": lambda url: "the template",
             }
         )
-        self.salt = node.__salt__ = salt
         self.states = {}
         for name in ("cbsd_monit", "cbsd_monit_monitrc", "cbsd_monit_hooks"):
-            module = _load("_states", name)
-            module.__salt__, module.__opts__ = salt, self.opts
+            module = load(f"_states/{name}.py", salt=self.salt, opts=self.opts)
             assert module.__virtual__() == "cbsd_monit"
-            self.states.update(
-                {f: getattr(module, f) for f in dir(module) if not f.startswith("_")}
-            )
+            self.states.update(public(module))
 
     def program(self, name):
         (self.root / name).touch(mode=0o755)
