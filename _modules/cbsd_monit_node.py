@@ -1,53 +1,75 @@
 """
-This node as the states of ``cbsd_monit`` find it: where its things are, and what clean has to put back.
+What the states of ``cbsd_monit`` share: where a node's things are, what clean has to put back,
+errors.
 
-:depends: the execution module ``cbsd``, for a workdir that is not given
+:depends: the execution modules ``cbsd``, for a workdir that is not given, ``cbsd_monit_file`` and
+    ``cbsd_monit_schema``
 """
 
-import contextlib
 import json
+import logging
 import os
 import re
 
+from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
+
+log = logging.getLogger(__name__)
+
 SCHEMA = 1
-__virtualname__ = "cbsd_monit_node"
-_ABSOLUTE = ("config", "libexec", "monit", "monitrc", "monitrc_sample", "run", "state", "workdir")
+ABSOLUTE = ("config", "libexec", "monit", "monitrc", "monitrc_sample", "run", "state", "workdir")
+# What a state may meet: anything else is a bug of this formula.
+FORESEEN = (OSError, SaltException)
 
 
-def __virtual__():
-    return __virtualname__
+def failed(name, err):
+    """
+    Internal: Return the result of the state ``name`` that ended with the exception ``err``.
+
+    An exception that nobody foresaw is logged with its traceback, and its comment says that it is a
+    bug.
+    """
+    comment = str(err)
+    if isinstance(err, FORESEEN):
+        log.debug("%s failed", name, exc_info=err)
+    else:
+        log.error("%s: a bug in cbsd_monit", name, exc_info=err)
+        where = __opts__.get("log_file") or "the minion's log"
+        comment = f"A bug in cbsd_monit, not in your pillar: {type(err).__name__}: {err}. "
+        comment += f"Please report it with its traceback, which is in {where}."
+    return {"name": name, "result": False, "changes": {}, "comment": comment}
 
 
 def paths(spec=None, need=(), **given):
     """
-    Internal: Return the paths of this node: ``spec["lookup"]``, with what is ``given`` and not ``None`` over it.
+    Internal: Return the paths of this node: ``spec["lookup"]``, and over it what ``given`` says.
 
-    ``workdir`` is CBSD's own word (``cbsd.paths``) where neither says it. Raises ``ValueError`` for a path that is not absolute, and
-    when one of ``need`` is not known.
+    ``workdir`` is what CBSD says (``cbsd.paths``) where neither has it. Raises
+    ``SaltInvocationError`` for a path that is not absolute, and for one of ``need`` that is not
+    known.
     """
     given = {k: v for k, v in given.items() if v is not None and not k.startswith("__")}
     found = {**((spec or {}).get("lookup") or {}), **given}
     if not found.get("workdir"):
         found["workdir"] = __salt__["cbsd.paths"]()["workdir"]
-    for key in _ABSOLUTE:
+    for key in ABSOLUTE:
         if found.get(key) and not os.path.isabs(str(found[key])):
-            raise ValueError(
-                f"cbsd_monit:lookup:{key}: expected an absolute path, got {found[key]!r}"
-            )
-    missing = [key for key in need if not found.get(key)]
+            got = f"expected an absolute path, got {found[key]!r}"
+            raise SaltInvocationError(f"cbsd_monit:lookup:{key}: {got}")
+    missing = ", ".join(key for key in need if not found.get(key))
     if missing:
-        raise ValueError(
-            f"cbsd_monit:lookup says nothing about {', '.join(missing)}, nor is there a default for this system"
+        raise SaltInvocationError(
+            f"cbsd_monit:lookup does not set {missing}, and this system has no default"
         )
     return found
 
 
 def env_dirs(workdir):
     """
-    Internal: Return ``jails-system/ENV`` by env, of everything that CBSD keeps a directory for; of a VM on ZFS it is a symlink.
+    Internal: Return the directory ``jails-system/ENV`` of each env that has one, ``{env: path}``.
 
     workdir
-        CBSD's working directory. An empty dict where it has no ``jails-system``.
+        CBSD's working directory; without a ``jails-system`` in it there are none. The directory of
+        a VM on ZFS is a symlink.
     """
     top = os.path.join(workdir, "jails-system")
     is_name = re.compile(__salt__["cbsd_monit_schema.env_name"]()).fullmatch
@@ -61,56 +83,44 @@ def env_dirs(workdir):
 
 def undo(state):
     """
-    Internal: Return what clean has to put back on this node, by part: ``include``, ``hooks`` and ``envs``.
+    Internal: Return what clean has to put back on this node, by part: ``include``, ``hooks``,
+    ``envs``.
 
     state
-        The directory of ``undo.json``.
+        The directory of ``undo.json``; ``CommandExecutionError`` is raised if that cannot be
+        understood.
     """
+    path = os.path.join(state, "undo.json")
     try:
-        with open(os.path.join(state, "undo.json"), encoding="utf-8") as stream:
+        with open(path, encoding="utf-8") as stream:
             found = json.load(stream)
+        if found.pop("schema", None) == SCHEMA:
+            return found
     except FileNotFoundError:
         return {}
-    if found.pop("schema", None) != SCHEMA:
-        raise ValueError(
-            f"{state}/undo.json is not of schema {SCHEMA}: another version of this formula wrote it"
-        )
-    return found
+    except (ValueError, AttributeError) as err:
+        raise CommandExecutionError(f"{path} cannot be read: {err}") from err
+    raise CommandExecutionError(
+        f"{path} is not of schema {SCHEMA}: another version of this formula wrote it"
+    )
 
 
 def remember(state, part, data):
     """
-    Internal: Make ``data`` what ``undo`` returns for ``part``, durably; nothing at all for empty ``data``. True if that was news.
+    Internal: Make ``data`` what ``undo`` returns for ``part``, durably; return whether that is new.
 
-    The states call this before they change what it describes, so that a crash in between loses nothing.
+    Empty ``data`` removes the part. The states call this before they change what it describes, so
+    that a crash in between loses nothing.
     """
+    files, path = __salt__["cbsd_monit_file.tools"](), os.path.join(state, "undo.json")
     old = undo(state)
     new = {k: v for k, v in {**old, part: data}.items() if v}
-    path = os.path.join(state, "undo.json")
-    temp = os.path.join(state, ".undo.json.salt")
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        os.unlink(temp)  # of a run that was killed
+    files.tidy(path)
     if new == old:
         return False
     if not new:
         os.unlink(path)
         return True
     os.makedirs(state, 0o700, exist_ok=True)
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            json.dump({"schema": SCHEMA, **new}, stream, indent=1, sort_keys=True)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(handle)
-        os.replace(temp, path)
-        folder = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temp)
-        raise
+    files.write(path, json.dumps({"schema": SCHEMA, **new}, indent=1, sort_keys=True) + "\n")
     return True

@@ -7,16 +7,18 @@ The checks that monit runs for CBSD's jails and bhyve VMs, as one state for all 
       cbsd_monit.checks_present:
         - spec: {{ spec | json }}
 
-``spec`` is ``{"pillar": …, "lookup": …}``: the pillar ``cbsd_monit`` as it was written, and the paths of this node
-(``defaults.yaml``). Both are one mapping deep, because Salt executes ``__slot__:`` strings at the first level of a
-state's arguments.
+``spec`` is ``{"pillar": …, "lookup": …}``: the pillar ``cbsd_monit`` as it was written, and the
+paths of this node (``defaults.yaml``). Both are one mapping deep, because Salt executes
+``__slot__:`` strings at the first level of a state's arguments.
 
-What this state leaves alone: envs that pillar does not name. A ``monitrc.tpl`` that their operator wrote is published by
-the agent all the same.
+This state leaves alone envs that pillar does not name. The agent publishes a ``monitrc.tpl`` that
+their operator wrote all the same.
 
-The other states of this name are in ``cbsd_monit_monitrc.py`` (monit and its control file) and ``cbsd_monit_hooks.py``.
+The other states of this name are in ``cbsd_monit_monitrc.py`` (monit and its control file) and
+``cbsd_monit_hooks.py``.
 
-:depends: the execution modules ``cbsd``, ``cbsd_monit`` and ``cbsd_monit_node``
+:depends: the execution modules ``cbsd``, ``cbsd_monit``, ``cbsd_monit_node`` and
+``cbsd_monit_file``
 """
 
 import concurrent.futures
@@ -25,7 +27,6 @@ import difflib
 import glob
 import hashlib
 import json
-import logging
 import os
 import re
 import resource
@@ -33,24 +34,19 @@ import stat
 import tempfile
 import time
 
-log = logging.getLogger(__name__)
-
 __virtualname__ = "cbsd_monit"
 
 NEED = ("workdir", "state", "config", "libexec")
-# What the agent is told about paths, besides what pillar says (docs/contract.md, section 4).
-CONFIGURED = (
-    "workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc monit_start".split()
-)
+# The paths that go into the agent's configuration (docs/contract.md, section 4).
+CONFIGURED = """workdir cbsd jls jexec ps rctl vmm boot_id libexec state run monit monitrc
+    monit_start""".split()
 TEMPLATE = "salt://cbsd_monit/files/monitrc.tpl.jinja"
 TPL, POLICY, LOCAL = "monitrc.tpl", "policy.json", ".local"
 MADE_BY_AGENT = ("monitrc", "history.jsonl")
-FRESH = (
-    150  # seconds in which a pass of the agent stands for the next: cron has it look each minute
-)
-TOGETHER = (
-    256  # envs whose files are synced together at most; each holds three descriptors meanwhile
-)
+# Seconds for which the agent's last answer is believed: cron has it look each minute.
+FRESH = 150
+# Envs whose files are synced together at most; each holds three descriptors meanwhile.
+TOGETHER = 256
 
 
 def __virtual__():
@@ -64,14 +60,13 @@ def _ret(name, comment):
 
 
 def _failed(name, err):
-    log.debug("%s failed", name, exc_info=True)
-    return {"name": name, "result": False, "changes": {}, "comment": f"{err}"}
+    return __salt__["cbsd_monit_node.failed"](name, err)
 
 
 def _diff(old, new, path):
-    """What an operator reads: a unified diff, or that the file is new."""
+    """Return what an operator reads: a unified diff, or that the file is new."""
     if old is None and new:
-        return "New file"  # as Salt's own file states say it; a thousand envs would tell megabytes
+        return "New file"  # as Salt's own file states say; a thousand diffs are megabytes
     lines = difflib.unified_diff(
         (old or "").splitlines(),
         (new or "").splitlines(),
@@ -82,91 +77,20 @@ def _diff(old, new, path):
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
 
-# Files: written whole or not at all, and never through somebody else's symlink
+# Files, and what is said about them
 
 
-def _read(name, dir_fd=None):
-    """The text of the regular file ``name``, or None if there is none; with ``dir_fd`` no symlink is followed."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if dir_fd is None else os.O_NOFOLLOW)
-    try:
-        handle = os.open(name, flags, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return None
-    except OSError:
-        if dir_fd is None:
-            raise
-        return None  # a symlink where a file belongs: it is replaced, not read
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        return None
-    with os.fdopen(handle, "rb") as stream:
-        return stream.read().decode("utf-8", "surrogateescape")
-
-
-def _temporary(name):
-    return f".{name}.salt"
-
-
-def _stage(folder, name, text, mode=0o600):
-    """
-    Write what is going to be ``name`` in the directory ``folder`` (a descriptor).
-
-    Returns its descriptor, for `_sync_staged`; then it has to be renamed.
-    """
-    temp, flags = _temporary(name), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    try:
-        handle = os.open(temp, flags, mode, dir_fd=folder)
-    except FileExistsError:  # of a run that was killed
-        os.unlink(temp, dir_fd=folder)
-        handle = os.open(temp, flags, mode, dir_fd=folder)
-    try:
-        os.fchmod(handle, mode)
-        rest = memoryview(text.encode("utf-8", "surrogateescape"))
-        while rest:
-            rest = rest[os.write(handle, rest) :]
-    except BaseException:
-        os.close(handle)
-        _unstage(folder, name)
-        raise
-    return handle
-
-
-def _unstage(folder, name):
-    """Remove what ``_stage`` has made, in this run or in one that was killed."""
-    with contextlib.suppress(OSError):
-        os.unlink(_temporary(name), dir_fd=folder)
-
-
-def _sync_staged(handle):
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _take(folder, name):
-    os.replace(_temporary(name), name, src_dir_fd=folder, dst_dir_fd=folder)
-
-
-def _write(path, text):
-    """Replace ``path`` durably; a crash leaves the old or the new file."""
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    name = os.path.basename(path)
-    try:
-        handle = _stage(folder, name, text)
-        try:
-            _sync_staged(handle)
-            _take(folder, name)
-        except BaseException:
-            _unstage(folder, name)
-            raise
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+def _files():
+    """Return the functions that read and replace files."""
+    return __salt__["cbsd_monit_file.tools"]()
 
 
 def _each(action, items):
-    """``action(item)`` for all, by eight threads: one commit of the file system's journal serves all that ask at the same moment."""
+    """
+    Call ``action(item)`` for all, by eight threads.
+
+    One commit of the file system's journal serves all that ask for it at the same moment.
+    """
 
     def some(part):
         for item in part:
@@ -189,13 +113,13 @@ def _dump(data):
 
 
 def _digest(data):
-    """The digest of plain data, or of a text."""
+    """Return the digest of plain data, or of a text."""
     text = data if isinstance(data, str) else json.dumps(data, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _file_digest(name, folder):
-    """The digest of the file ``name`` in the directory ``folder`` (a descriptor), as ``_digest`` has it of its text; raises OSError."""
+    """Return what ``_digest`` returns for the text of a file in ``folder`` (a descriptor)."""
     handle = os.open(name, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW, dir_fd=folder)
     try:
         digest = hashlib.sha256()
@@ -215,22 +139,26 @@ def _load(text):
 
 
 def _attributes(folder):
-    """[mode, uid, gid] of a directory."""
+    """Return ``[mode, uid, gid]`` of a directory."""
     info = os.fstat(folder)
     return [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
 
 
 def _private():
-    """Mode and uid of a directory that pillar's files lie in."""
+    """Return mode and uid of a directory that pillar's files lie in."""
     return [0o700, os.geteuid()]
 
 
 def _attribute_change(old, new):
-    return {when: "{:04o} {}:{}".format(*said) for when, said in (("old", old), ("new", new))}
+    return {when: "{:04o} {}:{}".format(*owned) for when, owned in (("old", old), ("new", new))}
 
 
 def _open_monit_dir(sysdir):
-    """A descriptor of ``sysdir/monit``, or None if there is none. User cbsd may own ``sysdir``: nothing below it is followed."""
+    """
+    Return a descriptor of ``sysdir/monit``, or None if there is none.
+
+    User cbsd may own ``sysdir``: no symlink below it is followed.
+    """
     try:
         return os.open(f"{sysdir}/monit", os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except FileNotFoundError:
@@ -242,7 +170,7 @@ def _open_monit_dir(sysdir):
 
 @contextlib.contextmanager
 def _monit_dir(sysdir):
-    """A descriptor of ``sysdir/monit``, or None if there is none, closed at the end."""
+    """Yield a descriptor of ``sysdir/monit``, or None if there is none, and close it."""
     handle = _open_monit_dir(sysdir)
     try:
         yield handle
@@ -256,24 +184,25 @@ def _monit_dir(sysdir):
 
 class _EnvPlan:
     """
-    What has to happen in one env's ``monit`` directory, so that test mode and the run cannot differ.
+    What has to happen in one env's ``monit`` directory, so that test mode and the run cannot
+    differ.
 
-    ``undo`` is what undo.json says of that directory: what is owed to it when pillar no longer names the env.
+    ``undo`` is what undo.json says of that directory: what has to be put back when pillar no longer
+    names the env.
     """
 
-    def __init__(self, env, sysdir, node, wanted, copies=False, undo=None):
-        self.env, self.sysdir = env, sysdir
+    def __init__(self, env, sysdir, node, wanted, copies=False, undo=None, files=None):
+        self.env, self.sysdir, self.files = env, sysdir, files
         self.wanted = wanted is not None
         self.changes, self.error, self.folder, self.open = {}, None, None, {}
         with _monit_dir(sysdir) as folder:
             names = (TPL, POLICY, TPL + LOCAL, POLICY + LOCAL)
-            have = {n: None if folder is None else _read(n, folder) for n in names}
+            have = {n: None if folder is None else files.read(n, folder) for n in names}
             self.record = None  # for undo.json
             now = None if folder is None else _attributes(folder)
             entries = set() if folder is None else set(os.listdir(folder))
-        self.left = [
-            file for file in (POLICY, TPL) if _temporary(file) in entries
-        ]  # of a run that was killed
+        # Of a run that was killed:
+        self.left = [file for file in (POLICY, TPL) if files.temporary(file) in entries]
         empty = len(entries) == len(self.left)
         if self.wanted:
             self.record = (
@@ -305,9 +234,8 @@ class _EnvPlan:
                 self.changes[file] = {"diff": _diff(have[file], self.after[file], file)}
         if self.left:
             self.changes["left by a killed run"] = "removed"
-        self.settled = (
-            not self.wanted
-        )  # nothing is owed to what there is not, or was given back, or is another's
+        # Nothing has to be put back: there is nothing, or it was put back, or is another's.
+        self.settled = not self.wanted
         if self.record and "was" in self.record:
             self.changes["directory"] = _attribute_change(now, [*_private(), now[2]])
         elif not self.wanted and now and undo and now[:2] == _private():
@@ -319,7 +247,7 @@ class _EnvPlan:
 
     @property
     def overlay(self):
-        """What the agent would find, for a pass that writes nothing."""
+        """Return what the agent would find, for a pass that writes nothing."""
         if self.after[TPL] is None:
             return None
         return {TPL: self.after[TPL], POLICY: _load(self.after[POLICY]) or None}
@@ -350,7 +278,7 @@ class _EnvPlan:
             os.fchmod(self.folder, 0o700)
             os.fchown(self.folder, os.geteuid(), -1)
             for file in self.staged:
-                self.open[file] = _stage(self.folder, file, self.after[file])
+                self.open[file] = self.files.stage(self.folder, file, self.after[file])
 
     @property
     def staged(self):
@@ -358,18 +286,18 @@ class _EnvPlan:
 
     def sync(self):
         for file in self.staged:
-            _sync_staged(self.open.pop(file))
+            self.files.sync(self.open.pop(file))
 
     def take(self):
-        """Give the new files their names; the policy first: it says whose the template is."""
+        """Give the new files their names; the policy first, which says whose the template is."""
         if not self.wanted:
             for file in (TPL, POLICY) if self.ours else ():
                 _unlink(file, self.folder)
         self._move(self.folder)
         for file in self.staged:
-            _take(self.folder, file)
+            self.files.take(self.folder, file)
         for file in self.left:
-            _unstage(self.folder, file)
+            self.files.unstage(self.folder, file)
 
     def settle(self):
         os.fsync(self.folder)
@@ -380,12 +308,12 @@ class _EnvPlan:
         self.open = {}
         if self.folder is not None:
             for file in self.staged if self.error else ():
-                _unstage(self.folder, file)
+                self.files.unstage(self.folder, file)
             os.close(self.folder)
             self.folder = None
 
     def step(self, name):
-        """One of the steps above; what goes wrong is this env's trouble alone."""
+        """Take one of the steps above; an error concerns this env alone."""
         try:
             if not self.error:
                 getattr(self, name)()
@@ -393,7 +321,11 @@ class _EnvPlan:
             self.error = str(err)
 
     def give_back(self, record, purge):
-        """The directory as it was, if nothing of the env's own is left in it; True if there is nothing left to undo."""
+        """
+        Make the directory what it was, if nothing of the env's own is left in it.
+
+        Returns whether there is nothing left to undo.
+        """
         with _monit_dir(self.sysdir) as folder:
             if folder is None:
                 return True
@@ -414,7 +346,7 @@ class _EnvPlan:
             os.rename(old, new, src_dir_fd=folder, dst_dir_fd=folder)
 
     def report(self, fun, result, comment=None):
-        """One entry of ``sub_state_run``: an env prints and counts as a state of its own."""
+        """Return an entry of ``sub_state_run``: an env counts as a state of its own."""
         now = time.strftime("%H:%M:%S.000000")
         low = {
             "name": self.env,
@@ -434,7 +366,11 @@ class _EnvPlan:
 
 
 def _wake(paths, overlay=None):
-    """One pass of the agent; with ``overlay`` it only says what it would do, were the envs in it as written there."""
+    """
+    Return the agent's answer to one pass over the node.
+
+    With ``overlay`` it only says what it would do if the envs in it were as written there.
+    """
     wake = os.path.join(paths["libexec"], "wake")
     if not os.path.exists(wake):
         raise OSError(f"{wake} is missing: apply cbsd_monit.agent first")
@@ -455,25 +391,25 @@ def _wake(paths, overlay=None):
     try:
         return json.loads(found["stdout"])
     except ValueError:
-        said = found["stderr"].strip() or found["stdout"].strip() or "no output"
-        raise OSError(f"{' '.join(argv[:3])} exited {found['retcode']}: {said}") from None
+        words = found["stderr"].strip() or found["stdout"].strip() or "no output"
+        raise OSError(f"{' '.join(argv[:3])} exited {found['retcode']}: {words}") from None
 
 
 # The checks of all envs
 
 
 def _monit_version(monit):
-    """monit's version as text, or None where it is not installed yet; what may be rendered depends on it."""
+    """Return monit's version as text, or None where it is not installed yet."""
     if not monit or not os.path.exists(monit):
         return None
-    said = __salt__["cmd.run_all"]([monit, "-V"], python_shell=False, ignore_retcode=True, stdin="")
-    found = re.search(r"version\s+([0-9.]+)", said["stdout"])
+    ran = __salt__["cmd.run_all"]([monit, "-V"], python_shell=False, ignore_retcode=True, stdin="")
+    found = re.search(r"version\s+([0-9.]+)", ran["stdout"])
     return found.group(1) if found else None
 
 
 def _file_change(path, text, label):
-    """({label: {"diff"}} or {}, and whether the file has to be written) for a file that belongs to us alone."""
-    old = _read(path)
+    """Return ``{label: changes}`` for a file that belongs to us alone, or {} if it is right already."""
+    old = _files().read(path)
     mode_is = None if old is None else stat.S_IMODE(os.stat(path).st_mode)
     if old == text and mode_is == 0o600:
         return {}
@@ -489,10 +425,11 @@ def _sync(ret, paths, overlay, named=(), trust=None):
     named
         The envs that have to be among those it knows.
     trust
-        What trust.json holds if nothing was changed at all: then the answer of the agent's last pass stands, if that was
-        moments ago and over just this.
+        What trust.json holds if this run changed nothing: then the answer of the agent's last pass
+        is used, if that was moments ago and saw the same.
 
-    Returns why envs are not live, the commands that the operators' own templates make monit run, and what else is to be known.
+    Returns why envs are not live (by env), the commands that the operators' own templates have
+    monit run (by env), and notes.
     """
     ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(
         paths["config"]
@@ -512,8 +449,8 @@ def _sync(ret, paths, overlay, named=(), trust=None):
     elif answer.get("reloaded"):
         ret["changes"]["monit"] = "reloaded"
     reasons = {
-        env: f"quarantined, monit says: {said}"
-        for env, said in (answer.get("quarantined") or {}).items()
+        env: f"quarantined, monit says: {words}"
+        for env, words in (answer.get("quarantined") or {}).items()
     }
     if "envs" in answer:
         reasons.update(
@@ -526,34 +463,38 @@ def _sync(ret, paths, overlay, named=(), trust=None):
         reasons["the agent"] = answer["error"]
     notes = list(answer.get("warnings") or [])
     if answer.get("held"):
-        notes.append(
-            f"generation {answer['held']['generation']} is published and kept: {answer['held']['why']}"
-        )
+        held = answer["held"]
+        notes.append(f"generation {held['generation']} is published and kept: {held['why']}")
     if answer.get("verify_wait_s"):
         notes.append(f"monit needed {answer['verify_wait_s']:.1f} s until it checked again")
     return reasons, answer.get("foreign") or {}, notes
 
 
 def _answered(paths, trust):
-    """The answer of the agent's last pass if that saw what lies there now, moments ago, without an error; else None."""
-    last = _load(_read(os.path.join(paths["run"], "passed.json")) if paths.get("run") else None)
+    """Return the answer of the agent's last pass if that saw, moments ago, what lies there now."""
+    read = _files().read
+    last = _load(read(os.path.join(paths["run"], "passed.json")) if paths.get("run") else None)
     try:
         if not 0 <= time.monotonic() - last["m"] < FRESH or any(
             not name.endswith(".done") for name in os.listdir(os.path.join(paths["state"], "inbox"))
         ):
             return None
         now = {
-            "config": _digest(_load(_read(paths["config"]))),
+            "config": _digest(_load(read(paths["config"]))),
             "trust": _digest(trust),
-            "published": _digest(_read(os.path.join(paths["state"], "published")) or ""),
+            "published": _digest(read(os.path.join(paths["state"], "published")) or ""),
         }
         return last["answer"] if all(last[key] == digest for key, digest in now.items()) else None
     except (KeyError, OSError):
         return None
 
 
-def _conclude(ret, plans, reasons, fun, said):
-    """Envs that changed or failed as sub-states; the state's own result and sentence."""
+def _conclude(ret, plans, reasons, fun, sentence):
+    """
+    Return ``ret`` with its result and comment, and envs that changed or failed as sub-states.
+
+    ``sentence`` makes the comment from the number of envs that changed.
+    """
     entries = []
     live = None if __opts__["test"] else True
     for plan in plans:
@@ -567,7 +508,7 @@ def _conclude(ret, plans, reasons, fun, said):
         ret["changes"]["envs"] = changed
     if ret["changes"] and __opts__["test"]:
         ret["result"] = None
-    sentences = [said(len(changed))]
+    sentences = [sentence(len(changed))]
     failed = {**{p.env: p.error for p in plans if p.error}, **reasons}
     if failed:
         ret["result"] = False
@@ -588,11 +529,11 @@ class _Broken(_EnvPlan):
         self.ours = self.adopted = self.settled = False
 
 
-def _plan(env, sysdir, node, wanted, copies=False, undo=None):
+def _plan(env, sysdir, node, wanted, **more):
     try:
         if sysdir is None:
             return _Broken(env, f"CBSD lists it, but jails-system/{env} is no directory")
-        return _EnvPlan(env, sysdir, node, wanted, copies, undo)
+        return _EnvPlan(env, sysdir, node, wanted, **more)
     except OSError as err:
         return _Broken(env, str(err))
 
@@ -603,9 +544,7 @@ def _apply(plans, state, dirs):
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     records = {env: record for env, record in records.items() if env in dirs and env not in settled}
     for plan in plans:
-        if plan.record and "was" not in records.get(
-            plan.env, {}
-        ):  # what there is now, whatever there was once
+        if plan.record and "was" not in records.get(plan.env, {}):
             records[plan.env] = plan.record
     __salt__["cbsd_monit_node.remember"](state, "envs", records)
     limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]  # -1: none
@@ -624,7 +563,7 @@ def _apply(plans, state, dirs):
 
 
 def _give_back(plans, state, purge=()):
-    """Settle what is owed to the envs' directories; of the envs in ``purge`` what the agent made goes as well."""
+    """Put the envs' directories back; of envs in ``purge`` remove what the agent made as well."""
     records = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
     for plan in plans:
         try:
@@ -637,12 +576,14 @@ def _give_back(plans, state, purge=()):
 
 def checks_present(name, spec, node=None, lookup=None, template=None, templates=None):
     """
-    The checks that pillar names are live on this node, for all of its envs, in one pass.
+    Ensure that the checks that pillar names are live on this node, for all of its envs, in one
+    pass.
 
-    Writes template and policy of every env that pillar names, the node's configuration for the agent, and lets the agent
-    publish them. What pillar made for an env that it no longer names is taken away. A template of the operator's own is
-    kept as ``monitrc.tpl.local`` while pillar names its env, and comes back afterwards. The result is ``False`` when an env
-    could not go live; all others are live nevertheless.
+    Writes template and policy of every env that pillar names and the node's configuration for the
+    agent, and lets the agent publish them. What pillar made for an env that it no longer names is
+    removed. A template of the operator's own is kept as ``monitrc.tpl.local`` while pillar names
+    its env, and comes back afterwards. The result is ``False`` when an env could not go live; all
+    others are live nevertheless.
 
     name
         Only for the report.
@@ -653,7 +594,8 @@ def checks_present(name, spec, node=None, lookup=None, template=None, templates=
     lookup
         Paths that win over those of ``spec``.
     template, templates
-        The text of a template that replaces the formula's own for all envs, or for single ones (by name).
+        The text of a template that replaces the formula's own for all envs, or for single ones (by
+        name).
 
     .. code-block:: yaml
 
@@ -662,9 +604,8 @@ def checks_present(name, spec, node=None, lookup=None, template=None, templates=
             - spec: {{ {"pillar": settings, "lookup": lookup} | json }}
     """
     try:
-        return _checks_present(
-            name, spec, node or __opts__["id"], lookup or {}, template, templates
-        )
+        node = node or __opts__["id"]
+        return _checks_present(name, spec, node, lookup or {}, template, templates)
     except Exception as err:  # a state reports, it never raises
         return _failed(name, err)
 
@@ -681,8 +622,9 @@ def _checks_present(name, spec, node, lookup, template, templates):
     ]
     more = {k: v for k, v in (("template", template), ("templates", templates)) if v is not None}
     dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
-    files = {key: os.path.join(state, f"{key}.json") for key in ("trust", "rendered")}
-    memory = _load(_read(files["rendered"]))
+    files = _files()
+    trust_file, memory_file = (os.path.join(state, f"{key}.json") for key in ("trust", "rendered"))
+    memory = _load(files.read(memory_file))
     program = _program(paths.get("monit"))
     version = (
         memory["version"]
@@ -690,12 +632,13 @@ def _checks_present(name, spec, node, lookup, template, templates):
         else _monit_version(paths.get("monit"))
     )
     inputs = _inputs(spec["pillar"], node, envs, version, paths, more)
-    before = _load(_read(files["trust"]))
-    memory = _remembered(memory, inputs, config, files["trust"], before, dirs)
+    before = _load(files.read(trust_file))
+    memory = _remembered(memory, inputs, config, trust_file, before, dirs)
     own, undo = [], __salt__["cbsd_monit_node.undo"](state).get("envs", {})
 
     def plan(env, wanted=None):
-        return _plan(env["name"], dirs.get(env["name"]), node, wanted, undo=undo.get(env["name"]))
+        name = env["name"]
+        return _plan(name, dirs.get(name), node, wanted, undo=undo.get(name), files=files)
 
     if memory:
         configuration, warnings, trust = None, memory["warnings"], before
@@ -710,7 +653,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
         trust = {p.env: {f: _digest(p.after[f]) for f in (TPL, POLICY)} for p in plans if p.wanted}
         trust.update({p.env: before[p.env] for p in plans if p.error and p.env in before})
         configuration = {**rendered["config"], **{key: paths.get(key) for key in CONFIGURED}}
-        own = [(config, _dump(configuration), "config"), (files["trust"], _dump(trust), "trust")]
+        own = [(config, _dump(configuration), "config"), (trust_file, _dump(trust), "trust")]
         own = [
             (path, text, change)
             for path, text, label in own
@@ -731,27 +674,22 @@ def _checks_present(name, spec, node, lookup, template, templates):
     if not __opts__["test"]:
         for path, text, _ in own:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            _write(path, text)
+            files.write(path, text)
         _apply(plans, state, dirs)
         if not memory and not any(p.error for p in plans):
-            said = {
-                "inputs": inputs,
-                "config": _digest(_dump(configuration)),
-                "trust": _digest(_dump(trust)),
-            }
-            said["warnings"] = warnings
-            remembered = _dump({**said, "program": program, "version": version})
+            digests = {"config": _digest(_dump(configuration)), "trust": _digest(_dump(trust))}
+            seen = {"inputs": inputs, "program": program, "version": version}
+            remembered = _dump({**digests, **seen, "warnings": warnings})
     quiet = memory and not overlay and not own
     reasons, foreign, notes = _sync(ret, paths, overlay, trust, trust if quiet else None)
-    if remembered and _read(files["rendered"]) != remembered:  # not before all of it was published
-        _write(files["rendered"], remembered)
+    if remembered and files.read(memory_file) != remembered:  # not before all of it is published
+        files.write(memory_file, remembered)
     adopted = [p.env for p in plans if p.adopted]
 
-    def said(number):
+    def comment(number):
         verb = "would be" if __opts__["test"] else "were"
-        sentence = (
-            f"{len(trust)} envs are named by pillar, {number} of this node's envs {verb} changed"
-        )
+        sentence = f"{len(trust)} envs are named by pillar, "
+        sentence += f"{number} of this node's envs {verb} changed"
         if adopted:
             sentence += f". Published as their operator wrote them: {', '.join(adopted)}"
         if foreign:
@@ -763,7 +701,7 @@ def _checks_present(name, spec, node, lookup, template, templates):
             sentence += ". Note: " + "; ".join([*warnings, *notes])
         return sentence
 
-    return _conclude(ret, plans, reasons, "checks_present", said)
+    return _conclude(ret, plans, reasons, "checks_present", comment)
 
 
 class _Texts:
@@ -784,19 +722,21 @@ class _Texts:
 
 
 def _inputs(pillar, node, envs, version, paths, more):
-    """The digest of all that ``cbsd_monit.render`` looks at, its own code included: the same gives the same again."""
-    said = json.dumps([pillar, node, envs, version, paths, more], sort_keys=True)
-    urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', said)} | {
-        TEMPLATE
-    }
+    """Return the digest of all that ``cbsd_monit.render`` depends on, its own code included."""
+    read, given = (
+        _files().read,
+        json.dumps([pillar, node, envs, version, paths, more], sort_keys=True),
+    )
+    urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', given)}
+    urls.add(TEMPLATE)
     folder = os.path.dirname(__salt__["cbsd_monit.render"].__code__.co_filename)
-    code = [_read(path) for path in sorted(glob.glob(os.path.join(folder, "cbsd_monit*.py")))]
+    code = [read(path) for path in sorted(glob.glob(os.path.join(folder, "cbsd_monit*.py")))]
     templates = [[url, __salt__["cp.get_file_str"](url)] for url in sorted(urls)]
-    return _digest([said, templates, code, _read(__file__)])
+    return _digest([given, templates, code, read(__file__)])
 
 
 def _program(path):
-    """What tells one installed monit from the next, or None: its version need not be asked for again."""
+    """Return what tells one installed monit from the next, or None."""
     with contextlib.suppress(OSError, TypeError):
         info = os.stat(path)
         return [path, info.st_ino, info.st_size, info.st_mtime_ns, info.st_ctime_ns]
@@ -805,14 +745,16 @@ def _program(path):
 
 def _remembered(memory, inputs, config, trust, trusted, dirs):
     """
-    ``memory``, what a run with the same ``inputs`` rendered, if all of it lies where it wrote it; else None.
+    Return ``memory``, what a run with the same ``inputs`` rendered, if all files are as it wrote
+    them.
 
-    Contents are compared, not times: ``trusted`` has the digest of every file.
+    Otherwise None. Contents are compared, not times: ``trusted`` has the digest of every file.
     """
     if memory.get("inputs") != inputs or not trusted:
         return None
     for file, digest in ((config, memory["config"]), (trust, memory.get("trust"))):
-        if _digest(_read(file) or "") != digest or stat.S_IMODE(os.stat(file).st_mode) != 0o600:
+        text = _files().read(file) or ""
+        if _digest(text) != digest or stat.S_IMODE(os.stat(file).st_mode) != 0o600:
             return None
     try:
         for env, digests in trusted.items():
@@ -831,9 +773,10 @@ def _remembered(memory, inputs, config, trust, trusted, dirs):
 
 def checks_absent(name, spec=None, node=None, lookup=None):
     """
-    No env of this node has anything that pillar or the agent made: templates, policies, rendered rules, history.
+    Ensure that no env of this node has anything that pillar or the agent made.
 
-    Templates that were set aside for pillar's come back, and the agent publishes what is left. CBSD is not asked.
+    That is templates, policies, rendered rules and history. Templates that were set aside for
+    pillar's come back, and the agent publishes what is left. CBSD is not asked.
 
     .. code-block:: yaml
 
@@ -853,8 +796,9 @@ def _checks_absent(name, spec, node, lookup):
     workdir, state = paths["workdir"], paths["state"]
     dirs = __salt__["cbsd_monit_node.env_dirs"](workdir)
     undo = __salt__["cbsd_monit_node.undo"](state).get("envs", {})
+    files = _files()
     plans = [
-        _plan(env, sysdir, node, None, copies=True, undo=undo.get(env))
+        _plan(env, sysdir, node, None, copies=True, undo=undo.get(env), files=files)
         for env, sysdir in dirs.items()
     ]
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
@@ -872,8 +816,8 @@ def _checks_absent(name, spec, node, lookup):
         rendered = os.path.join(state, "rendered.json")
         for path in (trust, rendered):
             _unlink(path)
-        for path in (trust, rendered, paths["config"]):  # of a run that was killed
-            _unlink(os.path.join(os.path.dirname(path), _temporary(os.path.basename(path))))
+        for path in (trust, rendered, paths["config"]):
+            files.tidy(path)
         _apply(plans, state, dirs)
     overlay = {p.env: p.overlay for p in plans if p.changes}
     unpublished = ""
@@ -887,7 +831,7 @@ def _checks_absent(name, spec, node, lookup):
             purge=left,
         )
 
-    def said(number):
+    def comment(number):
         verb = "would be" if __opts__["test"] else "were"
         sentence = (
             f"Pillar's checks of {number} envs {verb} removed"
@@ -896,4 +840,4 @@ def _checks_absent(name, spec, node, lookup):
         )
         return f"{sentence}. The agent said: {unpublished}" if unpublished else sentence
 
-    return _conclude(ret, plans, {}, "checks_absent", said)
+    return _conclude(ret, plans, {}, "checks_absent", comment)

@@ -1,20 +1,17 @@
 """
 CBSD's hooks: every env of this node, and every env made later, announces what happens to it.
 
-What these states leave alone: every hook that is neither ours nor of CBSD's own module monit.
+These states leave alone every hook that is neither ours nor of CBSD's own module monit.
 
-:depends: the execution module ``cbsd_monit_node``
+:depends: the execution modules ``cbsd_monit_node`` and ``cbsd_monit_file``
 """
 
 import contextlib
 import hashlib
-import logging
 import os
 import re
 import shutil
 import stat
-
-log = logging.getLogger(__name__)
 
 __virtualname__ = "cbsd_monit"
 
@@ -28,11 +25,10 @@ HOOKS = (
     "master_create.d",
     "remove.d",
 )
-# A jail's clone.d runs before the copy is made; master_reboot.d when the guest of a VM reboots itself.
+# A jail's clone.d runs before the copy is made; master_reboot.d when the guest of a VM reboots
+# itself.
 HOOKS_OF = {"jail": HOOKS + ("clone.d",), "bhyve": HOOKS + ("master_reboot.d",)}
 ALL_HOOKS = HOOKS + ("clone.d", "master_reboot.d")
-# What is going to be a hook, beside the hook directories: CBSD runs what lies in them, whatever its name.
-LEFT = ".cbsd_monit.new"
 # The hooks of CBSD's own module monit: links to it, or the scripts it ships.
 UPSTREAM_NAMES = ("monit", "monit.sh")
 UPSTREAM_LINK = re.compile(r"(^|/)modules/monit\.d/")
@@ -50,8 +46,16 @@ def _ret(name, comment):
 
 
 def _failed(name, err):
-    log.debug("%s failed", name, exc_info=True)
-    return {"name": name, "result": False, "changes": {}, "comment": f"{err}"}
+    return __salt__["cbsd_monit_node.failed"](name, err)
+
+
+def _staged():
+    """
+    Return the name under which hooks are staged, beside the hook directories.
+
+    CBSD runs what lies in a hook directory, whatever its name.
+    """
+    return __salt__["cbsd_monit_file.tools"]().temporary(HOOK)
 
 
 def _pending(ret, comment):
@@ -59,7 +63,7 @@ def _pending(ret, comment):
 
 
 def _kind(name):
-    """``jail``, ``bhyve`` or None for a skeleton, by the names CBSD gives them."""
+    """Return ``jail``, ``bhyve`` or None for a skeleton, by the names CBSD gives them."""
     for kind in HOOKS_OF:
         if re.search(rf"(^|-){kind}-", name):
             return kind
@@ -67,26 +71,23 @@ def _kind(name):
 
 
 def _kind_of(entries):
-    """The same for an env, by what lies in its directory."""
-    folders = {
-        name
-        for name in ("master_reboot.d", "clone.d")
-        if name in entries and entries[name].is_dir()
-    }
+    """Return the same for an env, by what lies in its directory."""
+    both = ("master_reboot.d", "clone.d")
+    folders = {name for name in both if name in entries and entries[name].is_dir()}
     if "master_reboot.d" in folders or "bhyve.conf" in entries:
         return "bhyve"
     return "jail" if folders else None
 
 
 def _skeletons(workdir, skeletons):
-    """{directory: kind} of the skeletons, and those that do not exist."""
+    """Return ``{directory: kind}`` of the skeletons, and those that do not exist."""
     share = os.path.join(workdir, "share")
     names = sorted(os.listdir(share)) if os.path.isdir(share) else []
     found, missing = {}, []
     for name in names:
         path = os.path.join(share, name)
         kind = _kind(name)
-        # A default skeleton that is not there is left to initenv, which fills it only where it does not exist.
+        # A missing default skeleton is left to initenv, which fills it only where it is missing.
         if kind and name.endswith(("-system-default", "-system-skel")) and os.path.isdir(path):
             found[path] = kind
     for skeleton in skeletons:
@@ -99,7 +100,7 @@ def _skeletons(workdir, skeletons):
 
 
 def _upstream(path):
-    """True if ``path`` is a hook of CBSD's own module monit."""
+    """Return whether ``path`` is a hook of CBSD's own module monit."""
     if os.path.islink(path):
         return bool(UPSTREAM_LINK.search(os.readlink(path)))
     if not os.path.isfile(path):
@@ -108,22 +109,25 @@ def _upstream(path):
         return bool(UPSTREAM_TEXT.search(stream.read(65536)))
 
 
-def _given(**values):
-    return {key: value for key, value in values.items() if value is not None}
+def _paths(spec, lookup, **given):
+    given = {**(lookup or {}), **{k: v for k, v in given.items() if v is not None}}
+    return __salt__["cbsd_monit_node.paths"](spec, need=NEED, **given)
 
 
 def hooks_present(name, spec=None, workdir=None, libexec=None, skeletons=None, lookup=None):
     """
-    CBSD runs ``wake`` whenever an env of this node starts, stops, is made or removed, now and for envs made later.
+    Ensure that CBSD runs ``wake`` whenever an env starts, stops, is made or removed, also later
+    ones.
 
-    Links it into the hook directories of every env and of the skeletons; missing hook directories are made. Hooks of CBSD's own module
-    monit are set aside meanwhile, because two would act on one failure. No command is run.
+    Links it into the hook directories of every env and of the skeletons; missing hook directories
+    are made. Hooks of CBSD's own module monit are set aside meanwhile, because both would act on a
+    failure. No command is run.
 
     workdir, libexec, lookup
         Paths that win over those of ``spec``, singly or as a mapping.
     skeletons
-        Further skeletons: paths, or names below ``WORKDIR/share``. Known by themselves: ``*-system-default`` and
-        ``*-system-skel`` of jails and VMs.
+        Further skeletons: paths, or names below ``WORKDIR/share``. ``*-system-default`` and
+        ``*-system-skel`` of jails and VMs are found without.
 
     .. code-block:: yaml
 
@@ -132,11 +136,7 @@ def hooks_present(name, spec=None, workdir=None, libexec=None, skeletons=None, l
             - spec: {{ {"lookup": lookup} | json }}
     """
     try:
-        paths = __salt__["cbsd_monit_node.paths"](
-            spec,
-            need=NEED,
-            **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)},
-        )
+        paths = _paths(spec, lookup, workdir=workdir, libexec=libexec, skeletons=skeletons)
         return _hooks_present(name, paths)
     except Exception as err:
         return _failed(name, err)
@@ -145,26 +145,18 @@ def hooks_present(name, spec=None, workdir=None, libexec=None, skeletons=None, l
 def _hooks_present(name, paths):
     ret = _ret(name, "All hooks are in place.")
     workdir, libexec, state = (paths[key] for key in NEED)
-    target = os.path.join(libexec, "wake")
+    target, staged = os.path.join(libexec, "wake"), _staged()
     skeletons, missing = _skeletons(workdir, paths.get("skeletons") or [])
-    made, linked, aside, left, wrong = (
-        [],
-        [],
-        [],
-        [],
-        [f"{path} does not exist" for path in missing],
-    )
+    made, linked, aside, left = [], [], [], []
+    wrong = [f"{path} does not exist" for path in missing]
     envs = __salt__["cbsd_monit_node.env_dirs"](workdir)
-    for owner in [
-        *skeletons,
-        *envs.values(),
-    ]:  # a thousand: one listing each, and short paths from there
+    for owner in [*skeletons, *envs.values()]:  # a thousand: list each once, use short paths
         top = os.open(owner, os.O_RDONLY | os.O_DIRECTORY)
         try:
             with os.scandir(top) as found:
                 entries = {entry.name: entry for entry in found}
-            if LEFT in entries and not entries[LEFT].is_dir(follow_symlinks=False):
-                left.append(f"{owner}/{LEFT}")
+            if staged in entries and not entries[staged].is_dir(follow_symlinks=False):
+                left.append(f"{owner}/{staged}")
             kind = skeletons[owner] if owner in skeletons else _kind_of(entries)
             for hook in HOOKS_OF.get(kind, HOOKS):
                 entry = entries.get(hook)
@@ -193,47 +185,36 @@ def _hooks_present(name, paths):
                         aside.append(f"{owner}/{hook}/{other}")
         finally:
             os.close(top)
-    for key, found in (
-        ("directories", made),
-        ("links", linked),
-        ("set aside", aside),
-        ("left by a killed run", left),
-    ):
-        if found:
-            ret["changes"][key] = found
+    changes = {"directories": made, "links": linked, "set aside": aside}
+    changes["left by a killed run"] = left
+    ret["changes"] = {key: found for key, found in changes.items() if found}
     if ret["changes"] and __opts__["test"]:
-        ret = _pending(
-            ret,
-            f"{len(linked)} hooks would be linked, {len(aside)} of CBSD's module monit would be set aside.",
-        )
+        words = f"{len(linked)} hooks would be linked, "
+        words += f"{len(aside)} of CBSD's module monit would be set aside."
+        ret = _pending(ret, words)
     elif ret["changes"]:
         record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
         entries = {e["path"]: e for e in record.get("aside", ())}
         entries.update((path, _copy_aside(path, state)) for path in aside)
-        made_so_far = {*filter(os.path.isdir, record.get("made", ())), *made}
-        __salt__["cbsd_monit_node.remember"](
-            state,
-            "hooks",
-            {"aside": [entries[path] for path in sorted(entries)], "made": sorted(made_so_far)},
-        )
+        made_so_far = sorted({*filter(os.path.isdir, record.get("made", ())), *made})
+        record = {"aside": [entries[path] for path in sorted(entries)], "made": made_so_far}
+        __salt__["cbsd_monit_node.remember"](state, "hooks", record)
         for path in (*aside, *left):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
         for folder in made:
-            with contextlib.suppress(
-                FileExistsError, FileNotFoundError
-            ):  # the env was removed meanwhile
+            # The env may have been removed meanwhile.
+            with contextlib.suppress(FileExistsError, FileNotFoundError):
                 _make(folder)
         for link in linked:
             try:
                 _link(link, target)
             except FileNotFoundError:
                 pass
-            except OSError as err:  # user cbsd owns the directories: one env's trouble alone
+            except OSError as err:  # user cbsd owns the directories: it concerns one env alone
                 wrong.append(f"{link} cannot be linked: {err.strerror}")
-        ret["comment"] = (
-            f"{len(linked)} hooks were linked, {len(aside)} of CBSD's module monit were set aside."
-        )
+        ret["comment"] = f"{len(linked)} hooks were linked, "
+        ret["comment"] += f"{len(aside)} of CBSD's module monit were set aside."
     if wrong:
         ret["result"] = False
         ret["comment"] += " " + "; ".join(wrong) + "."
@@ -241,7 +222,7 @@ def _hooks_present(name, paths):
 
 
 def _make(folder):
-    """A hook directory as CBSD makes it; right from its first moment, so that a kill leaves nothing to be mended."""
+    """Make a hook directory, from the start with CBSD's mode: a kill leaves nothing to mend."""
     before = os.umask(0o002)
     try:
         os.mkdir(folder, 0o775)
@@ -250,8 +231,8 @@ def _make(folder):
 
 
 def _temporary(path):
-    """Where what is going to be the hook ``path`` is made, with nothing there."""
-    temp = os.path.join(os.path.dirname(os.path.dirname(path)), LEFT)
+    """Return where the hook ``path`` is staged, with nothing there."""
+    temp = os.path.join(os.path.dirname(os.path.dirname(path)), _staged())
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temp)
     return temp
@@ -267,7 +248,7 @@ def _link(link, target):
 
 
 def _copy_aside(path, state):
-    """What is needed to put a hook back; it cannot stay in its directory, because CBSD runs whatever lies there."""
+    """Keep a hook elsewhere, for CBSD runs all in its directory; return what `_put_back` needs."""
     if os.path.islink(path):
         return {"path": path, "link": os.readlink(path)}
     kept = os.path.join(state, "aside", hashlib.sha256(path.encode()).hexdigest()[:16])
@@ -279,7 +260,8 @@ def _copy_aside(path, state):
 
 def hooks_absent(name, spec=None, workdir=None, libexec=None, skeletons=None, lookup=None):
     """
-    No env and no skeleton has a hook of ours; what ``hooks_present`` set aside or made is as it was.
+    Ensure that no env and no skeleton has a hook of ours, and put back what ``hooks_present``
+    changed.
 
     .. code-block:: yaml
 
@@ -288,11 +270,7 @@ def hooks_absent(name, spec=None, workdir=None, libexec=None, skeletons=None, lo
             - spec: {{ {"lookup": lookup} | json }}
     """
     try:
-        paths = __salt__["cbsd_monit_node.paths"](
-            spec,
-            need=NEED,
-            **{**(lookup or {}), **_given(workdir=workdir, libexec=libexec, skeletons=skeletons)},
-        )
+        paths = _paths(spec, lookup, workdir=workdir, libexec=libexec, skeletons=skeletons)
         return _hooks_absent(name, paths)
     except Exception as err:
         return _failed(name, err)
@@ -301,24 +279,20 @@ def hooks_absent(name, spec=None, workdir=None, libexec=None, skeletons=None, lo
 def _hooks_absent(name, paths):
     ret = _ret(name, "There is no hook of ours.")
     workdir, libexec, state = (paths[key] for key in NEED)
-    target = os.path.join(libexec, "wake")
+    target, staged = os.path.join(libexec, "wake"), _staged()
     skeletons, _ = _skeletons(workdir, paths.get("skeletons") or [])
     owners = [*skeletons, *__salt__["cbsd_monit_node.env_dirs"](workdir).values()]
     links = [os.path.join(owner, hook, HOOK) for owner in owners for hook in ALL_HOOKS]
     links = [link for link in links if os.path.islink(link) and os.readlink(link) == target]
-    left = [os.path.join(owner, LEFT) for owner in owners]
+    left = [os.path.join(owner, staged) for owner in owners]
     left = [path for path in left if os.path.lexists(path) and not os.path.isdir(path)]
     record = __salt__["cbsd_monit_node.undo"](state).get("hooks", {})
     entries = record.get("aside", [])
     back = [e for e in entries if os.path.isdir(os.path.dirname(e["path"]))]
     made = [folder for folder in record.get("made", ()) if os.path.isdir(folder)]
-    paths_back = [e["path"] for e in back]
-    for key, found in zip(
-        ("links", "put back", "directories", "left by a killed run"),
-        (links, paths_back, made, left),
-    ):
-        if found:
-            ret["changes"][key] = found
+    changes = {"links": links, "put back": [e["path"] for e in back], "directories": made}
+    changes["left by a killed run"] = left
+    ret["changes"] = {key: found for key, found in changes.items() if found}
     if __opts__["test"]:
         words = f"{len(links)} hooks would be removed, {len(back)} would be put back."
         return _pending(ret, words) if ret["changes"] else ret
@@ -333,9 +307,8 @@ def _hooks_absent(name, paths):
     for folder in made:
         with contextlib.suppress(OSError):  # somebody's own hook lies there now
             os.rmdir(folder)
-    _forget(
-        state, [e for e in entries if e not in back or e["path"] in wrong]
-    )  # what is not there now may come back
+    # An env that is not there now may come back.
+    _forget(state, [e for e in entries if e not in back or e["path"] in wrong])
     if ret["changes"]:
         ret["comment"] = f"{len(links)} hooks were removed, {len(back) - len(wrong)} were put back."
     if wrong:
@@ -345,14 +318,11 @@ def _hooks_absent(name, paths):
 
 
 def _forget(state, entries):
-    """All that was set aside is settled but for ``entries``."""
-    __salt__["cbsd_monit_node.remember"](
-        state, "hooks", {"aside": entries, "made": []} if entries else {}
-    )
-    folder, kept = (
-        os.path.join(state, "aside"),
-        {os.path.basename(e.get("file", "")) for e in entries},
-    )
+    """Forget all that was set aside except ``entries``."""
+    record = {"aside": entries, "made": []} if entries else {}
+    __salt__["cbsd_monit_node.remember"](state, "hooks", record)
+    folder = os.path.join(state, "aside")
+    kept = {os.path.basename(e.get("file", "")) for e in entries}
     with contextlib.suppress(OSError):
         for name in os.listdir(folder):
             if name not in kept:
@@ -363,18 +333,21 @@ def _forget(state, entries):
 def _put_back(entry):
     path, source = entry["path"], entry.get("file")
     if os.path.lexists(path) or source and not os.path.exists(source):
-        return  # a run that was killed, or somebody, was faster
+        return  # it was put back meanwhile, by a run that was killed or by somebody
     temp = _temporary(path)
     if source is None:
         os.symlink(entry["link"], path)
         return
-    info = os.stat(source)
-    handle = os.open(temp, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
-    with os.fdopen(handle, "wb") as stream, open(source, "rb") as old:
-        shutil.copyfileobj(old, stream)
-        stream.flush()
+    with open(source, "rb") as stream:
+        info, content = os.fstat(stream.fileno()), stream.read()
+    files, folder = __salt__["cbsd_monit_file.tools"](), os.path.dirname(temp)
+    folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        handle = files.stage(folder, HOOK, content)
         os.fchown(handle, *entry["owner"])
         os.fchmod(handle, stat.S_IMODE(info.st_mode))
         os.utime(handle, ns=(info.st_atime_ns, info.st_mtime_ns))
-        os.fsync(handle)
-    os.replace(temp, path)
+        files.sync(handle)
+        os.replace(temp, path)
+    finally:
+        os.close(folder)

@@ -1,14 +1,13 @@
 """
 monit on this node: that its control file includes what is published, and that it runs.
 
-:depends: the execution module ``cbsd_monit_node``
+:depends: the execution modules ``cbsd_monit_node`` and ``cbsd_monit_file``
 """
 
 import contextlib
 import difflib
 import hashlib
 import json
-import logging
 import os
 import re
 import socket
@@ -16,16 +15,20 @@ import stat
 import tempfile
 import time
 
-log = logging.getLogger(__name__)
+from salt.exceptions import SaltInvocationError
 
 __virtualname__ = "cbsd_monit"
 
+# The include line that CBSD's documentation of its module monit has one write.
 _GLOB_LINE = re.compile(
     r"""[ \t]*include[ \t]+["']?\S*/jails-system/\*/monit/monitrc["']?[ \t]*(#.*)?\Z"""
 )
 _STATEMENT = re.compile(r"[ \t]*(set|check|include)\b", re.I)
 _HTTPD = re.compile(r"[ \t]*set[ \t]+httpd\b", re.I)
-_MINIMAL = "# Made by cbsd_monit, because this node had no control file of monit: what follows sets everything.\n"
+_MINIMAL = (
+    "# Made by cbsd_monit, because this node had no control file of monit: what follows sets"
+    " everything.\n"
+)
 _NAME = re.compile(r"<name>(?:<!\[CDATA\[)?(.*?)(?:\]\]>)?</name>")
 _CHECK = re.compile(r'^[ \t]*check[ \t]+\S+[ \t]+(?:"([^"\n]+)"|([^\s"$]+))', re.M | re.I)
 _WRITTEN = re.compile(r"^(?=[ \t]*set[ \t]+(idfile|log|logfile)[ \t]+/)", re.M | re.I)
@@ -43,8 +46,15 @@ def _ret(name, comment):
 
 
 def _failed(name, err):
-    log.debug("%s failed", name, exc_info=True)
-    return {"name": name, "result": False, "changes": {}, "comment": f"{err}"}
+    return __salt__["cbsd_monit_node.failed"](name, err)
+
+
+def _read(path):
+    return __salt__["cbsd_monit_file.tools"]().read(path)
+
+
+def _refusal(name, comment):
+    return {"name": name, "result": False, "changes": {}, "comment": comment}
 
 
 def _pending(ret, comment):
@@ -52,7 +62,7 @@ def _pending(ret, comment):
 
 
 def _diff(old, new, path):
-    """What an operator reads: a unified diff; absence is the empty text."""
+    """Return what an operator reads: a unified diff; absence is the empty text."""
     lines = difflib.unified_diff(
         (old or "").splitlines(),
         (new or "").splitlines(),
@@ -64,13 +74,13 @@ def _diff(old, new, path):
 
 
 def _without_httpd(sample):
-    """The sample with ``set httpd`` and all that belongs to it commented out: nobody wants its password."""
+    """Return the sample without ``set httpd`` and its password: they are commented out."""
     lines, inside = [], False
     for line in sample.splitlines(keepends=True):
         if _STATEMENT.match(line):
             inside = bool(_HTTPD.match(line))
-        said = line.strip()
-        lines.append(f"# {line}" if inside and said and not said.startswith("#") else line)
+        word = line.strip()
+        lines.append(f"# {line}" if inside and word and not word.startswith("#") else line)
     return "".join(lines)
 
 
@@ -79,10 +89,10 @@ def _same_line(line, wanted):
 
 
 class _Include:
-    """The text of monitrc with our line, and how to get back from it."""
+    """How to put our line into the text of monitrc, and how to take it out again."""
 
     def __init__(self, paths, glob):
-        # `published` holds all envs; with the chapter's glob beside it they would be defined twice, so `head` is included.
+        # Beside CBSD's glob only `head` is included: `published` would define all envs once more.
         self.lines = [f"include {paths['state']}/{name}\n" for name in ("published", "head")]
         self.line = self.lines[1 if glob else 0]
         self.glob_line = (
@@ -99,7 +109,7 @@ class _Include:
         )
 
     def add(self, text):
-        """(text with our line, what ``take_away`` needs to know)."""
+        """Return the text with our line, and what ``take_away`` needs to know."""
         replaced, lines, missing = [], [], [self.line]
         if self.glob_line and not any(
             _GLOB_LINE.match(line.rstrip("\n")) for line in text.splitlines()
@@ -118,7 +128,7 @@ class _Include:
         return text + appended, {"replaced": replaced, "appended": appended}
 
     def take_away(self, text, record):
-        """``text`` as it would be without us, whatever else was edited in it since."""
+        """Return ``text`` as it would be without us, whatever else was edited in it since."""
         appended = record.get("appended") or ""
         if appended and text.endswith(appended):
             text = text[: -len(appended)]
@@ -131,59 +141,45 @@ class _Include:
 
 
 def _monit(paths, *args):
-    """monit's own command line, for what its socket cannot do; its exit code is only believed for ``-t``."""
+    """
+    Run monit's own command line, for what its socket cannot do; return exit code and words.
+
+    The exit code means something for ``-t`` only.
+    """
     ran = __salt__["cmd.run_all"](
         [paths["monit"], *args], python_shell=False, ignore_retcode=True, stdin="", timeout=120
     )
     return ran["retcode"], (ran["stderr"].strip() or ran["stdout"].strip())
 
 
-def _read(path):
-    try:
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as stream:
-            return stream.read()
-    except FileNotFoundError:
-        return None
-
-
-def _stage_of(path, folder):
-    return os.path.join(folder, f".{os.path.basename(path)}.staged")
-
-
 def _tidy(path):
     """Remove what a run that was killed has left beside the control file ``path``."""
     if not __opts__["test"]:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(_stage_of(path, os.path.dirname(path)))
+        __salt__["cbsd_monit_file.tools"]().tidy(path)
 
 
 def _attributes(path):
-    """[mode, uid, gid] of a file."""
+    """Return ``[mode, uid, gid]`` of a file."""
     info = os.stat(path)
     return [stat.S_IMODE(info.st_mode), info.st_uid, info.st_gid]
 
 
 @contextlib.contextmanager
 def _staged(path, text, folder):
-    """A file with ``text``, 0600, beside which nothing else happens: renamed to ``path``, or gone at the end."""
-    staged = _stage_of(path, folder)
-    handle = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+    """Stage ``text`` in ``folder`` and yield its path, to be renamed to ``path`` or removed."""
+    files, name = __salt__["cbsd_monit_file.tools"](), os.path.basename(path)
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        with os.fdopen(
-            handle, "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as stream:
-            os.fchmod(handle, 0o600)
-            stream.write(text)
-            stream.flush()
-            os.fsync(handle)
-        yield staged
+        files.sync(files.stage(handle, name, text))
+        yield os.path.join(folder, files.temporary(name))
+        os.fsync(handle)
     finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(staged)
+        files.unstage(handle, name)
+        os.close(handle)
 
 
 def _refused(paths, path, staged):
-    """Why monit would not take ``staged`` as its control file, or ''. An absent monit has no opinion."""
+    """Return why monit refuses the control file ``staged``, or '' (also without a monit)."""
     if not os.path.exists(paths.get("monit") or ""):
         return ""
     code, words = _monit(paths, "-t", "-c", staged)
@@ -191,7 +187,7 @@ def _refused(paths, path, staged):
 
 
 def _harmless(text, folder):
-    """``text`` for a trial that writes nothing: ``monit -t`` makes the id file and the log that a control file names."""
+    """Return ``text`` for a trial: ``monit -t`` makes the id file and the log named in it."""
     own = os.path.join(folder, "id")
     with open(own, "w", encoding="ascii") as stream:
         stream.write("0" * 32)
@@ -200,17 +196,18 @@ def _harmless(text, folder):
 
 def include_present(name, spec=None, mode=None, lookup=None):
     """
-    The control file of monit includes what the agent publishes.
+    Ensure that the control file of monit includes what the agent publishes.
 
-    A literal include line of CBSD's chapter (``include …/jails-system/*/monit/monitrc``) is replaced, and put back by
-    ``include_absent``. A missing control file is made from ``lookup:monitrc_sample``, without its ``set httpd`` and
-    password. The new text replaces the old only if ``monit -t`` accepts it.
+    The include line of CBSD's own documentation (``include …/jails-system/*/monit/monitrc``) is
+    replaced, and put back by ``include_absent``. A missing control file is made from
+    ``lookup:monitrc_sample``, without its ``set httpd`` and password. The new text replaces the old
+    only if ``monit -t`` accepts it.
 
     name
         The control file, ``/usr/local/etc/monitrc``.
     mode
-        ``publish``, or ``glob`` for the chapter's line to the letter besides the published head. Default: what pillar
-        says as ``monit:include``, else ``publish``.
+        ``publish``, or ``glob`` for exactly that line of CBSD's beside the published head. Default:
+        what pillar says as ``monit:include``, else ``publish``.
 
     .. code-block:: yaml
 
@@ -229,7 +226,7 @@ def _include_present(name, spec, mode, lookup):
     paths = __salt__["cbsd_monit_node.paths"](spec, need=("workdir", "state", "run"), **lookup)
     mode = mode or ((spec.get("pillar") or {}).get("monit") or {}).get("include") or "publish"
     if mode not in ("publish", "glob"):
-        raise ValueError(f"monit:include: expected publish or glob, got {mode!r}")
+        raise SaltInvocationError(f"monit:include: expected publish or glob, got {mode!r}")
     include = _Include(paths, mode == "glob")
     path = os.path.realpath(name)
     _tidy(path)
@@ -264,15 +261,12 @@ def _include_present(name, spec, mode, lookup):
         with _staged(path, _harmless(new, private) if __opts__["test"] else new, folder) as staged:
             words = _refused(paths, path, staged) if new != old else ""
             if words:
-                return _failed(
-                    name,
-                    f"{name} was not changed, because monit does not accept the new text: {words}",
-                )
+                words = f"because monit does not accept the new text: {words}"
+                return _refusal(name, f"{name} was not changed, {words}")
             if __opts__["test"]:
                 return _pending(ret, f"{name} would include what is published.")
-            __salt__["cbsd_monit_node.remember"](
-                paths["state"], "include", {**records, path: record}
-            )
+            records = {**records, path: record}
+            __salt__["cbsd_monit_node.remember"](paths["state"], "include", records)
             os.chown(staged, os.geteuid(), -1 if old is None else os.stat(path).st_gid)
             os.replace(staged, path)
     ret["comment"] = f"{name} now includes what is published."
@@ -285,9 +279,11 @@ def _sha(text):
 
 def include_absent(name, spec=None, lookup=None):
     """
-    The control file of monit is as it was before ``include_present``, apart from what others changed in it since.
+    Make monit's control file what it was before ``include_present``, but keep what others changed
+    since.
 
-    A file that the state made goes, and a monit that runs from it is ended; otherwise a running monit reads the file again.
+    A file that the state made is removed, and a monit that runs from it ended; any other running
+    monit reads the file again.
 
     .. code-block:: yaml
 
@@ -318,14 +314,13 @@ def _include_absent(name, spec, lookup):
     now = was = None
     if new is not None:
         now = _attributes(path)
-        was = (
-            record.get("was", now) if now[:2] == [0o600, os.geteuid()] else now
-        )  # what somebody chose since stays
+        chosen = now[:2] != [0o600, os.geteuid()]  # by somebody since: that stays
+        was = now if chosen else record.get("was", now)
         if was != now:
-            said = ["{:04o} {}".format(*found[:2]) for found in (now, was)]
-            ret["changes"]["mode"] = dict(zip(("old", "new"), said))
+            modes = ["{:04o} {}".format(*found[:2]) for found in (now, was)]
+            ret["changes"]["mode"] = dict(zip(("old", "new"), modes))
     running = (new != old or path in records) and old is not None and _status(paths) is not None
-    if running and new == old:  # a run that was killed did not tell it
+    if running and new == old:  # a run that was killed did not make it do so
         ret["changes"]["monit"] = "reads its control file again"
     if __opts__["test"]:
         return _pending(ret, f"{name} would be as it was.") if ret["changes"] else ret
@@ -360,16 +355,16 @@ def _include_absent(name, spec, lookup):
 
 
 def _socket(paths):
-    """Where monit is to be asked: what the agent was told, once it was."""
+    """Return the path of monit's socket: the one in the agent's configuration, if there is one."""
     try:
-        told = json.loads(_read(paths["config"]) or "{}").get("socket")
+        configured = json.loads(_read(paths["config"]) or "{}").get("socket")
     except ValueError:
-        told = None
-    return told or os.path.join(paths["state"], "monit.sock")
+        configured = None
+    return configured or os.path.join(paths["state"], "monit.sock")
 
 
 def _status(paths):
-    """monit's own status (XML) from its control socket, or None: the only answer about it that can be believed."""
+    """Return monit's status (XML) from its socket, or None; nothing else is reliable."""
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
         line.settimeout(5)
         try:
@@ -378,15 +373,14 @@ def _status(paths):
             answer = b"".join(iter(lambda: line.recv(65536), b"")).decode("utf-8", "replace")
         except OSError:
             return None
+    # It wants the password of an operator's own `set httpd`, which only the agent reads.
     if re.match(r"HTTP/1\.[01] 401\b", answer):
-        return (
-            ""  # it wants the password of an operator's own `set httpd`, which only the agent reads
-        )
+        return ""
     return answer if re.match(r"HTTP/1\.[01] 200\b", answer) else None
 
 
 def _unknown(paths, status):
-    """The services that are published and that this monit has not read: its control file was changed behind its back."""
+    """Return the published services that this monit does not know: it has not read them yet."""
     published = _read(os.path.join(paths["state"], "published")) or "" if status else ""
     known = {name.lower() for name in _NAME.findall(status)}
     names = [quoted or bare for quoted, bare in _CHECK.findall(published)]
@@ -395,12 +389,13 @@ def _unknown(paths, status):
 
 def running(name, spec=None, timeout=15, lookup=None):
     """
-    monit answers on its control socket and knows what is published.
+    Ensure that monit answers on its control socket and knows what is published.
 
-    Where it does not answer it is started as ``lookup:monit_start`` says; where it has not read what is published, it is told to.
+    Where it does not answer, ``lookup:monit_start`` is run; where it has not read what is
+    published, it is reloaded.
 
     timeout
-        Seconds to wait until it does.
+        Seconds to wait until both are so.
 
     .. code-block:: yaml
 
@@ -442,9 +437,8 @@ def _running(name, paths, timeout):
             )
             return ret
         if time.monotonic() > until:
-            said = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
+            words = ran["stderr"].strip() or ran["stdout"].strip() or "it said nothing"
             state = "does not know what is published" if status is not None else "does not answer"
-            return _failed(
-                name, f"`{' '.join(argv)}` exited {ran['retcode']}, and monit {state}: {said}"
-            )
+            command = f"`{' '.join(argv)}` exited {ran['retcode']}"
+            return _refusal(name, f"{command}, and monit {state}: {words}")
         time.sleep(0.1)

@@ -24,11 +24,11 @@ def public(module):
     return {n: f for n, f in own if inspect.isfunction(f) and not n.startswith("_")}
 
 
-def modules(*names, **functions):
+def modules(*names, opts=None, **functions):
     """Return the ``__salt__`` of minion hv1: execution modules by their names, and ``functions``."""
-    salt = dict(functions)
+    salt, opts = dict(functions), opts or {"id": "hv1"}
     for name in names:
-        module = load(f"_modules/{name}.py", salt=salt, opts={"id": "hv1"})
+        module = load(f"_modules/{name}.py", salt=salt, opts=opts)
         prefix = getattr(module, "__virtualname__", name)
         salt.update({f"{prefix}.{n}": f for n, f in public(module).items()})
     return salt

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from tests.unit.loaded import load, modules, public
 
@@ -66,7 +67,8 @@ class Host:
             "{}"
         )  # an agent that ran before; without it nothing can be foretold
         self.program("monit")
-        self.salt = modules("cbsd_monit_schema", "cbsd_monit_node")
+        names = ("cbsd_monit_schema", "cbsd_monit_file", "cbsd_monit_node")
+        self.salt = modules(*names, opts=self.opts)
         self.salt.update(
             {
                 "cbsd.list": lambda: self.envs,
@@ -450,16 +452,34 @@ def test_commands_of_the_operators_own_are_reported(host):
 
 
 @pytest.mark.parametrize(
-    "error", [ValueError("envs.lb1: unknown key 'chekcs'"), KeyError("x"), OSError("no")]
+    "error, bug",
+    [
+        (SaltInvocationError("envs.lb1: unknown key 'chekcs'"), False),
+        (CommandExecutionError("no CBSD"), False),
+        (OSError("no"), False),
+        (KeyError("x"), True),
+        (ValueError("x"), True),
+    ],
 )
-def test_a_state_reports_and_never_raises(host, error):
+def test_a_state_reports_and_never_raises_and_calls_a_bug_a_bug(host, error, bug, caplog):
     def fail(*_args, **_kwargs):
         raise error
+
+    host.opts["log_file"] = "/var/log/salt/minion"
+
+    def check(state):
+        caplog.clear()
+        done = host.apply(state)
+        assert done["result"] is False and str(error) in done["comment"], done
+        traced = [r for r in caplog.records if r.levelname == "ERROR" and r.exc_info]
+        assert ("A bug in cbsd_monit, not in your pillar" in done["comment"]) is bug
+        assert ("its traceback, which is in /var/log/salt/minion" in done["comment"]) is bug
+        assert bool(traced) is bug and all(r.exc_info[1] is error for r in traced)
 
     for function in ("cbsd_monit.render", "cbsd.list", "cbsd_monit_node.paths"):
         host.salt[function] = fail
         before = host.tree()
-        assert host.apply("checks_present")["result"] is False
+        check("checks_present")
         assert host.tree() == before
     for state in (
         "checks_absent",
@@ -469,7 +489,7 @@ def test_a_state_reports_and_never_raises(host, error):
         "hooks_absent",
         "running",
     ):
-        assert host.apply(state)["result"] is False
+        check(state)
 
 
 def test_agent_that_answers_rubbish_is_quoted(host):

@@ -152,7 +152,7 @@ def test_a_hook_is_put_back_without_following_what_lies_in_the_way(tmp_path):
     assert all(ret["result"] for ret in host.all("present"))
     env, victim = host.workdir / "jails-system/own", tmp_path / "victim"
     victim.write_text("root's\n")
-    for name in ("master_poststart.d/monit.sh.new", ".cbsd_monit.new"):
+    for name in ("master_poststart.d/monit.sh.new", ".cbsd_monit.salt"):
         (env / name).symlink_to(victim)
     assert all(ret["result"] for ret in host.all("absent"))
     hook = env / "master_poststart.d/monit.sh"
@@ -161,7 +161,7 @@ def test_a_hook_is_put_back_without_following_what_lies_in_the_way(tmp_path):
         and not hook.is_symlink()
         and "cbsd monit start" in hook.read_text()
     )
-    assert not (env / ".cbsd_monit.new").is_symlink()
+    assert not (env / ".cbsd_monit.salt").is_symlink()
 
 
 def test_a_hook_that_was_put_back_and_then_deleted_does_not_end_every_later_clean(tmp_path):
@@ -177,7 +177,7 @@ def test_a_hook_that_was_put_back_and_then_deleted_does_not_end_every_later_clea
 
 def test_one_env_in_the_way_stops_no_other(tmp_path):
     host = Killed(tmp_path / "node")
-    (host.workdir / "jails-system/new/.cbsd_monit.new").mkdir()
+    (host.workdir / "jails-system/new/.cbsd_monit.salt").mkdir()
     (host.workdir / "jails-system/new/remove.d/cbsd_monit").symlink_to("elsewhere")
     shutil.rmtree(host.workdir / "jails-system/changed/remove.d")
     (host.workdir / "jails-system/changed/remove.d").write_text("")
