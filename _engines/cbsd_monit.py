@@ -1,5 +1,5 @@
 """
-Bring this node's transitions to the master's event bus: the spool that the agent writes, in order, in few messages.
+Bring this node's transitions from the agent's spool to the master's event bus, in order.
 
 .. code-block:: yaml
 
@@ -7,22 +7,26 @@ Bring this node's transitions to the master's event bus: the spool that the agen
       - cbsd_monit:
           spool: /var/db/cbsd_monit/spool
 
-``cbsd_monit.events`` writes that, and restarts the minion once. On the bus appear:
+The SLS ``cbsd_monit.events`` writes that, and restarts the minion once. On the bus appear:
 
 ``cbsd_monit/<minion>/batch``
-    ``data.data``: ``{"schema": 1, "records": [record, …]}``, the records of docs/contract.md section 8 in the order in which they happened.
+    ``data.data``: ``{"schema": 1, "records": [record, …]}``, the records of docs/contract.md
+    section 8 in the order in which they happened.
 ``cbsd_monit/<minion>/<env>/<transition>``
-    ``gave_up``, ``quarantined`` and ``storm`` also alone: ``data.data`` is the record, with the ``id`` it has in its batch.
+    ``gave_up``, ``quarantined`` and ``storm`` are also sent alone: ``data.data`` is the record,
+    with the ``id`` that it has in its batch.
 ``cbsd_monit/<minion>/hello``
-    The engine found its master (again), or had nothing to say for a while: what was sent before has arrived.
+    The engine found its master (again), or had nothing to send for a while: what it sent before has
+    arrived.
 
-It is an engine because it runs in a process of its own: a beacon would block the minion's main loop, and its events carry an id
-that another minion can forge. Here each message is a request of this minion's own, whose ``id`` the master verifies, and the
-spool is given back only on the master's own answer to it.
+It is an engine because that has a process of its own: a beacon would block the minion's main loop,
+and its events carry an id that another minion can forge. Here each message is a request of this
+minion's own, whose ``id`` the master verifies, and the spool is freed only when the master has
+answered it.
 
-The answer says that a worker of the master has handed the event on, not that the bus had it before the master died. So what
-was answered within ``RISK`` seconds before the last answer is sent again after an interruption: each record arrives at
-least once, and its ``id`` is the same.
+An answer means that a worker of the master has handed the event on, not that the bus had it before
+the master died. So what was answered within ``RISK`` seconds before the last answer is sent again
+after an interruption: each record arrives at least once, with the same ``id``.
 
 :depends: a master; masterless it does nothing
 """
@@ -46,11 +50,13 @@ __virtualname__ = "cbsd_monit"
 SCHEMA = 1
 ALONE = ("gave_up", "quarantined", "storm")
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
-RISK = (
-    15  # seconds: what was answered so shortly before the last answer may have died with the master
-)
+# Seconds: what was answered so shortly before the last answer may have died with the master.
+RISK = 15
 BATCH_BYTES = 256 << 10
+UNREADABLE = (OSError, ValueError, TypeError, AttributeError, IndexError)  # a position file
 RETRY = (0.5, 1, 2, 5)  # seconds before the next try, the last again and again
+# What Salt's transport does not raise when a master is away: a bug, here or there.
+BUGS = (TypeError, AttributeError, NameError, LookupError, AssertionError)
 
 
 def __virtual__():
@@ -64,13 +70,13 @@ def start(spool="/var/db/cbsd_monit/spool", interval=0.1, gap=0.5, batch=200, se
     spool
         The directory that the agent writes; while there is none, nothing is done.
     interval
-        Seconds between two looks at the spool.
+        Seconds from one look into the spool to the next.
     gap
-        Seconds from one batch to the next at least: what happens meanwhile is one message.
+        Seconds at least from one batch to the next: what happens meanwhile is one message.
     batch
         Records in one message at most.
     settle
-        Seconds to wait once the master answers (again): its reactor starts listening after its workers.
+        Seconds to wait once the master answers (again): its reactor listens later than its workers.
     timeout
         Seconds to wait for an answer.
     """
@@ -82,7 +88,7 @@ def start(spool="/var/db/cbsd_monit/spool", interval=0.1, gap=0.5, batch=200, se
     if masterless and not __opts__.get("use_master_when_local"):
         log.info("cbsd_monit: no master, no events")
     courier = Courier(spool, Master(__opts__, timeout), gap=gap, batch=batch, settle=settle)
-    while os.getppid() == parent:  # a killed minion's engine must not go on beside the next one's
+    while os.getppid() == parent:  # a killed minion's engine must not run on beside the next one
         wait = interval
         if not masterless:
             try:
@@ -114,36 +120,34 @@ class Master:
 
     @property
     def key(self):
-        """A word for the master(s) this minion has, the same after a restart."""
+        """Return a word for this minion's masters, the same after a restart."""
         names = " ".join(f"{name}:{self.opts.get('master_port')}" for name in sorted(self.names))
         return hashlib.sha256(names.encode()).hexdigest()[:12]
 
     @property
     def session(self):
-        """What the master exchanges at each start: another value means that it is another process."""
+        """Return what the master changes at each start: another value means another process."""
         auth = getattr(self.channel.obj, "auth", None) if self.channel else None
         return ((auth and auth.creds) or {}).get("aes")
 
     def send(self, tag, data):
-        """Fire one event on the master; raises Unanswered."""
+        """Fire one event on the master; raise Unanswered if it is not known to have it."""
         load = {"cmd": "_minion_event", "id": self.opts["id"], "tag": tag, "data": data}
         try:
             if self.channel is None:
                 self._open()
             answer = self.channel.send(load, tries=1, timeout=self.timeout)
-        except Exception as err:  # noqa: BLE001 - whatever Salt's transport raises, the event was not taken
+        except Exception as err:  # whatever Salt's transport raises, the event was not taken
             self.close()
             self.turn += 1
-            raise Unanswered(f"{type(err).__name__}: {err}") from None
-        if (
-            answer is not None
-        ):  # a worker that has done it says nothing; one that failed or refused says something
+            raise Unanswered(f"{type(err).__name__}: {err}") from err
+        if answer is not None:  # a worker answers only if it failed or refused
             self.close()
             raise Unanswered(f"the master answers {answer!r}")
 
     def _open(self):
         opts = dict(self.opts)
-        # One try at a time: ours are endless, and between them the parent is looked after.
+        # One try at a time: this engine repeats them itself, and ends when its parent does.
         opts.update(
             auth_tries=1,
             auth_timeout=self.timeout,
@@ -185,7 +189,7 @@ class Courier:
             self.lock = None
 
     def work(self):
-        """Send what is due; returns after how many seconds to look again, None for soon."""
+        """Send what is due; return the seconds until the next look, None for soon."""
         if not os.path.isdir(self.folder):
             if self.lock is not None:
                 self.close()
@@ -197,13 +201,15 @@ class Courier:
         except Unanswered as err:
             wait = RETRY[min(self.failures, len(RETRY) - 1)]
             self.failures += 1
+            bug = err.__cause__ if isinstance(err.__cause__, BUGS) else None
             if self.failures in (1, 10) or self.failures % 100 == 0:
-                log.warning("cbsd_monit: events wait in the spool, %s", err)
+                level, what = (logging.ERROR, "a bug: ") if bug else (logging.WARNING, "")
+                log.log(level, "cbsd_monit: %sevents wait, %s", what, err, exc_info=bug)
             self._interrupted()
             return wait
 
     def _begin(self):
-        """Be the only reader for this master; False while a killed minion's engine still is."""
+        """Become the only reader for this master; False while a killed minion's engine still is."""
         handle = os.open(
             self._path(f"reader-{self.master.key}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
         )
@@ -213,13 +219,13 @@ class Courier:
             os.close(handle)
             return False
         self.lock = handle
-        said = self._read_position()
-        self.position = self.safe = tuple(said.get("safe") or ("", 0))
+        saved = self._read_position()
+        self.position = self.safe = tuple(saved.get("safe") or ("", 0))
         self.answered, self.greeted = [], False
         return True
 
     def _interrupted(self):
-        """Whatever may have died with the master is sent again."""
+        """Go back to the first record that may have died with the master."""
         self.position, self.answered, self.greeted = self.safe, [], False
 
     def _work(self):
@@ -265,12 +271,10 @@ class Courier:
             self.session = self.master.session
 
     def _same_session(self):
-        """False if the master is another process than before: then what is at risk goes to it too."""
+        """Return whether the master is the same process; another one gets what is at risk again."""
         if self.session == self.master.session:
             return True
-        log.info(
-            "cbsd_monit: the master was restarted; what it may not have passed on is sent again"
-        )
+        log.info("cbsd_monit: the master was restarted; what it may have lost is sent again")
         self._interrupted()
         return False
 
@@ -283,7 +287,11 @@ class Courier:
         return sorted(n for n in os.listdir(self.folder) if n.endswith(".jsonl"))
 
     def _read(self):
-        """([record, …], position after them): the next whole lines; those that nobody can read count as dropped."""
+        """
+        Return the next records and the position after them.
+
+        They are the next whole lines; a line that cannot be read is a record of a dropped one.
+        """
         segment, offset = self.position
         names = self._segments()
         if segment not in names:  # dropped meanwhile, or the first look
@@ -332,38 +340,23 @@ class Courier:
     def _read_position(self):
         try:
             with open(self._path(f"position-{self.master.key}"), encoding="ascii") as handle:
-                said = json.load(handle)
-            return said if isinstance(said, dict) else {}
+                saved = json.load(handle)
+            return saved if isinstance(saved, dict) else {}
         except (OSError, ValueError):
             return {}
 
     def _save(self):
-        """Note what was taken, and give back what every master has taken for sure."""
+        """Save the position (not synced: records may come twice); free what every master has."""
         path = self._path(f"position-{self.master.key}")
-        (segment, offset), mark = self.position, time.time()
+        saved = dict(zip(("segment", "offset"), self.position), safe=list(self.safe))
         with open(path + ".new", "w", encoding="ascii") as handle:
-            json.dump(
-                {
-                    "segment": segment,
-                    "offset": offset,
-                    "safe": list(self.safe),
-                    "time": round(mark, 3),
-                },
-                handle,
-            )
+            json.dump({**saved, "time": round(time.time(), 3)}, handle)
         os.replace(path + ".new", path)
         done = [self.safe[0]]
         for name in os.listdir(self.folder):
-            if (
-                name.startswith("position-")
-                and not name.endswith(".new")
-                and self._path(name) != path
-            ):
-                with contextlib.suppress(
-                    OSError, ValueError, TypeError, AttributeError, IndexError
-                ):
-                    with open(self._path(name), encoding="ascii") as handle:
-                        done.append(str((json.load(handle).get("safe") or [""])[0]))
+            if re.fullmatch("position-(?!.*[.]new$).*", name) and self._path(name) != path:
+                with contextlib.suppress(*UNREADABLE), open(self._path(name)) as handle:
+                    done.append(str((json.load(handle).get("safe") or [""])[0]))
         for name in self._segments()[:-1]:
             if name < min(done):
                 with contextlib.suppress(FileNotFoundError):

@@ -1,14 +1,14 @@
 """
-Jails and bhyve VMs as targets: ``salt -C 'T@cbsd:lb1' cbsd.status``. Needs Salt 3008; older ones do not look at this.
+Jails and bhyve VMs as targets: ``salt -C 'T@cbsd:lb1' cbsd.status``. Salt before 3008 ignores this.
 
-A node offers its watched envs once its pillar says so::
+A node offers its watched envs if its pillar says so::
 
     resources:
       cbsd: {}
 
-Offered are the names in the agent's records, so nothing has to be asked; ids have to be unique in the fleet, so an env that is on
-two nodes (a replica) belongs to whichever registered last. What can be done with one is in ``modules/``; anything else is
-refused by Salt.
+It offers the names in the agent's records, so no program is run. Ids have to be unique in the
+fleet: an env that is on two nodes (a replica) belongs to the one that registered last. What can be
+done with an env is in ``modules/``; Salt refuses anything else.
 """
 
 import os
@@ -47,5 +47,5 @@ def ping():
 
 
 def call(verb, *args, **kwargs):
-    """Do what the managing minion's execution module ``cbsd`` does, with the env that is targeted."""
+    """Do with the targeted env what the execution module ``cbsd`` of its minion does."""
     return __salt__[f"cbsd.{verb}"](__resource__["id"], *args, **kwargs)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import types
 
 import pytest
 
@@ -237,3 +238,25 @@ def test_only_no_answer_at_all_is_a_yes(engine):
             master.send("t", {})
     master.channel, channel.answer = channel, None
     master.send("t", {})
+
+
+@pytest.mark.parametrize("error, bug", [(TypeError("x"), True), (OSError("refused"), False)])
+def test_a_bug_is_logged_with_its_traceback_and_loses_nothing(engine, made, caplog, error, bug):
+    courier, master, clock, put, _ = made
+
+    def send(load, **_):
+        raise error
+
+    channel = types.SimpleNamespace(send=send, close=lambda: None)
+    salts = engine.Master({"id": "hv1", "master": "m"}, 1)
+    salts._open = lambda: setattr(salts, "channel", channel)
+    real, courier.master.send = courier.master.send, salts.send
+    put("1")
+    assert courier.work()
+    (record,) = [r for r in caplog.records if "events wait" in r.getMessage()]
+    assert ("a bug: " in record.getMessage(), bool(record.exc_info)) == (bug, bug)
+    courier.master.send = real
+    for _ in range(3):
+        courier.work()
+        clock.now += 10
+    assert master.batches() == [["1"]]

@@ -1,5 +1,6 @@
 """The reactor's files, rendered as Salt renders them: whatever an event holds, a look and no more."""
 
+import functools
 import json
 import pathlib
 import time
@@ -28,6 +29,13 @@ HOSTILE = [
 ]
 
 
+@functools.lru_cache(maxsize=None)
+def code(name):
+    text = (REACTOR / f"{name}.sls").read_text()
+    assert text.startswith("#!py\n")
+    return compile(text, name, "exec")
+
+
 @pytest.fixture
 def react(tmp_path):
     (tmp_path / "pki/minions").mkdir(parents=True)
@@ -35,14 +43,12 @@ def react(tmp_path):
         (tmp_path / "pki/minions" / name).touch()
 
     def react(name, tag, data):
-        text = (REACTOR / f"{name}.sls").read_text()
-        assert text.startswith("#!py\n")
         space = {
             "tag": tag,
             "data": data,
             "__opts__": {"cachedir": str(tmp_path), "pki_dir": str(tmp_path / "pki")},
         }
-        exec(compile(text, name, "exec"), space)
+        exec(code(name), space)
         return space["run"]()
 
     return react
