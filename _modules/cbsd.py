@@ -1,23 +1,29 @@
 """
 CBSD jails and bhyve virtual machines, by one vocabulary.
 
-An *env* is a jail or a VM that CBSD manages. Every function finds out which it is and picks the right CBSD command.
-This file is the only Salt code that runs ``cbsd``, and everything odd about CBSD is explained here and nowhere else.
+An *env* is a jail or a VM that CBSD manages. Each function finds out which it is and picks CBSD's
+command. This file is the only Salt code that runs ``cbsd``, and all that is odd about CBSD is
+explained here.
 
 A verb that changes something returns, whatever the verb::
 
-    {"name": …, "emulator": "jail" | "bhyve", "status": …, "jid": …, "changed": bool, "old": …, "new": …}
+    {"name": …, "emulator": "jail" | "bhyve", "status": …, "jid": …, "changed": bool,
+     "old": …, "new": …}
 
-``status`` is ``on``, ``off``, ``maintenance`` or ``slave`` (``None`` once the env is removed), ``jid`` is the jail id,
-or the process id of a VM, or ``None``. ``old`` and ``new`` hold only what changed, as dicts; ``old`` is ``None`` for an
-env that did not exist before, ``new`` for one that no longer does.
+``status`` is ``on``, ``off``, ``maintenance`` or ``slave`` (``None`` once the env is removed),
+``jid`` is the jail id, or the process id of a VM, or ``None``. ``old`` and ``new`` hold only what
+changed, as dicts; ``old`` is ``None`` for an env that did not exist before, ``new`` for one that no
+longer does.
 
-SaltInvocationError means that the caller is wrong, CommandExecutionError that the world is, and comes with CBSD's own
-words. After every change the env is looked at again, and that decides: CBSD exits 0 whatever happens. Verbs hold the
-lock of the env, ``<run>/lock/<env>``, so that at most one start, stop or restart of it is under way, whoever asks.
+SaltInvocationError means that the caller is wrong, CommandExecutionError that the world is; that
+one has CBSD's own words. The result of a change is what a new look at the env shows: CBSD exits 0
+whatever happens. Verbs hold the lock of the env, ``<run>/lock/<env>``, so that only one start, stop
+or restart of it is under way, whoever asks.
 
-:configuration: ``cbsd_monit:lookup`` in the minion's configuration, grains or pillar moves a path: ``cbsd``, ``jls``,
-    ``jexec``, ``vmm``, ``run``, ``rc_conf`` and ``workdir`` (default: ``cbsd_workdir`` of ``rc_conf``).
+:configuration: ``cbsd_monit:lookup`` in the minion's configuration, grains or pillar moves a path:
+``cbsd``, ``jls``,
+    ``jexec``, ``vmm``, ``run``, ``rc_conf`` and ``workdir`` (default: ``cbsd_workdir`` of
+    ``rc_conf``).
 """
 
 import contextlib
@@ -51,8 +57,8 @@ _PREFIXES = {"jail": "j", "bhyve": "b"}
 _COLUMNS = "jname jid status emulator ip4_addr host_hostname path astart protected".split()
 _QUERY_TIMEOUT = 60
 
-# CBSD evaluates `$(…)` in arguments as root, splits them at `~`, expands `*`, and breaks its own database on `'` and
-# `|`. No quoting survives that, hence whitelists.
+# CBSD evaluates `$(…)` in arguments as root, splits them at `~`, expands `*`, and breaks its own
+# database on `'` and `|`. No quoting survives that, hence whitelists.
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 _KEY = re.compile(r"[a-z][a-z0-9_]*\Z")
 _VALUE = re.compile(r"(?! )(?!.*  )(?!__slot__:)[ !#&()+,./0-9:;<=>@A-Z\]^_a-z{}-]*(?<! )\Z")
@@ -76,10 +82,11 @@ _RESERVED = {
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NOISE = re.compile(r"(Execute master script: | :: /|\w+ done in \d+ seconds)")
 
-# CBSD ignores SIGTERM and has children, and Salt's own time-out kills only the process it started. timeout(1) will not
-# do: FreeBSD's waits for every descendant and in the end kills them all, the jail or VM just started included. So: a
-# session of its own, SIGKILL for its process group, and files for the output, which is complete when the command ends
-# and not when the last daemon closes it.
+# CBSD ignores SIGTERM and has children, and Salt's own time-out kills only the process it started.
+# timeout(1) will not do: FreeBSD's waits for every descendant and in the end kills them all, the
+# jail or VM just started included. So: a session of its own, SIGKILL for its process group, and
+# files for the output, which is complete when the command ends and not when the last daemon closes
+# it.
 _RUNNER = r"""
 import os, signal, sys
 late = b""
@@ -151,7 +158,7 @@ def _check_seconds(verb, **durations):
 
 
 def _check_values(verb, values):
-    """Return ``values`` as CBSD writes them: text, and 1 or 0 for a truth value. Reports all that is wrong at once."""
+    """Return ``values`` as CBSD writes them (truth values as 1 or 0); raise all errors at once."""
     errors, texts = [], {}
     for key, value in salt.utils.args.clean_kwargs(**values).items():
         if not _KEY.match(key) or key in _RESERVED:
@@ -194,8 +201,8 @@ def _rc_conf_workdir(path):
 
 def paths():
     """
-    Return where things are on this node: a dict of the paths ``cbsd``, ``jexec``, ``jls``, ``rc_conf``, ``run``,
-    ``vmm`` and ``workdir``.
+    Return the paths of this node, a dict: ``cbsd``, ``jexec``, ``jls``, ``rc_conf``, ``run``,
+    ``vmm``, ``workdir``.
 
     Raises when CBSD's workdir is not known.
 
@@ -220,8 +227,10 @@ def paths():
 
 def _run(where, argv, timeout, cause=None):
     """
-    Run ``argv`` without a shell, in a session of its own, in ``/``, with an empty stdin and nothing of the caller's
-    environment: CBSD would take every variable for one of its own. Returns as ``cmd.run_all`` does, plus ``killed``.
+    Run ``argv`` without a shell, in a session of its own, in ``/``, with an empty stdin.
+
+    It gets nothing of the caller's environment: CBSD would take each variable for one of its own.
+    Returns what ``cmd.run_all`` does, plus ``killed``.
     """
     if not os.access(argv[0], os.X_OK):
         raise CommandExecutionError(f"cbsd: {argv[0]} is missing or not executable on this node")
@@ -258,18 +267,18 @@ def _run(where, argv, timeout, cause=None):
 
 
 def _words(ran):
-    """Return what the tool said, in one line. CBSD's errors are on stdout. Values may be secret and stay out."""
+    """Return a tool's output in one line, stdout first (CBSD's errors); secret values stay out."""
     if ran["killed"]:
         outcome = "took too long and was killed"
     else:
         outcome = f"exited {ran['retcode']}"
     lines = _ANSI.sub("", f"{ran['stdout']}\n{ran['stderr']}").splitlines()
-    said = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
+    words = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     shown = ran["argv"][:3] if ran["argv"][0].endswith("jexec") else ran["argv"]
     command = " ".join(
         re.sub(r"^(?!jname=|old=|new=|inter=)(\w+)=.*", r"\1=…", word) for word in shown
     )
-    return f"`{command}` {outcome}: {'; '.join(said[-10:]) or 'it said nothing'}"
+    return f"`{command}` {outcome}: {'; '.join(words[-10:]) or 'it said nothing'}"
 
 
 def _query(where, argv):
@@ -285,7 +294,7 @@ def _cbsd(where, emulator, verb, arguments, timeout, cause=None):
 
 
 def _inventory(where):
-    """Return every env by name, from one query of the inventory and one look at the kernel, however many there are."""
+    """Return every env by name, from one query of the inventory and one look at the kernel."""
     for file in (
         "nc.inventory",
         "var/db/local.sqlite",
@@ -320,7 +329,7 @@ def _inventory(where):
 
 
 def _records(lines):
-    """Put the rows together again. Each begins and ends with its name, whatever CBSD let into the values between."""
+    """Yield whole rows: each begins and ends with its name, whatever is in the values between."""
     pending = []
     for line in filter(None, lines):
         fields = line.split("|")
@@ -345,7 +354,7 @@ def _broken(why):
 
 
 def _row(record, jids, vms):
-    """Return an env as this module shows it. Jid and status are the kernel's: CBSD's are stale after a crash."""
+    """Return an env as this module shows it; the kernel gives jid and status, not stale CBSD."""
     name, emulator = record["jname"], record["emulator"]
     jid = int(record["jid"]) if record["jid"].isdigit() else 0
     if emulator == "jail":
@@ -395,7 +404,7 @@ def _usable(verb, name, row):
 
 
 def _settings(where, verb, name, row, keys):
-    """Return the settings ``keys`` of an env, or all. For an unknown name CBSD answers with all of them."""
+    """Return the settings ``keys`` of an env, or all (as CBSD answers for an unknown name)."""
     values = {
         "emulator": row["emulator"],
         "jid": str(row["jid"] or 0),
@@ -422,7 +431,7 @@ def _settings(where, verb, name, row, keys):
 
 
 def _same(key, wanted, found):
-    """Whether CBSD stores ``wanted`` as ``found``: sizes become bytes, and a plain ``vm_ram`` means megabytes."""
+    """Return whether CBSD stores ``wanted`` as ``found``: as bytes; ``vm_ram`` counts megabytes."""
     size = re.match(r"(\d+)([kmgt]?)b?\Z", wanted.lower())
     if wanted == found or not size or not found.isdigit():
         return wanted == found
@@ -494,7 +503,7 @@ def _release(lock):
 
 
 def _report(name, before, after, **changes):
-    """Return the common shape; what changed is ``changes``, or else the difference of the two rows."""
+    """Return the common shape; what changed is ``changes``, or the difference of the two rows."""
     row = after or {"emulator": before["emulator"], "status": None, "jid": None}
     if not changes:
         keys = [key for key in ("status", "jid") if before[key] != after[key]]
@@ -542,12 +551,13 @@ def _stopped(where, verb, name, row, timeout, cause=None):
 
 def list_(name="*", emulator=None):
     """
-    Return the envs of this node, a dict of dicts by name: ``emulator``, ``status`` (``on``, ``off``, ``maintenance``,
-    ``slave``), ``running`` (the kernel's word), ``jid``, ``ip4_addr``, ``host_hostname``, ``path``, ``astart``,
-    ``protected`` and ``broken``.
+    Return the envs of this node, a dict of dicts by name.
 
-    ``broken`` is ``None``, or why CBSD's row of that env cannot be read; all the rest is ``None`` then. An env that is
-    neither jail nor bhyve is listed with the state that CBSD recorded last. Costs two processes, however many envs.
+    Each has ``emulator``, ``status`` (``on``, ``off``, ``maintenance``, ``slave``), ``running``
+    (whether the kernel runs it), ``jid``, ``ip4_addr``, ``host_hostname``, ``path``, ``astart``,
+    ``protected`` and ``broken``: ``None``, or why CBSD's row of that env cannot be read; the rest
+    is ``None`` then. An env that is neither jail nor bhyve has the state that CBSD recorded last.
+    Runs two processes, however many envs there are.
 
     name
         Only envs whose name matches this glob.
@@ -575,7 +585,8 @@ def status(name):
     """
     Return ``on``, ``off``, ``maintenance`` or ``slave``, or ``None`` if there is no such env.
 
-    Raises when CBSD or the kernel cannot be asked: "no such env" and "no answer" are different facts.
+    Raises when CBSD or the kernel cannot be asked: "no such env" and "no answer" are different
+    facts.
 
     name
         Name of the jail or VM.
@@ -626,8 +637,9 @@ def set_(name, timeout=60, **values):
     """
     Change settings of an env, and return the common shape with the settings in ``old`` and ``new``.
 
-    Nothing is run when all of them are so already. Raises SaltInvocationError for a setting that this env does not have
-    (CBSD would ignore it), CommandExecutionError when CBSD did not take one over.
+    Nothing is run when all of them are so already. Raises SaltInvocationError for a setting that
+    this env does not have (CBSD would ignore it), CommandExecutionError when CBSD did not take one
+    over.
 
     name
         Name of the jail or VM.
@@ -679,12 +691,13 @@ def start(name, timeout=300, lock_timeout=30):
     """
     Start an env and return the common shape. One that runs already is left alone.
 
-    Raises when it does not run afterwards, with CBSD's own words, and for an env in maintenance or of a slave.
+    Raises when it does not run afterwards, with CBSD's own words, and for an env in maintenance or
+    of a slave.
 
     name
         Name of the jail or VM.
     timeout, lock_timeout
-        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed, and for which to wait for the env's lock.
 
     CLI Example:
 
@@ -706,7 +719,8 @@ def stop(name, timeout=300, lock_timeout=30):
     name
         Name of the jail or VM.
     timeout, lock_timeout
-        Seconds until CBSD is killed (a jail may take 180), and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed (a jail may take 180), and for which to wait for the env's
+        lock.
 
     CLI Example:
 
@@ -721,14 +735,17 @@ def stop(name, timeout=300, lock_timeout=30):
 
 def restart(name, timeout=300, lock_timeout=30):
     """
-    Stop an env, look, start it, and return the common shape, always as a change. One that does not run is started.
+    Stop an env, look, start it, and return the common shape, always as a change. A stopped one is
+    started.
 
-    CBSD's own restart ignores a jail that has died and succeeds whatever happens, so it is not used.
+    CBSD's own restart ignores a jail that has died and succeeds whatever happens, so it is not
+    used.
 
     name
         Name of the jail or VM.
     timeout, lock_timeout
-        Seconds until CBSD is killed, for stop and start each, and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed, for stop and start each, and for which to wait for the env's
+        lock.
 
     CLI Example:
 
@@ -756,9 +773,11 @@ def create(name, emulator="jail", timeout=3600, lock_timeout=30, **values):
     emulator
         ``jail`` or ``bhyve``.
     timeout, lock_timeout
-        Seconds until CBSD is killed (it may fetch a base system), and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed (it may fetch a base system), and for which to wait for the
+        env's lock.
     values
-        Settings by CBSD's names: text, numbers, or truth values for CBSD's 1 and 0. ``runasap=1`` starts it.
+        Settings by CBSD's names: text, numbers, or truth values for CBSD's 1 and 0. ``runasap=1``
+        starts it.
 
     CLI Example:
 
@@ -790,7 +809,7 @@ def _look_free(where, verb, name):
 
 
 def _created(where, verb, name, ran, running=False):
-    """Report a new env. Here an exit code counts: a row that was left behind by a failure is not a success."""
+    """Report a new env; here the exit code counts: a failure may leave a row behind."""
     row = _inventory(where).get(name)
     if (
         ran["killed"]
@@ -813,7 +832,7 @@ def remove(name, timeout=600, lock_timeout=30):
     name
         Name of the jail or VM.
     timeout, lock_timeout
-        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed, and for which to wait for the env's lock.
 
     CLI Example:
 
@@ -845,7 +864,8 @@ def rename(old, new, restart=False, timeout=600, lock_timeout=30):
     restart
         Stop a running env first and start it afterwards. Without it a running env is an error.
     timeout, lock_timeout
-        Seconds until CBSD is killed, for stop, rename and start each, and until waiting for the locks is given up.
+        Seconds until CBSD is killed, for stop, rename and start each, and for which to wait for the
+        locks.
 
     CLI Example:
 
@@ -887,9 +907,10 @@ def clone(old, new, host_hostname=None, ip4_addr=None, timeout=3600, lock_timeou
     host_hostname
         Host name of the clone; without it ``new`` in the domain of ``old``.
     ip4_addr
-        Its addresses. Without it CBSD gives it those of ``old``, and one of the two has to be changed.
+        Its addresses. Without it CBSD gives it those of ``old``, and one of the two has to be
+        changed.
     timeout, lock_timeout
-        Seconds until CBSD is killed, and until waiting for the env's lock is given up.
+        Seconds until CBSD is killed, and for which to wait for the env's lock.
 
     CLI Example:
 
@@ -921,8 +942,9 @@ def exec_(name, command, timeout=300):
     """
     Run a program in a running jail and return a dict of ``retcode``, ``stdout`` and ``stderr``.
 
-    There is no shell, neither here nor in the jail, unless ``command`` names one, and no CBSD, which would evaluate the
-    arguments. Raises for a VM, for a jail that does not run, and when the time is up; an exit code is no error.
+    There is no shell, neither here nor in the jail, unless ``command`` names one, and no CBSD,
+    which would evaluate the arguments. Raises for a VM, for a jail that does not run, and when the
+    time is up; an exit code is no error.
 
     name
         Name of the jail.

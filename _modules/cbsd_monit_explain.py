@@ -1,13 +1,17 @@
 """
-What the pillar means for one env, said so that it can be checked: where each value comes from, what monit is told, and
-what happens, in seconds, when a check fails.
+What the pillar means for one env: where each value comes from, how monit is configured, and what
+happens when a check fails, in seconds.
 
-Where a value comes from is the word of the merge that makes the policy (``cbsd_monit_policy``), the monit lines are those of
-``cbsd_monit.render``. What is computed here is time, by what monit and the agent do:
+The merge that makes the policy (``cbsd_monit_policy``) says where values come from, and
+``cbsd_monit.render`` gives the monit lines. Times are computed here:
 
-- monit looks at one network check after the other, sleeps ``poll``, and begins again; a check that gets no answer holds up
-  the others for its time-out. A ``check program`` runs beside that, and its result is looked at in a later cycle.
-- the agent begins at once, verifies what it did by all of the env's checks, and backs off as ``restart`` says.
+- monit looks at one network check after the other, sleeps ``poll``, and begins again; a check
+  without
+  an answer delays the others by its time-out. A ``check program`` runs beside that, and its result
+  is looked at in a later cycle.
+- the agent begins at once, verifies what it did by all of the env's checks, and waits between
+  attempts
+  as ``restart`` says.
 
 :depends: cbsd_monit, cbsd_monit_policy
 """
@@ -18,21 +22,12 @@ import re
 
 from salt.exceptions import SaltInvocationError
 
-PROBES = (
-    "exec",
-    "service",
-    "unix",
-    "process",
-    "file",
-    "resource",
-)  # a program that `wake probe` or the agent runs
+# Checks that a program does, run by `wake probe` or the agent.
+PROBES = ("exec", "service", "unix", "process", "file", "resource")
 UDP = 1.2  # seconds that monit waits for the refusal of a port
 PASS = 60  # seconds from one pass that cron begins to the next
-LINGER = 90  # the agent stays for what is due within so many seconds, and leaves the rest to cron
-STOP = {
-    "jail": 210,
-    "bhyve": 90,
-}  # seconds that a stop may take: CBSD's usual time-outs and a margin
+LINGER = 90  # the agent waits for what is due within so many seconds, and leaves the rest to cron
+STOP = {"jail": 210, "bhyve": 90}  # seconds that a stop may take: CBSD's time-outs and a margin
 SETTLE = 60  # seconds at most that a first failure waits for the others of a storm
 RECHECK = 60  # seconds in which the fleet's answer to `event` counts
 PASSIVE = ("alert", "event")
@@ -41,10 +36,11 @@ SECRET = "(not shown)"
 
 def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     """
-    Internal: Return what the pillar means for one env of a node, as plain data; all times are seconds.
+    Internal: Return what the pillar means for one env of a node, as plain data; all times are
+    seconds.
 
     spec
-        The mapping under the pillar key ``cbsd_monit``, as it was written: what it does not say is a built-in default.
+        The mapping under the pillar key ``cbsd_monit``, as it was written.
     node
         Minion id.
     envs
@@ -54,16 +50,20 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     monit_version
         The node's monit, such as ``5.33.0``; ``None`` where it is not installed yet.
     lookup
-        Paths of the node (``libexec``, ``run``, ``state``), where the pillar's ``lookup`` does not say all.
+        Paths of the node (``libexec``, ``run``, ``state``) that the pillar's ``lookup`` does not
+        give.
 
-    Returns ``{"env", "emulator", "node", "layers", "policy", "limits", "sweep", "checks"}``: ``layers`` is what was put over
-    each other, the nearest last; ``policy`` and each check's ``settings`` map a key such as ``restart:attempts`` to
-    ``{"value", "from"}``; ``limits`` are sentences about what keeps the env from being healed; ``sweep`` is how long monit's
-    cycle may become. ``checks`` has, by name, ``settings``, ``run_by``, ``monit`` (lines), ``detected``, ``recovered`` (both
-    ``{"best", "worst", "worst_sweep"}``), ``timeline`` (``[{"at": [soonest, latest], "usual": [from, to], "what"}]``) and
-    ``notes``. ``env`` among the checks is the env itself.
+    Returns ``{"env", "emulator", "node", "layers", "policy", "limits", "sweep", "checks"}``:
+    ``layers`` is what was merged, the nearest last; ``policy`` and each check's ``settings`` map a
+    key such as ``restart:attempts`` to ``{"value", "from"}``; ``limits`` are sentences about what
+    keeps the env from being healed; ``sweep`` is how long monit's cycle may become. ``checks`` has,
+    by name, ``settings``, ``run_by``, ``monit`` (lines), ``detected``, ``recovered`` (both
+    ``{"best", "worst", "worst_sweep"}``),
+    ``timeline`` (``[{"at": [soonest, latest], "usual": [from, to], "what"}]``) and ``notes``.
+    ``env`` among the checks is the env itself.
 
-    Raises ``SaltInvocationError`` when the pillar is not valid, or does not mean this env on this node.
+    Raises ``SaltInvocationError`` when the pillar is not valid, or gives this env no policy on this
+    node.
     """
     emulator = {row["name"]: row["emulator"] for row in envs}.get(env)
     if emulator is None:
@@ -71,8 +71,8 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     meant = __salt__["cbsd_monit_policy.for_node"](spec, node, envs, origins=True)
     if env not in meant["policies"]:
         raise SaltInvocationError(
-            f"env {env} is on {node}, but the pillar does not mean it: it has no entry in cbsd_monit:envs, and no group "
-            "holds it"
+            f"env {env} is on {node}, but the pillar gives it no policy: it has no entry in"
+            " cbsd_monit:envs, and no group holds it"
         )
     rendered = __salt__["cbsd_monit.render"](
         spec,
@@ -85,22 +85,22 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     text = re.sub(
         r"%%([A-Z0-9_]+)%%", lambda m: facts.get(m[1], m[0]), rendered["envs"][env]["monitrc.tpl"]
     )
-    told = meant["origins"]["envs"][env]
+    traced = meant["origins"]["envs"][env]
     view = _View(meant, env, emulator, rendered["config"], _services(text))
     checks = {"env": view.alive()}
-    for name, settings in told["checks"].items():
+    for name, settings in traced["checks"].items():
         checks[name] = view.check(name, settings)
-    if "raw" in told:
-        checks["raw"] = view.raw(told["raw"]["from"])
+    if "raw" in traced:
+        checks["raw"] = view.raw(traced["raw"]["from"])
     known = ("heal", "on_failure", "start_period", "restart", "depends_on", "template")
-    policy = _flat({key: told[key] for key in known if key in told})
+    policy = _flat({key: traced[key] for key in known if key in traced})
     return {
         "env": env,
         "emulator": emulator,
         "node": node,
-        "layers": told["layers"],
+        "layers": traced["layers"],
         "policy": policy,
-        "limits": view.limits(told["left_out"]),
+        "limits": view.limits(traced["left_out"]),
         "sweep": view.sweep,
         "checks": checks,
     }
@@ -110,9 +110,13 @@ def _facts(env, paths):
     """Return the facts of docs/contract.md, section 7, that do not need the node."""
     given = {key: value for key, value in paths.items() if value}
     paths = {**__salt__["cbsd_monit_schema.lookup"](), **given}
-    coded = re.sub("[A-Z]", lambda match: f"={match[0].lower()}", env)
     wake, dead = f"{paths['libexec']}/wake", f"{paths['run']}/dead/{env}"
-    return {"ENV": coded, "JNAME": env, "WAKE": wake, "DEAD": dead}
+    return {"ENV": _coded(env), "JNAME": env, "WAKE": wake, "DEAD": dead}
+
+
+def _coded(env):
+    """Return a name for monit, which ignores case."""
+    return re.sub("[A-Z]", lambda match: f"={match[0].lower()}", env)
 
 
 def _services(text):
@@ -146,7 +150,7 @@ def _values(tree):
 
 
 def _serial(check):
-    """Return for how long a check keeps monit from all others, at most; 0 if it runs beside them."""
+    """Return how many seconds a check delays all others, at most; 0 if it runs beside them."""
     kind, timeout = check["type"], math.ceil(check["timeout"])
     if kind in ("running", "system", "filesystem", *PROBES):
         return 0
@@ -157,20 +161,14 @@ class _View:
     """One env of a node, and what its times are computed from."""
 
     def __init__(self, meant, env, emulator, config, services):
-        self.meant, self.env, self.emulator, self.config, self.services = (
-            meant,
-            env,
-            emulator,
-            config,
-            services,
-        )
+        self.meant, self.env, self.emulator = meant, env, emulator
+        self.config, self.services = config, services
         self.policy = meant["policies"][env]
         self.poll = meant["monit"]["poll"]
         self.probes = config["probes"]
-        everywhere = [
-            check for policy in meant["policies"].values() for check in policy["checks"].values()
-        ]
-        serial = [_serial(check) for check in [*everywhere, *meant["checks"].values()]]
+        everywhere = [policy["checks"] for policy in meant["policies"].values()]
+        everywhere.append(meant["checks"])
+        serial = [_serial(check) for checks in everywhere for check in checks.values()]
         seconds = sum(serial)
         self.sweep = {
             "poll": self.poll,
@@ -187,15 +185,13 @@ class _View:
         alive = [
             row for _, row in sorted(self.policy["checks"].items()) if row["type"] == "running"
         ]
-        self.dead = {
-            **self.policy,
-            **(alive[0] if alive else {}),
-        }  # what holds when the env itself does not run
+        # What holds when the env itself does not run.
+        self.dead = {**self.policy, **(alive[0] if alive else {})}
 
     # When it is noticed
 
     def runs(self, check, count):
-        """Return best, worst and worst case in a full sweep until ``count`` runs in a row ended the same way."""
+        """Return the times until ``count`` runs in a row ended the same way."""
         poll, cycle = self.poll, self.sweep["cycle"]
         every = max(1, math.ceil(check["interval"] / poll))
         if check["type"] not in PROBES:
@@ -207,16 +203,15 @@ class _View:
             return _times((count - 1) * check["interval"], worst, worst)
 
         def last(cycle, run):
-            looked = (
-                math.floor(run / cycle) + 1
-            ) * cycle  # its result is looked at in the first cycle after its end
+            # Its result is looked at in the first cycle after its end.
+            looked = (math.floor(run / cycle) + 1) * cycle
             return (count - 1) * (every * cycle + looked - cycle) + looked
 
         fast, slow = last(poll, 0), every * poll + last(poll, check["timeout"])
         return _times(fast, slow, every * cycle + last(cycle, check["timeout"]))
 
     def check(self, name, settings):
-        """Return what is said about one check."""
+        """Return the entry of one check."""
         check, carried = _values(settings), self.policy["checks"][name]
         need = check["failure_threshold"]
         failures = need["failures"] if isinstance(need, dict) else need
@@ -224,35 +219,29 @@ class _View:
         restart = {**self.policy["restart"], **check.get("restart", {})}
         notes = []
         if check["type"] == "running":
-            detected = self.death()
-            ladder, restart = (
-                self.dead["on_failure"],
-                {**self.policy["restart"], **self.dead["restart"]},
-            )
+            detected, ladder = self.death(), self.dead["on_failure"]
+            restart = {**self.policy["restart"], **self.dead["restart"]}
             what = f"failing: the {self.emulator} does not run (seen as `env`)"
             recovered = _times(0, self.poll, self.sweep["cycle"])
         else:
-            detected, recovered = (
-                self.runs(check, failures),
-                self.runs(check, check["success_threshold"]),
-            )
+            detected = self.runs(check, failures)
+            recovered = self.runs(check, check["success_threshold"])
             step = _round(max(1, math.ceil(check["interval"] / self.poll)) * self.poll)
             if step != check["interval"] and not (
                 check["type"] in PROBES and self.probes == "agent"
             ):
                 notes.append(f"interval is rounded up to whole cycles of monit: {step} s")
-            of = (
-                f"{need['failures']} of {need['within']} runs"
-                if isinstance(need, dict)
-                else _many(failures, "run")
-            )
-            what = f"failing: {of}{' in a row' if not isinstance(need, dict) and failures > 1 else ''} failed"
+            if isinstance(need, dict):
+                runs = f"{need['failures']} of {need['within']} runs"
+            else:
+                runs = _many(failures, "run") + " in a row" * (failures > 1)
+            what = f"failing: {runs} failed"
         run_by = "monit"
         if check["type"] in PROBES:
             run_by = (
                 "wake probe, as monit's check program" if self.probes == "monit" else "the agent"
             )
-        lines = self.services.get(f"{_facts(self.env, {})['ENV']}.{name}", [])
+        lines = self.services.get(f"{_coded(self.env)}.{name}", [])
         if not lines and run_by != "the agent":
             notes.append(
                 "the env's own template renders no service for it: monit does not look at it"
@@ -261,15 +250,14 @@ class _View:
             notes.append(f"asked in the jail by: {' '.join(carried['command'])}")
         if check["type"] in PROBES and check["type"] not in ("exec", "service", "unix"):
             notes.append(
-                "a probe that cannot find out (exit code 75) is no failure: the env is `unknown` meanwhile"
+                "a probe that cannot find out (exit code 75) is no failure: the env is `unknown`"
+                " meanwhile"
             )
         grace = 0 if check["type"] == "running" else check["start_period"]
         shown = _flat({"type": settings["type"], **settings})
         if "headers" in shown:
-            shown["headers"] = {
-                **shown["headers"],
-                "value": dict.fromkeys(shown["headers"]["value"], SECRET),
-            }
+            hidden = dict.fromkeys(shown["headers"]["value"], SECRET)
+            shown["headers"] = {**shown["headers"], "value": hidden}
             lines = [re.sub(r"(http headers) \[[^]]*\]", rf"\1 [{SECRET}]", line) for line in lines]
         return {
             "settings": shown,
@@ -290,17 +278,18 @@ class _View:
         return _times(0, self.poll, self.sweep["cycle"])
 
     def alive(self):
-        """Return what is said about the env itself: it has to run."""
+        """Return the entry of the env itself, which has to run."""
         detected = self.death()
-        what = f"failing: the {self.emulator} does not run" + (
-            ", found by the pass that cron begins each minute"
+        finder = (
+            "the pass that cron begins each minute"
             if self.probes == "agent"
-            else ", found by cbsd_monit-look, which compares kernel and intent in each cycle of monit"
+            else "cbsd_monit-look, which compares kernel and intent in each cycle of monit"
         )
+        what = f"failing: the {self.emulator} does not run, found by {finder}"
         return {
             "settings": {},
             "run_by": "monit" if self.probes == "monit" else "the agent",
-            "monit": self.services.get(f"{_facts(self.env, {})['ENV']}.env", []),
+            "monit": self.services.get(f"{_coded(self.env)}.env", []),
             "detected": detected,
             "recovered": _times(0, self.poll, self.sweep["cycle"]),
             "timeline": self.timeline(
@@ -315,7 +304,7 @@ class _View:
         }
 
     def raw(self, path):
-        """Return what is said about the pillar's own monit text; it may hold passwords and is not repeated."""
+        """Return the entry of the pillar's own monit text, not shown: it may hold passwords."""
         return {
             "settings": {"raw": {"value": SECRET, "from": path}},
             "run_by": "monit",
@@ -335,27 +324,15 @@ class _View:
     # What happens then
 
     def timeline(self, detected, what, grace, ladder, restart, dead=False):
-        """Return what happens when a check fails and nothing helps, as rows ``{"at", "usual", "what"}``."""
+        """Return what happens if nothing helps, as rows ``{"at", "usual", "what"}``."""
         rows = []
         if grace:
-            rows.append(
-                _row(
-                    None,
-                    None,
-                    f"within {_round(grace)} s of a start, until all checks have succeeded: no failure counts",
-                )
-            )
-        at, usual = (
-            [detected["best"], detected["worst_sweep"]],
-            [detected["best"], detected["worst"]],
-        )
-        told = ", ".join(
-            [
-                "told in syslog and history",
-                *(["and to the fleet, on Salt's bus"] if "event" in ladder else []),
-            ]
-        )
-        rows.append(_row(at, usual, f"{what}; {told}"))
+            words = f"within {_round(grace)} s of a start, until all checks have succeeded"
+            rows.append(_row(None, None, f"{words}: no failure counts"))
+        at = [detected["best"], detected["worst_sweep"]]
+        usual = [detected["best"], detected["worst"]]
+        fleet = ", and to the fleet, on Salt's bus" if "event" in ladder else ""
+        rows.append(_row(at, usual, f"{what}; told in syslog and history{fleet}"))
         if not self.policy["heal"]:
             return [*rows, _row(at, usual, "nothing is done: heal is false")]
         rungs = [rung for rung in ladder if rung not in PASSIVE]
@@ -370,10 +347,7 @@ class _View:
             rungs = ["start"]
         off = "; monitoring is switched off (`gave_up`)" if restart["mode"] == "fail" else ""
         if restart["attempts"] == 0:
-            return [
-                *rows,
-                _row(at, usual, f"nothing is done: restart:attempts is 0{off}"),
-            ]
+            return [*rows, _row(at, usual, f"nothing is done: restart:attempts is 0{off}")]
         first = usual, at
         for number in range(1, restart["attempts"] + 1):
             rung = rungs[min(number, len(rungs)) - 1]
@@ -397,41 +371,30 @@ class _View:
         return rows
 
     def end(self, restart, first, ends):
-        """Return the rows that end a timeline: what happens when attempts are used up, and what clears the count."""
-        used = f"{_many(restart['attempts'], 'attempt')} within {_round(restart['interval'])} s did not help"
-        clear = _row(
-            None,
-            None,
-            f"healthy for {_round(restart['reset_after'])} s: the attempts so far are forgotten (reset_after)",
-        )
+        """Return the last rows: what happens without attempts left, and what clears the count."""
+        interval = _round(restart["interval"])
+        used = f"{_many(restart['attempts'], 'attempt')} within {interval} s did not help"
+        clear = f"healthy for {_round(restart['reset_after'])} s: the attempts so far are forgotten"
+        clear = _row(None, None, f"{clear} (reset_after)")
         at, usual = ends or (None, None)
         if restart["mode"] == "delay":
-            again = "when the oldest attempt is older than that, there is another one, for ever (mode delay)"
-            return [_row(at, usual, f"{used}: backoff; {again}"), clear]
-        rows = [
-            _row(
-                at,
-                usual,
-                f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)",
-            )
-        ]
+            again = "when the oldest attempt is older than that, there is another one, for ever"
+            return [_row(at, usual, f"{used}: backoff; {again} (mode delay)"), clear]
+        words = f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)"
+        rows = [_row(at, usual, words)]
         if ends and usual[1] - first[0][1] >= restart["interval"]:
-            rows = [
-                _row(
-                    None,
-                    None,
-                    f"attempts that are verified in vain take {_round(usual[1] - first[0][1])} s together, longer than "
-                    f"interval ({_round(restart['interval'])} s): it would never give up; a longer interval would",
-                )
-            ]
-        elif ends and at[1] - first[1][0] >= restart["interval"]:
-            rows.append(
-                _row(
-                    None,
-                    None,
-                    "should attempts take their longest, the first no longer counts by then, and there is another one",
-                )
+            words = (
+                f"attempts that are verified in vain take {_round(usual[1] - first[0][1])} s"
+                f" together, longer than interval ({interval} s): it would never give up; a longer"
+                " interval would"
             )
+            rows = [_row(None, None, words)]
+        elif ends and at[1] - first[1][0] >= restart["interval"]:
+            words = (
+                "should attempts take their longest, the first no longer counts by then, and"
+                " there is another one"
+            )
+            rows.append(_row(None, None, words))
         return [*rows, clear]
 
     def action(self, rung, restart, dead):
@@ -439,29 +402,26 @@ class _View:
         verbs = {"jail": "j", "bhyve": "b"}[self.emulator]
         then = f"then verified by all checks, at most {_round(self.verified)} s"
         start = f"cbsd {verbs}start (at most {_round(restart['timeout'])} s)"
+        timeout = restart["timeout"]
         if dead or rung == "start":
-            return f"{'start' if dead else 'start, if it does not run'}: {start}, {then}", restart[
-                "timeout"
-            ]
+            return f"{'start' if dead else 'start, if it does not run'}: {start}, {then}", timeout
         stop = STOP[self.emulator]
         if rung == "restart":
             words = f"restart: cbsd {verbs}stop (at most about {stop} s), {start}, {then}"
-            return words, stop + restart["timeout"]
+            return words, stop + timeout
         if rung == "stop":
             return f"stop: cbsd {verbs}stop; it stays `stopped` until somebody starts it", stop
         limit = f"(at most {_round(restart['timeout'])} s), {then}"
         if "service_restart" in rung:
             if self.emulator != "jail":
                 return "service_restart: fails at once, no command can be run in a VM", 0
-            return f"service {rung['service_restart']} restart, in the jail {limit}", restart[
-                "timeout"
-            ]
-        return f"command on the node: {' '.join(rung['command'])} {limit}", restart["timeout"]
+            return f"service {rung['service_restart']} restart, in the jail {limit}", timeout
+        return f"command on the node: {' '.join(rung['command'])} {limit}", timeout
 
     # What keeps it from being healed
 
     def limits(self, left_out):
-        """Return sentences."""
+        """Return sentences about what keeps the env from being healed."""
         budget, found = self.meant["budget"], []
         if not self.policy["heal"]:
             found.append("heal is false: it is watched and told of, never healed")
@@ -472,38 +432,33 @@ class _View:
             after = f"; after {other} was restarted by the agent it is restarted, too" * (
                 other in self.policy["restart_with"]
             )
-            here = (
-                ""
-                if other in self.meant["policies"]
-                else " (it is none of this node's: so it is not waited for)"
-            )
+            elsewhere = " (it is none of this node's: so it is not waited for)"
+            here = "" if other in self.meant["policies"] else elsewhere
             found.append(f"depends on {other}: not healed while {other} is not well{here}{after}")
         users = sorted(n for n, p in self.meant["policies"].items() if self.env in p["depends_on"])
         if users:
             also = [n for n in users if self.env in self.meant["policies"][n]["restart_with"]]
             restarted = f"; {', '.join(also)} restarted after it" if also else ""
             found.append(f"waited for by {', '.join(users)}{restarted}")
-        found.append(
-            f"at most {_many(budget['max_concurrent'], 'heal')} at a time on this node: others wait"
-        )
-        found.append(
-            f"boot: CBSD has {_round(budget['boot_grace'])} s after a boot of the node to start it"
-        )
+        heals, grace = _many(budget["max_concurrent"], "heal"), _round(budget["boot_grace"])
+        found.append(f"at most {heals} at a time on this node: others wait")
+        found.append(f"boot: CBSD has {grace} s after a boot of the node to start it")
         watched = len(self.meant["policies"])
         many = max(budget["storm_min"], math.floor(budget["storm_threshold"] * watched) + 1)
-        share = f"more than {budget['storm_threshold']:.0%} and at least {budget['storm_min']} of those that should run"
+        share = f"more than {budget['storm_threshold']:.0%} and at least {budget['storm_min']}"
+        share = f"storm guard: {share} of those that should run"
         if many > watched:
-            found.append(
-                f"storm guard: {share}, which the {_many(watched, 'env')} here cannot reach"
-            )
+            found.append(f"{share}, which the {_many(watched, 'env')} here cannot reach")
         else:
+            window = f"failing within {_round(budget['storm_window'])} s"
             found.append(
-                f"storm guard: {share} (here {many} of {watched}) failing within {_round(budget['storm_window'])} s stop all "
-                "healing but the start of what is dead, until fewer fail"
+                f"{share} (here {many} of {watched}) {window} stop all healing but the start of"
+                " what is dead, until fewer fail"
             )
             if any(check["failure_threshold"] == 1 for check in self.policy["checks"].values()):
                 found.append(
-                    f"a check with failure_threshold 1 waits up to {SETTLE} s before the first attempt: others may follow"
+                    f"a check with failure_threshold 1 waits up to {SETTLE} s before the first"
+                    " attempt: others may follow"
                 )
         found.append("a reload of monit, when what is published changes, lets it count runs anew")
         if left_out:
@@ -544,35 +499,27 @@ def _round(seconds):
 # --- As a person reads it
 
 
-def text(told):
+def text(found):
     """
-    Internal: Return what :py:func:`explain` returned as a text.
-
-    told
-        Its answer.
+    Internal: Return as a text to read what :py:func:`explain` returned.
     """
     units = _units()
-    sweep = told["sweep"]
-    lines = [f"{told['env']}, a {told['emulator']} on {told['node']}", ""]
-    lines += [
-        "Put over each other, the nearest last:",
-        *(f"  {layer}" for layer in told["layers"]),
-        "",
-    ]
-    lines += ["Policy", *_table(told["policy"], units), ""]
-    lines += ["Besides", *(f"  {limit}" for limit in told["limits"])]
+    sweep, network = found["sweep"], _many(found["sweep"]["serial_checks"], "network check")
+    lines = [f"{found['env']}, a {found['emulator']} on {found['node']}", ""]
+    lines += ["Merged, the nearest last:", *(f"  {layer}" for layer in found["layers"]), ""]
+    lines += ["Policy", *_table(found["policy"], units), ""]
+    lines += ["Besides", *(f"  {limit}" for limit in found["limits"])]
     lines.append(
-        f"  monit sleeps {sweep['poll']} s and looks at {_many(sweep['serial_checks'], 'network check')} of this node in turn: "
-        f"if none of them gets an answer, a cycle takes {sweep['cycle']} s"
+        f"  monit sleeps {sweep['poll']} s and looks at {network} of this node in turn:"
+        f" if none of them gets an answer, a cycle takes {sweep['cycle']} s"
     )
-    for name, check in told["checks"].items():
+    for name, check in found["checks"].items():
         lines += ["", f"{name} (run by {check['run_by']})", *_table(check["settings"], units)]
         lines += [f"  | {line}" for line in check["monit"]]
         lines += [f"  {note}" for note in check["notes"]]
         if check["detected"]:
-            lines.append(
-                f"  counts as failed after {_case(check['detected'])}; as good again after {_case(check['recovered'])}"
-            )
+            good = f"as good again after {_case(check['recovered'])}"
+            lines.append(f"  counts as failed after {_case(check['detected'])}; {good}")
         for row in check["timeline"]:
             usual = f"{row['usual'][0]} - {row['usual'][1]} s" if row["usual"] else ""
             bounds = (
@@ -585,12 +532,8 @@ def text(told):
 
 
 def _case(times):
-    full = (
-        f", {times['worst_sweep']} s if all checks time out"
-        if times["worst_sweep"] > times["worst"]
-        else ""
-    )
-    return f"{times['best']} - {times['worst']} s{full}"
+    usual, sweep = f"{times['best']} - {times['worst']} s", times["worst_sweep"]
+    return f"{usual}, {sweep} s if all checks time out" if sweep > times["worst"] else usual
 
 
 def _table(settings, units):

@@ -177,7 +177,7 @@ def _installed():
 
 
 def _alone():
-    """Wait for the state run that is at work: it may adopt them itself, or be the one that takes all of this back."""
+    """Wait for a state run to end: it may adopt the envs itself, or take all of this back."""
     until = time.monotonic() + PATIENCE
     while __salt__["state.running"]() and time.monotonic() < until:
         time.sleep(0.5)

@@ -1,12 +1,14 @@
 """
-Read a pillar's ``cbsd_monit`` by the tables of ``cbsd_monit_schema``: the normal form, or every error with its path.
+Read a pillar by the tables of ``cbsd_monit_schema``: the normal form, or every error with its path.
 
-Nothing here reads pillar, files or the clock: the SLS passes the mapping as an argument, plain data comes out.
+Nothing here reads pillar, files or the clock: the SLS passes the mapping as an argument, and plain
+data comes out.
 
-Values are accepted by allow-list, one per type of field, and never quoted into harmlessness: most of them end up in
-monit's configuration, in an argument list run by root, or in a name that CBSD evaluates. Two types of field are wider
-because their text is data to monit alone: ``regex`` (any printable ASCII; rendered as an escaped monit string) and
-``raw`` (monit's own language). ``text`` (a silence's reason) may hold letters of any language.
+Values are accepted by an allow-list for each type of field, never made harmless by quoting: most of
+them end up in monit's configuration, in an argument list run by root, or in a name that CBSD
+evaluates. Two types are wider because their text is data to monit alone: ``regex`` (any printable
+ASCII; rendered as an escaped monit string) and ``raw`` (monit's own language). ``text`` (a
+silence's reason) may hold letters of any language.
 
 :depends: cbsd_monit_schema
 """
@@ -32,7 +34,7 @@ def _tables():
 
 
 class _Expected(Exception):
-    """A value is not what its field asks for: what that would be, where in it, and what is there instead."""
+    """A value is not what its field asks for: ``what`` that is, and the place in the value."""
 
     def __init__(self, what="", at=()):
         super().__init__(what)
@@ -88,7 +90,7 @@ def _part_of(value, key, kind):
         raise _Expected(err.what or _tables()["types"][kind], (key, *err.at)) from err
 
 
-# --- Reading values: each reader takes the value and its row, returns the normal form or raises _Expected.
+# --- Reading values: a reader gets value and row, and returns the normal form or raises _Expected
 
 
 def _number(value):
@@ -199,7 +201,7 @@ REGEX = re.compile(
 
 
 def _read_regex(value):
-    """Refuse what the C library of a node would not compile, or would read in another way than its author."""
+    """Refuse what a node's C library cannot compile, or reads in another way than its author."""
     plain = REGEX.sub(
         lambda match: "x" if len(match[0]) > 1 and match[0][0] != "{" else match[0], value
     )
@@ -232,7 +234,7 @@ def _read_address(value, row):
 
 
 def _read_time(value, row):
-    """Return seconds since 1970; a time without a zone is UTC, because YAML turns ``…Z`` into just that."""
+    """Return seconds since 1970; a time without zone is UTC, for YAML makes that of ``…Z``."""
     if isinstance(value, str) and re.fullmatch(r"[0-9T :.Z+-]{10,35}", value, re.ASCII):
         try:
             value = datetime.datetime.fromisoformat(re.sub("Z$", "+00:00", value))
@@ -294,7 +296,7 @@ def _read_step(value, row):
 
 
 def _read_dependencies(value, row):
-    """Names, and ``{"env": name, "restart": True}`` for those after whose restart the env is restarted, too."""
+    """Return names, and ``{"env": name, "restart": True}`` for those that restart the env."""
     if not isinstance(value, list):
         return [_read_dependency(value, row)]
     found = [_part_of(value, n, "dependency") for n in range(len(value))]
@@ -331,10 +333,10 @@ def _read_raw(value, row):
     """
     Accept monit statements that concern the env only.
 
-    ``set`` and ``include`` change the whole node. monit reads statements wherever they stand, not only at the start of
-    a line, so the words are refused outside of double-quoted strings. That is only certain to mean the same to monit
-    and to this reader while strings end on their line and ``'`` (which monit extends to the last one of a line) is not
-    used.
+    ``set`` and ``include`` change the whole node. monit reads statements anywhere, not only at the
+    start of a line, so the words are refused outside of double-quoted strings. monit and this
+    reader certainly agree only while strings end on their line and ``'`` (which monit extends to
+    the last one of a line) is not used.
     """
     if not isinstance(value, str) or not value.strip() or len(value) > 20000:
         raise _Expected
@@ -481,7 +483,7 @@ class _Reader:
         return [item for item in read if item is not None]
 
     def _any(self, value, row, path):
-        """Data for later: its shape is not ours yet, its strings are held to ``text`` all the same."""
+        """Read data of any shape; its strings have to be ``text``."""
         if isinstance(value, dict):
             for key in value:
                 self.value(key, {"type": "text"}, [*path, _part(key)])
@@ -545,7 +547,7 @@ class _Reader:
                     f"missing, and no profile or group gives a check {name!r} to change",
                 )
                 return {}
-        # A check without a type changes one that is given elsewhere; where those differ in type, one has to fit.
+        # Without a type it changes a check given elsewhere; one of the types there has to fit.
         tries = []
         for kind in kinds:
             attempt = _Reader(self.spec)
@@ -561,7 +563,7 @@ class _Reader:
         return {}
 
     def inherited(self, name, scope, path):
-        """Return the types that a check of this name may have where the entry at ``path`` inherits from."""
+        """Return the types of the checks of this name that the entry at ``path`` may inherit."""
 
         def part(*keys):
             value = self.spec
@@ -646,7 +648,7 @@ class _Reader:
             self.loops(read["envs"], entry.get("envs", {}), ["nodes", node])
 
     def loops(self, fleet, own, node):
-        """Envs must not wait for each other: not as the fleet has them, nor with what a node says of its own."""
+        """Envs must not wait for each other, neither in the fleet nor with a node's own entries."""
         waits = {
             name: _names(
                 own.get(name, {}).get("depends_on", fleet.get(name, {}).get("depends_on", []))
@@ -658,7 +660,7 @@ class _Reader:
             first = loop[0]
             path = [*node, "envs", first] if "depends_on" in own.get(first, {}) else ["envs", first]
             if node and all("depends_on" not in own.get(name, {}) for name in loop):
-                return  # the fleet's, said already
+                return  # the fleet's, reported already
             self.errors.say(
                 ["cbsd_monit", *path, "depends_on"],
                 f"{first!r} would wait for itself: {' -> '.join(loop)}",
@@ -666,13 +668,14 @@ class _Reader:
 
 
 def _names(dependencies):
-    """Return the envs that ``depends_on`` names, in its normal form or not in one at all."""
+    """Return the envs that ``depends_on`` names, in its normal form or not."""
     return [item["env"] if isinstance(item, dict) else item for item in dependencies]
 
 
 def cycle(waits):
     """
-    Internal: Return a way on which an env waits for itself, such as ``["a", "b", "a"]``, or ``[]`` if there is none.
+    Internal: Return a cycle of envs that wait for each other, such as ``["a", "b", "a"]``, or
+    ``[]``.
 
     waits
         ``{env: [envs that it depends on]}``.
@@ -696,7 +699,7 @@ def cycle(waits):
 
 
 def _matches(group, env, emulator=None):
-    """Does the group (read or not) hold the env? With no emulator given, any will do."""
+    """Return whether the group holds the env, of any emulator by default; it may be malformed."""
     if not isinstance(group, dict):
         return False
     globs = group.get("match")
@@ -709,7 +712,7 @@ def _matches(group, env, emulator=None):
 
 
 def _fields(kind, scope, whole):
-    """Return the rows of a check of this type; ``whole`` is False for one that only changes an inherited one."""
+    """Return the rows of a check of this type; not ``whole``: it only changes an inherited one."""
     inherited = dict(_tables()["check"])
     fields = dict(_tables()["checks"][kind]["fields"])
     if scope == "node":
@@ -768,7 +771,9 @@ def _defaults(name, **given):
 
 def validate(spec):
     """
-    Internal: Return the pillar's ``cbsd_monit`` in its normal form: durations in seconds, ladders as lists, defaults filled in.
+    Internal: Return the pillar's ``cbsd_monit`` in its normal form.
+
+    Durations are in seconds, ladders are lists, defaults are filled in.
 
     A normal form is valid input itself, and stays what it is.
 
@@ -796,7 +801,9 @@ def validate(spec):
 
 def gaps(checks, scope, path):
     """
-    Internal: Return what checks leave to others: ``{name: {"defaults": {key: their type's}, "inherits": [keys of the policy]}}``.
+    Internal: Return what checks leave open, by name.
+
+    ``{name: {"defaults": {key: default of its type}, "inherits": [keys of the policy]}}``
 
     checks
         Normal forms by name, merged from all that contribute to them.
@@ -805,7 +812,8 @@ def gaps(checks, scope, path):
     path
         Where they are in the pillar, as a list, for errors.
 
-    Raises ``SaltInvocationError`` for checks that are not whole, or whose parts do not fit together.
+    Raises ``SaltInvocationError`` for checks that are not whole, or whose parts do not fit
+    together.
     """
     errors, result, tables = _Errors(), {}, _tables()
     for name in sorted(checks):

@@ -1,11 +1,12 @@
 """
 What the pillar means on one node: defaults, node, group, env and check put over each other.
 
-The nearer wins; mappings are merged, everything else is replaced. A check is merged with the one of its name that it
-inherits, unless it names another type: then it replaces it. ``false`` takes an inherited check away.
+The nearer wins; mappings are merged, everything else is replaced. A check is merged with the
+inherited one of its name, unless it names another type: then it replaces it. ``false`` removes an
+inherited check.
 
-There is one merge, and it carries along where in the pillar each value stands: what ``cbsd_monit.explain`` says of a
-value is where the policy has it from.
+There is one merge, and it keeps where in the pillar each value stands: that is what
+``cbsd_monit.explain`` shows.
 
 :depends: cbsd_monit_schema, cbsd_monit_pillar
 """
@@ -48,19 +49,19 @@ def _sourced(values, path, written=None):
     Return values in normal form, all of them at ``path`` or below, as a ``_Mapping``.
 
     written
-        As the pillar has them, where the normal form holds more: what it does not say is a built-in default.
+        As the pillar has them, where the normal form holds more: the rest are built-in defaults.
     """
     result = _Mapping()
     for key, value in values.items():
-        said = written is None or written.get(key) is not None
+        given = written is None or written.get(key) is not None
         below = None if written is None else written.get(key) or {}
         result[key] = _sourced(value, f"{path}:{key}", below) if _is_mapping(key, value) else value
-        result.origins[key] = f"{path}:{key}" if said else BUILT_IN
+        result.origins[key] = f"{path}:{key}" if given else BUILT_IN
     return result
 
 
 def _merge(*layers):
-    """Merge mappings, the later nearer; what is no mapping is replaced."""
+    """Merge mappings, the nearest last; what is no mapping is replaced."""
     result = _Mapping()
     for layer in layers:
         for key, value in layer.items():
@@ -78,10 +79,10 @@ def _plain(value):
     return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
-def _told(mapping):
+def _traced(mapping):
     """Return a mapping with each value as ``{"value": …, "from": path}``."""
     return {
-        key: _told(value)
+        key: _traced(value)
         if isinstance(value, _Mapping)
         else {"value": _plain(value), "from": mapping.origins[key]}
         for key, value in mapping.items()
@@ -95,19 +96,22 @@ def for_node(spec, node, envs, origins=False):
     spec
         The mapping under the pillar key ``cbsd_monit``.
     node
-        Minion id. Entries of ``nodes`` that match it are merged in the order of their names, the id itself last.
+        Minion id. Entries of ``nodes`` that match it are merged in the order of their names, the id
+        itself last.
     envs
         Envs that exist on the node: ``[{"name": "lb1", "emulator": "jail"}]``.
     origins
         Also return where each value comes from.
 
-    Returns a mapping: ``spec`` (the normal form), ``defaults``, ``monit``, ``budget`` (the node's), ``checks`` (the
-    node's own, whole), ``envs`` (the pillar's entries for envs of the node), ``policies`` (``{name: as in policy.json}``),
-    ``warnings``; with ``origins`` also ``origins``: ``{"monit", "budget", "envs": {name: {"heal", …, "checks", "layers"}}}``,
-    where each value is ``{"value": …, "from": its path in the pillar, or "built-in default"}`` and ``layers`` lists what was
-    put over each other, the nearest last.
+    Returns a mapping: ``spec`` (the normal form), ``defaults``, ``monit``, ``budget`` (the node's),
+    ``checks`` (the node's own, whole), ``envs`` (the pillar's entries for envs of the node),
+    ``policies`` (``{name: as in policy.json}``), ``warnings``; with ``origins`` also ``origins``:
+    ``{"monit", "budget", "envs": {name: {"heal", …, "checks", "layers"}}}``, where each value is
+    ``{"value": …, "from": its path in the pillar, or "built-in default"}`` and ``layers`` lists
+    what was merged, the nearest last.
 
-    Raises ``SaltInvocationError`` when the pillar is not valid, or an env's name or emulator is not known.
+    Raises ``SaltInvocationError`` when the pillar is not valid, or an env's name or emulator is not
+    known.
     """
     written = spec or {}
     spec = __salt__["cbsd_monit_pillar.validate"](spec)
@@ -118,26 +122,23 @@ def for_node(spec, node, envs, origins=False):
     ]
     globs += [node] if node in spec["nodes"] else []
     nodes = [_sourced(spec["nodes"][name], f"cbsd_monit:nodes:{name}") for name in globs]
-    said = {
-        key: _sourced(spec[key], f"cbsd_monit:{key}", written.get(key) or {}) for key in SETTINGS
-    }
-    said = {
-        key: _merge(whole, *(entry[key] for entry in nodes if key in entry))
-        for key, whole in said.items()
-    }
+    settings = {}
+    for key in SETTINGS:
+        fleets = _sourced(spec[key], f"cbsd_monit:{key}", written.get(key) or {})
+        settings[key] = _merge(fleets, *(entry[key] for entry in nodes if key in entry))
     sources = [spec["envs"], *(spec["nodes"][name].get("envs", {}) for name in globs)]
     _acyclic(sources)
 
     alert = _sourced({"on_failure": ["alert"]}, "", {})
     checks = _layered(*(entry.get("checks", {}) for entry in nodes))
-    checks = _completed(
-        checks, _merge(said["defaults"], alert), "node", ["cbsd_monit", "nodes", node, "checks"]
-    )
-    result = {key: _plain(value) for key, value in said.items()}
+    path = ["cbsd_monit", "nodes", node, "checks"]
+    checks = _completed(checks, _merge(settings["defaults"], alert), "node", path)
+    result = {key: _plain(value) for key, value in settings.items()}
     result.update(spec=spec, checks=_plain(checks), envs={}, policies={}, warnings=[])
-    told = {"monit": _told(said["monit"]), "budget": _told(said["budget"]), "envs": {}}
+    traced = {key: _traced(settings[key]) for key in ("monit", "budget")}
+    traced["envs"] = {}
     fleet = {
-        "defaults": said["defaults"],
+        "defaults": settings["defaults"],
         "layers": ["built-in defaults"] + ["cbsd_monit:defaults"] * bool(written.get("defaults")),
         "groups": _sourced(spec["groups"], "cbsd_monit:groups"),
         "profiles": _sourced(spec["profiles"], "cbsd_monit:profiles"),
@@ -181,15 +182,15 @@ def for_node(spec, node, envs, origins=False):
             "checks": {key: _carried(_plain(check)) for key, check in checks.items()},
         }
         if origins:
-            told["envs"][name] = {
-                **_told(policy.only(POLICY)),
-                **_told(own.only(["depends_on", "raw", "template"])),
-                "checks": {key: _told(check) for key, check in checks.items()},
+            traced["envs"][name] = {
+                **_traced(policy.only(POLICY)),
+                **_traced(own.only(["depends_on", "raw", "template"])),
+                "checks": {key: _traced(check) for key, check in checks.items()},
                 "left_out": inside,
                 "layers": used,
             }
     if origins:
-        result["origins"] = told
+        result["origins"] = traced
     return result
 
 
@@ -229,7 +230,8 @@ def _completed(checks, policy, scope, path):
 
 def _policy(fleet, name, emulator, groups, own, layers):
     """
-    Return policy and checks of one env, the names of checks that do not fit its emulator, and what was put over each other.
+    Return policy and checks of one env, the names of checks that do not fit it, and what was
+    merged.
 
     groups
         Names of those that hold it, the nearest last.
@@ -261,7 +263,7 @@ def _policy(fleet, name, emulator, groups, own, layers):
 
 
 def _needs(dependencies):
-    """Return ``depends_on`` as the agent gets it: names, and those of them after whose restart the env is restarted."""
+    """Return ``depends_on`` as the agent gets it: all names, and those with ``restart: true``."""
     names = [item["env"] if isinstance(item, dict) else item for item in dependencies]
     return {
         "depends_on": names,
@@ -270,7 +272,7 @@ def _needs(dependencies):
 
 
 def _acyclic(sources):
-    """Refuse envs that wait for each other, as this node has them: each entry may be harmless alone."""
+    """Refuse envs that wait for each other on this node: each entry alone may be harmless."""
     waits = {}
     for source in sources:
         waits.update(
@@ -282,9 +284,8 @@ def _acyclic(sources):
         )
     loop = __salt__["cbsd_monit_pillar.cycle"](waits)
     if loop:
-        raise SaltInvocationError(
-            f"cbsd_monit:envs:{loop[0]}:depends_on: {loop[0]!r} would wait for itself: {' -> '.join(loop)}"
-        )
+        where, way = f"cbsd_monit:envs:{loop[0]}:depends_on", " -> ".join(loop)
+        raise SaltInvocationError(f"{where}: {loop[0]!r} would wait for itself: {way}")
 
 
 def _holds(group, name, emulator):
@@ -295,7 +296,7 @@ def _holds(group, name, emulator):
 
 
 def _present(env, pattern):
-    """Return name and emulator of an env as the inventory gives them; they are not trusted either."""
+    """Return name and emulator of an env of the inventory, which is not trusted either."""
     name, emulator = env.get("name"), env.get("emulator")
     if not isinstance(name, str) or not re.fullmatch(pattern, name):
         raise SaltInvocationError(f"envs: expected the name of an env, got {ascii(name)}")

@@ -1,9 +1,10 @@
 """
-The pillar vocabulary of ``cbsd_monit``: every key, what it may hold, its default, and what it means.
+The pillar vocabulary of ``cbsd_monit``: every key, what it may hold, its default, and what it
+means.
 
 Tables only. ``cbsd_monit_pillar`` reads a pillar by them, and ``docs/reference.py`` makes
-``docs/pillar.md`` of them. A new key is a row; a row about what is done when a check fails also says
-which part of that monit does and which the agent.
+``docs/pillar.md`` of them. A new key is a row; a row about what is done when a check fails also
+says which part of that monit does and which the agent.
 
 :depends: none
 """
@@ -13,7 +14,8 @@ import copy
 ENV = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}"
 FACT = r"%%[A-Z][A-Z0-9_]*%%"
 
-# Types of fields that are strings: the whole value must match. What the error calls it, and the allow-list.
+# Types of fields that are strings: what the error calls them, and what the whole value has to
+# match.
 STRINGS = {
     "env": ("the name of an env (letters, digits, _ and -)", ENV),
     "word": ("a name (letters, digits, _, . and -)", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"),
@@ -53,6 +55,8 @@ STRINGS = {
         r"salt://[A-Za-z0-9_./-]+(\?saltenv=[A-Za-z0-9_.-]+)?",
     ),
 }
+STEPS = ["restart", "start", "stop", "alert", "event"]
+STEP = f"{', '.join(STEPS)}, {{service_restart: NAME}}, {{command: [PROGRAM, ARG]}}"
 TYPES = {
     **{name: row[0] for name, row in STRINGS.items()},
     "bool": "true or false",
@@ -67,9 +71,8 @@ TYPES = {
     "address": "an IP address, or ipv4 or ipv6 for the env's first one",
     "time": "a time such as 2027-01-01T06:00:00Z",
     "threshold": "a number 1-64, or {failures: N, within: M} with N <= M <= 64",
-    "ladder": "a step or a list of steps: restart, start, stop, alert, event, "
-    "{service_restart: NAME}, {command: [PROGRAM, ARG]}",
-    "step": "a step: restart, start, stop, alert, event, {service_restart: NAME}, {command: [PROGRAM, ARG]}",
+    "ladder": f"a step or a list of steps: {STEP}",
+    "step": f"a step: {STEP}",
     "command": "a list: a program's absolute path and its arguments",
     "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}",
     "dependency": "the name of an env, or {env: NAME, restart: true}",
@@ -82,7 +85,6 @@ TYPES = {
     "checks": "a mapping of checks by name",
     "any": "any data",
 }
-STEPS = ["restart", "start", "stop", "alert", "event"]
 
 
 def _row(kind, default=None, doc="", **more):
@@ -91,7 +93,7 @@ def _row(kind, default=None, doc="", **more):
 
 
 def _done(kind, default, doc, monit="", agent="", **more):
-    """Return a row of what is done when a check fails: what monit does about it, and what the agent."""
+    """Return a row about a failed check: what monit does about it, and what the agent does."""
     return _row(kind, default, doc, monit=monit, agent=agent, **more)
 
 
@@ -122,7 +124,8 @@ INHERITED = {
         3,
         "failed runs until the check counts as failed",
         "`for N cycles`, `for N times within M cycles`: runs of the check",
-        "an env that died has failed at once; a threshold of 1 waits up to 60 s for the others of a storm",
+        "an env that died has failed at once; a threshold of 1 waits up to 60 s for the others of a"
+        " storm",
     ),
     "success_threshold": _done(
         "int",
@@ -137,7 +140,8 @@ INHERITED = {
         "60s",
         "time after a start in which failures do not count",
         "",
-        "until it is over or all checks have succeeded the env is `starting`; begins anew with each start and each heal",
+        "until it is over or all checks have succeeded the env is `starting`; begins anew with each"
+        " start and each heal",
         unit="s",
     ),
     "on_failure": _done(
@@ -183,7 +187,7 @@ SECTIONS = {
             "path", None, "CBSD's work directory; else what rc.conf says, else /usr/jails"
         ),
         "distdir": _row("path", "/usr/local/cbsd", "where CBSD itself is installed"),
-        "rc_conf": _row("path", "/etc/rc.conf", "where CBSD's work directory is told"),
+        "rc_conf": _row("path", "/etc/rc.conf", "the file that names CBSD's work directory"),
         "cbsd": _row("path", "/usr/local/bin/cbsd", "program"),
         "jls": _row("path", "/usr/sbin/jls", "program"),
         "jexec": _row("path", "/usr/sbin/jexec", "program"),
@@ -293,7 +297,8 @@ SECTIONS = {
             "fail",
             "when attempts are used up: give up, or wait",
             "",
-            "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when the oldest counts no more",
+            "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when"
+            " the oldest counts no more",
             choices=["fail", "delay"],
         ),
         "timeout": _done(
@@ -301,8 +306,8 @@ SECTIONS = {
             "300s",
             "how long one attempt may take",
             "",
-            "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is late is killed with all its "
-            "children",
+            "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is"
+            " late is killed with all its children",
             unit="s",
             min=1,
         ),
@@ -358,7 +363,8 @@ SECTIONS = {
         "depends_on": _done(
             "dependencies",
             None,
-            "envs that have to be well before this one is healed; with restart: true it is restarted after them",
+            "envs that have to be well before this one is healed; with restart: true it is"
+            " restarted after them",
             "",
             "asks for their states on this node; an env of another node is not waited for",
         ),
@@ -399,15 +405,17 @@ PROGRAM = {
 BOTH = ["env", "node"]
 HTTP_PORTS = {"http": 80, "https": 443}
 # rctl(8)'s resources by what they are counted in.
-RCTL_BYTES = """coredumpsize datasize memorylocked memoryuse msgqsize readbps shmsize stacksize swapuse vmemoryuse
-    writebps""".split()
-RCTL_COUNTS = "maxproc msgqqueued nmsgq nsem nsemop nshm nthr openfiles pseudoterminals readiops writeiops".split()
+RCTL_BYTES = """coredumpsize datasize memorylocked memoryuse msgqsize readbps shmsize stacksize
+    swapuse vmemoryuse writebps""".split()
+RCTL_COUNTS = """maxproc msgqqueued nmsgq nsem nsemop nshm nthr openfiles pseudoterminals readiops
+    writeiops""".split()
 RCTL_TIMES = ["cputime", "wallclock"]
 CHECKS = {
     "running": {"doc": "the env runs", "scope": ["env"], "fields": {}},
     "tcp": {"doc": "a TCP port accepts", "scope": BOTH, "fields": {**PORT, **ADDRESS}},
     "udp": {
-        "doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks nothing else",
+        "doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks"
+        " nothing else",
         "scope": BOTH,
         "fields": {**PORT, **ADDRESS},
     },
@@ -519,13 +527,14 @@ CHECKS = {
         },
     },
 }
-# monit's protocol tests and their usual port (None: it has none), and what does not always go over TCP.
+# monit's protocol tests and their usual port (None: it has none), and which may not use TCP.
 PROTOCOLS = {
-    "clamav": 3310, "dns": 53, "dwp": None, "fail2ban": None, "ftp": 21, "gps": 2947, "imap": 143, "imaps": 993,
-    "ldap2": 389, "ldap3": 389, "lmtp": 24, "memcache": 11211, "mongodb": 27017, "mqtt": 1883, "mysql": 3306,
-    "mysqls": 3306, "nntp": 119, "ntp3": 123, "pgsql": 5432, "pop": 110, "pops": 995, "postfix-policy": None,
-    "radius": 1812, "rdate": 37, "redis": 6379, "rsync": 873, "sieve": 4190, "sip": 5060, "smtp": 25, "smtps": 465,
-    "spamassassin": 783, "ssh": 22, "tns": 1521,
+    "clamav": 3310, "dns": 53, "dwp": None, "fail2ban": None, "ftp": 21, "gps": 2947, "imap": 143,
+    "imaps": 993, "ldap2": 389, "ldap3": 389, "lmtp": 24, "memcache": 11211, "mongodb": 27017,
+    "mqtt": 1883, "mysql": 3306, "mysqls": 3306, "nntp": 119, "ntp3": 123, "pgsql": 5432,
+    "pop": 110, "pops": 995, "postfix-policy": None, "radius": 1812, "rdate": 37, "redis": 6379,
+    "rsync": 873, "sieve": 4190, "sip": 5060, "smtp": 25, "smtps": 465, "spamassassin": 783,
+    "ssh": 22, "tns": 1521,
 }  # fmt: skip
 TRANSPORTS = {"dns": ["udp", "tcp"], "sip": ["tcp", "udp"], "ntp3": ["udp"], "radius": ["udp"]}
 for _name, _port in PROTOCOLS.items():
@@ -559,10 +568,11 @@ def schema():
     """
     Internal: Return the vocabulary as plain data.
 
-    ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check": rows of every check,
-    "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what}, "steps": [word]}``; a row is
-    ``{"type", "default", "doc", …limits}``, and ``"monit"`` and ``"agent"`` where it matters who does it. A type of check
-    with ``"only": "jail"`` is not for VMs.
+    ``{"sections": {section: rows}, "checks": {type: {"doc", "scope", "fields": rows}}, "check":
+    rows of every check, "policy": rows, "strings": {type: [what, pattern]}, "types": {type: what},
+    "steps": [word]}``; a row is ``{"type", "default", "doc", …limits}``, and ``"monit"`` and
+    ``"agent"`` where it matters who does it. A type of check with ``"only": "jail"`` is not for
+    VMs.
     """
     strings = {name: list(row) for name, row in STRINGS.items()}
     tables = {"sections": SECTIONS, "checks": CHECKS, "check": INHERITED, "policy": POLICY}

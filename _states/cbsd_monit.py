@@ -408,7 +408,7 @@ def _monit_version(monit):
 
 
 def _file_change(path, text, label):
-    """Return ``{label: changes}`` for a file that belongs to us alone, or {} if it is right already."""
+    """Return ``{label: changes}`` for a file of ours, or {} if it is right already."""
     old = _files().read(path)
     mode_is = None if old is None else stat.S_IMODE(os.stat(path).st_mode)
     if old == text and mode_is == 0o600:

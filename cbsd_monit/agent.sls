@@ -1,4 +1,4 @@
-{#- The agent and the one script that hooks, monit and cron run.  Neither needs Salt once it is here. #}
+{#- The agent, and the script that hooks, monit and cron run.  Neither needs Salt afterwards. #}
 {%- from "cbsd_monit/map.jinja" import lookup with context %}
 
 The agent of cbsd_monit is installed:

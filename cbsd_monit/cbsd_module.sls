@@ -1,6 +1,7 @@
-{#- The module step of CBSD's own chapter, for those who want `cbsd monit jname=ENV` beside this formula; not part of
-    init.sls, and nothing here needs it.  The same as `cbsd module mode=install monit`, which fetches from one fixed
-    address, takes an empty directory for an installed module, and cannot be asked what it would do. #}
+{#- CBSD's own module monit, for those who want `cbsd monit jname=ENV` beside this formula; not part
+    of init.sls, and nothing needs it.  Does the same as `cbsd module mode=install monit`, which
+    fetches from one fixed address, takes an empty directory for an installed module, and cannot say
+    what it would do. #}
 {%- from "cbsd_monit/map.jinja" import lookup with context %}
 {%- set workdir = lookup.workdir or salt["cbsd.paths"]()["workdir"] %}
 

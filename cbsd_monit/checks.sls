@@ -1,6 +1,6 @@
 #!jinja|json
-{#- The checks and policies of all envs of this node, in one state and one pass of the agent.  JSON, because the pillar of a thousand
-    envs takes YAML seconds to read. #}
+{#- The checks and policies of all envs of this node, in one state and one pass of the agent.  JSON,
+    because YAML takes seconds to read the pillar of a thousand envs. #}
 {%- from "cbsd_monit/map.jinja" import spec with context %}
 {
   "include": ["cbsd_monit.agent", "cbsd_monit.config"],

@@ -1,6 +1,6 @@
-{#- Takes back what init.sls did, in reverse, and leaves: the package (unless lookup:remove_package), monit running and
-    enabled as it is if it had a control file of its own, the directories that held our files, and CBSD's module if
-    cbsd_module.sls installed it. A rule that upstream's module had rendered is rendered again by it at the env's next
+{#- Takes back what init.sls did, in reverse. Leaves the package (unless lookup:remove_package),
+    monit running and enabled if it had a control file of its own, directories that held our files,
+    and CBSD's module if cbsd_module.sls installed it; that renders its rules at an env's next
     start. #}
 {%- from "cbsd_monit/map.jinja" import lookup, paths with context %}
 {%- from "cbsd_monit/minion.jinja" import conf, masterless, restart with context %}

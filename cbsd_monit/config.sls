@@ -1,4 +1,5 @@
-{#- The one line in monitrc.  A literal upstream include line is replaced by it, and put back by clean.sls. #}
+{#- The one line in monitrc.  It replaces the include line of CBSD's documentation; clean.sls puts
+    that back. #}
 {%- from "cbsd_monit/map.jinja" import lookup, paths with context %}
 
 include:

@@ -1,5 +1,5 @@
-{#- This node's transitions reach the master's event bus.  Not part of init.sls: it needs a master, and restarts the minion once.
-    clean.sls takes it back. #}
+{#- This node's transitions reach the master's event bus.  Not part of init.sls: it needs a master,
+    and restarts the minion once.  clean.sls takes it back. #}
 {%- from "cbsd_monit/map.jinja" import lookup, settings with context %}
 {%- from "cbsd_monit/minion.jinja" import conf, main, masterless, restart with context %}
 
@@ -20,7 +20,7 @@ Transitions are kept until the master has them:
     - group: {{ lookup.rootgroup | json }}
     - dir_mode: '0700'
     - makedirs: true
-    - order: 1  # what the run itself brings about is told too
+    - order: 1  # so that the transitions of this very run are sent, too
 
 What is kept is bounded in size and age:
   file.managed:
@@ -34,12 +34,14 @@ What is kept is bounded in size and age:
 
 The minion has the engine that sends them:
   saltutil.sync_engines: []
-{%- if salt["file.file_exists"](main) and salt["file.search"](main, "^engines *:", multiline=True) %}
+{%- set engines = "^engines *:" %}
+{%- if salt["file.file_exists"](main) and salt["file.search"](main, engines, multiline=True) %}
 
 The minion starts the engine:
   test.fail_without_changes:
     - comment: >-
-        {{ main }} has an `engines` of its own, which a file in minion.d would replace: move it to minion.d, where such lists are joined.
+        {{ main }} has an `engines` of its own, which a file in minion.d would replace: move it to
+        minion.d, where such lists are joined.
 {%- else %}
 
 The minion starts the engine:

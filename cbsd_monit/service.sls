@@ -29,8 +29,9 @@ monit is enabled and runs:
 monit is enabled and runs:
   test.fail_without_changes:
     - comment: >-
-        Salt {{ grains["saltversion"] }} has no service module for {{ grains["os"] }}: install saltext-freebsd into Salt's Python,
-        or set cbsd_monit:lookup:service to false (then monit is started by the agent, and enabling it at boot is yours).
+        Salt {{ grains["saltversion"] }} has no service module for {{ grains["os"] }}: install
+        saltext-freebsd into Salt's Python, or set cbsd_monit:lookup:service to false (then monit is
+        started by the agent, and enabling it at boot is yours).
 {%- endif %}
 
 monit knows what is published:

@@ -2,9 +2,10 @@
 """
 People are told of `gave_up`, `quarantined` and `storm`; docs/events.md.
 
-For `cbsd_monit/*/*/gave_up` and so on. The line is put into a queue, and the runner `cbsd_monit.notify` is started at most once a
-second to tell what has gathered: ten thousand events are a few messages. Nothing of an event is rendered; the runner gets no arguments
-from it, and cleans what it says.
+For `cbsd_monit/*/*/gave_up` and so on. The record is put into a queue, and the runner
+`cbsd_monit.notify` is started at most once a second to send what has gathered: ten thousand events
+are a few messages. Nothing of an event is rendered; the runner gets no arguments from it, and
+makes its text printable.
 """
 
 import fcntl
@@ -15,7 +16,7 @@ import time
 
 MINION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z", re.ASCII)
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
-TOLD = ("gave_up", "quarantined", "storm")
+ALONE = ("gave_up", "quarantined", "storm")
 MAX = 1 << 20
 
 
@@ -24,13 +25,14 @@ def run():
     if not isinstance(minion, str) or not MINION.match(minion) or not isinstance(record, dict):
         return {}
     env, transition = record.get("env"), record.get("transition")
-    if not isinstance(env, str) or not ENV.match(env) or transition not in TOLD:
+    if not isinstance(env, str) or not ENV.match(env) or transition not in ALONE:
         return {}
     keys = os.path.join(__opts__["pki_dir"], "minions")
     if os.path.isdir(keys) and not os.path.exists(os.path.join(keys, minion)):
         return {}
-    said = {key: str(record.get(key) or "")[:300] for key in ("id", "check", "reason")}
-    line = json.dumps({**said, "node": minion, "env": env, "transition": transition, "time": time.time()})
+    entry = {key: str(record.get(key) or "")[:300] for key in ("id", "check", "reason")}
+    entry.update(node=minion, env=env, transition=transition, time=time.time())
+    line = json.dumps(entry)
     folder = os.path.join(__opts__["cachedir"], "cbsd_monit")
     os.makedirs(folder, 0o700, exist_ok=True)
     with open(os.path.join(folder, "notify.lock"), "a") as lock:

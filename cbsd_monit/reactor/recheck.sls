@@ -1,11 +1,12 @@
 #!py
 """
-The node that says something is asked to look at itself; docs/events.md.
+A node that reports something is asked to look at itself; docs/events.md.
 
-For `cbsd_monit/*/batch` (an env fails whose policy says `on_failure: event`; an env appeared that nobody watches) and for
-`salt/minion/*/start`. Python, so that nothing of an event is ever rendered: the reaction is `cbsd_monit.recheck`, its target a list of
-one accepted minion, its arguments names of envs. A minion can forge the tag, and the id in an event that it sends as a beacon
-does; then another node looks at itself, and that is all.
+For `cbsd_monit/*/batch` (an env fails whose policy says `on_failure: event`; an env appeared that
+nobody watches) and for `salt/minion/*/start`. Python, so that nothing of an event is ever
+rendered: the reaction is `cbsd_monit.recheck`, its target a list of one accepted minion, its
+arguments names of envs. A minion can forge the tag, and the id in an event that it sends as a
+beacon does; then another node looks at itself, and that is all.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import time
 
 MINION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z", re.ASCII)
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
-EVERY = 5  # seconds: what comes sooner is left out, for the node's agent looks by itself as well
+EVERY = 5  # seconds: what comes sooner is ignored, for the node's agent looks by itself as well
 APPEARED = ("created", "started", "renamed")
 
 
@@ -51,13 +52,13 @@ def run():
 
 
 def _records(event):
-    said = event.get("data")
-    records = said.get("records") if isinstance(said, dict) else None
+    content = event.get("data")
+    records = content.get("records") if isinstance(content, dict) else None
     return [r for r in records if isinstance(r, dict)][:1000] if isinstance(records, list) else []
 
 
 def _due(*about):
-    """True at most once in EVERY seconds for the same thing; a file, because each event is rendered anew."""
+    """Return True once in EVERY seconds for the same; kept in files, for each event runs anew."""
     folder = os.path.join(__opts__["cachedir"], "cbsd_monit", "reactor")
     path = os.path.join(folder, hashlib.sha256(" ".join(about).encode()).hexdigest()[:2])
     os.makedirs(folder, 0o700, exist_ok=True)

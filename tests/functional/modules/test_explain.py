@@ -61,7 +61,7 @@ def test_text_is_for_a_person(node):
 
 @pytest.mark.parametrize(
     "env, why",
-    [("nosuch", "is not on hv1"), ("other", "the pillar does not mean it"), ("a b", "name")],
+    [("nosuch", "is not on hv1"), ("other", "the pillar gives it no policy"), ("a b", "name")],
 )
 def test_others_are_one_clear_error(node, env, why):
     said = node.salt("cbsd_monit.explain", env, check=False)

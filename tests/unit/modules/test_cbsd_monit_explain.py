@@ -570,7 +570,7 @@ def test_an_env_that_is_not_here_or_not_meant_is_one_clear_error(salt):
     with pytest.raises(SaltInvocationError, match="^env lb9 is not on hv1$"):
         explain(salt, {}, "lb9")
     with pytest.raises(
-        SaltInvocationError, match="^env lb1 is on hv1, but the pillar does not mean it: "
+        SaltInvocationError, match="^env lb1 is on hv1, but the pillar gives it no policy: "
     ):
         explain(salt, {"envs": {"db1": {}}, "groups": {"w": {"match": "web*"}}})
     with pytest.raises(SaltInvocationError, match="cbsd_monit:defualts: unknown key"):
