@@ -1,8 +1,11 @@
 """What stands in several places because Salt's loader forbids sharing is the same in all of them."""
 
+import ast
+import inspect
 import re
 
 import pytest
+import yaml
 from salt.exceptions import SaltInvocationError
 
 from tests.unit.loaded import REPO, load, modules
@@ -90,3 +93,89 @@ def test_a_name_of_up_to_100_characters_is_one_everywhere(tmp_path, length, vali
     notify, recheck = REACTORS
     assert bool(reaction(tmp_path, recheck, env, "failing", event=True)) is valid
     assert bool(reaction(tmp_path, notify, env, "gave_up")) is valid
+
+
+# --- Paths
+
+TREE = yaml.safe_load((REPO / "cbsd_monit/defaults.yaml").read_text())
+
+
+def test_the_defaults_of_the_tree_are_those_of_the_schema():
+    """What the schema says of a key is FreeBSD's default; None where it has to be found out."""
+    shared = {key: value or None for key, value in TREE["base"].items()}
+    ours = {key: value or None for key, value in SCHEMA.lookup().items()}
+    assert {**shared, **TREE["FreeBSD"]} == ours
+    assert set(TREE["Debian"]) <= set(ours)
+
+
+def test_the_paths_of_files_that_cannot_ask_the_schema_are_its_own():
+    lookup = SCHEMA.lookup()
+    paths = load("_modules/cbsd.py")._PATHS
+    assert paths == {key: lookup[key] for key in paths}
+    spool = inspect.signature(load("_engines/cbsd_monit.py").start).parameters["spool"].default
+    assert spool == f"{lookup['state']}/spool"
+    assert f'"{lookup["state"]}"' in (REPO / "_resources/cbsd/__init__.py").read_text()
+
+
+# --- States, in the order and with the groups of docs/contract.md
+
+CONTRACT = (REPO / "docs/contract.md").read_text().split("\n## 8. ")[1].split("\n## 9. ")[0]
+STATES = CONTRACT.split("`")[1].split()
+TRANSITIONS = {*STATES, *re.findall(r"`([a-z]+)`", CONTRACT.split("A transition is named")[1])}
+RUNNER = load("_runners/cbsd_monit.py")
+
+
+def constant(path, name):
+    """Return the literal that a file assigns to a name; the file is not run."""
+    source = (REPO / path).read_text()
+    return ast.literal_eval(re.search(rf"^{name} = (\(.*?\))", source, re.M | re.S)[1])
+
+
+def test_states_and_their_groups_are_the_same_words():
+    trouble = load("_modules/cbsd_monit_fleet.py").TROUBLE
+    over = {"starting", "healthy", *RUNNER.NOT_RESTARTED}
+    assert set(trouble) == set(STATES) - over, "what is neither well nor meant needs attention"
+    assert set(RUNNER.GIVEN_UP) - {"not there"} <= set(trouble)
+    assert ", ".join(trouble) in RUNNER.failing.__doc__
+    agent = REPO / AGENT / "states.py"
+    if agent.exists():
+        words = load(f"{AGENT}/states.py")
+        assert list(words.STATES) == STATES
+        assert set(getattr(words, "TROUBLE", trouble)) == set(trouble)
+
+
+def test_transitions_that_are_sent_alone_are_those_that_people_are_told():
+    alone = load("_engines/cbsd_monit.py").ALONE
+    assert constant(REACTORS[0], "ALONE") == alone and set(alone) <= TRANSITIONS
+    example = (REPO / "cbsd_monit/reactor/master.conf.example").read_text()
+    assert tuple(re.findall(r"'cbsd_monit/\*/\*/(\w+)'", example)) == alone
+    assert set(constant(REACTORS[1], "APPEARED")) <= TRANSITIONS | {"started"}
+
+
+# --- Code that the runner cannot share
+
+
+def code(function):
+    """Return the code of a function without its name and docstring."""
+    body = ast.parse(inspect.getsource(function)).body[0].body
+    return [ast.dump(node) for node in body[1:]]
+
+
+def test_tables_and_printable_text_are_made_in_one_way():
+    notify = load("_runners/cbsd_monit_notify.py")
+    assert code(RUNNER._table) == code(load("_modules/cbsd_monit_explain.py").table)
+    assert code(RUNNER._clean) == code(notify._clean)
+
+
+# --- Files
+
+
+def test_one_module_stages_files_on_a_node():
+    """Others name no temporary file; the engine's position and the reactor's marks may get lost."""
+    stagers = {
+        path.name
+        for folder in ("_modules", "_states")
+        for path in (REPO / folder).glob("*.py")
+        if re.search(r"\bO_EXCL \| os\.O_NOFOLLOW|\.(new|tmp|staged|salt)\b[\"']", path.read_text())
+    }
+    assert stagers == {"cbsd_monit_file.py"}

@@ -4,8 +4,15 @@ import os
 
 import pytest
 
+from tests.unit.states.host import Host
+
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch):
     """Syncing takes most of the time and changes nothing that a test sees: a killed process loses no page."""
     monkeypatch.setattr(os, "fsync", os.fstat)
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)

@@ -16,7 +16,7 @@ import faults
 import pytest
 
 from tests.unit.loaded import REPO
-from tests.unit.states.test_cbsd_monit import HOOKS, Host
+from tests.unit.states.host import HOOKS, Host
 
 MONIT = shutil.which("monit")
 ALL = os.environ.get("CBSD_MONIT_POINTS") == "all"

@@ -1,0 +1,66 @@
+"""What the states share: the node's paths and envs, what has to be put back, and which error is a bug."""
+
+import json
+
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
+from tests.unit.loaded import modules
+
+
+@pytest.fixture
+def node():
+    found = {"cbsd.paths": lambda: {"workdir": "/jails"}}
+    salt = modules("cbsd_monit_schema", "cbsd_monit_file", "cbsd_monit_node", **found)
+    return lambda name, *args, **more: salt[f"cbsd_monit_node.{name}"](*args, **more)
+
+
+def test_paths_are_the_lookups_and_what_is_given_is_nearer(node):
+    spec = {"lookup": {"state": "/db", "run": "/run/x", "workdir": ""}}
+    assert node("paths", spec, state="/other", run=None, __id__="x") == {
+        "state": "/other",
+        "run": "/run/x",
+        "workdir": "/jails",
+    }
+
+
+@pytest.mark.parametrize(
+    "lookup, words",
+    [({"state": "db"}, "lookup:state: expected an absolute path"), ({}, "does not set state")],
+)
+def test_a_path_that_is_relative_or_missing_is_the_callers_error(node, lookup, words):
+    with pytest.raises(SaltInvocationError, match=words):
+        node("paths", {"lookup": lookup}, need=("state",))
+
+
+def test_envs_are_the_directories_with_the_name_of_one(node, tmp_path):
+    assert node("env_dirs", str(tmp_path)) == {}
+    for name in ("jails-system/lb1", "jails-system/a b", "elsewhere"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "jails-system/vm1").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "jails-system/file").touch()
+    found = {name: str(tmp_path / "jails-system" / name) for name in ("lb1", "vm1")}
+    assert node("env_dirs", str(tmp_path)) == found
+
+
+def test_parts_are_remembered_until_they_are_empty(node, tmp_path):
+    state = tmp_path / "state"
+    assert node("undo", str(state)) == {} and node("remember", str(state), "envs", {}) is False
+    assert node("remember", str(state), "envs", {"a": 1}) is True
+    assert node("remember", str(state), "envs", {"a": 1}) is False
+    assert node("remember", str(state), "hooks", {"b": 2}) is True
+    assert json.loads((state / "undo.json").read_text()) == {
+        "schema": 1,
+        "envs": {"a": 1},
+        "hooks": {"b": 2},
+    }
+    (state / ".undo.json.salt").write_text("of a run that was killed")
+    assert node("remember", str(state), "hooks", None) and node("remember", str(state), "envs", {})
+    assert list(state.iterdir()) == []
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 2}', "\udcff"])
+def test_what_cannot_be_understood_is_no_bug_and_is_named(node, tmp_path, text):
+    (tmp_path / "undo.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(CommandExecutionError, match=f"{tmp_path}/undo.json"):
+        node("undo", str(tmp_path))
