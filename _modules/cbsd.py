@@ -65,19 +65,7 @@ _VALUE = re.compile(r"(?! )(?!.*  )(?!__slot__:)[ !#&()+,./0-9:;<=>@A-Z\]^_a-z{}
 _GLOB = re.compile(r"[A-Za-z0-9_*?\[\]!-]+\Z")
 _DIRECTORY = re.compile(r"/[A-Za-z0-9._/-]*\Z")
 # They choose the env, the node or the form of the answer, which is for this module to do.
-_RESERVED = {
-    "emulator",
-    "inter",
-    "jid",
-    "jname",
-    "mode",
-    "new",
-    "node",
-    "old",
-    "quiet",
-    "status",
-    "workdir",
-}
+_RESERVED = set("emulator inter jid jname mode new node old quiet status workdir".split())
 
 _ANSI = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _NOISE = re.compile(r"(Execute master script: | :: /|\w+ done in \d+ seconds)")
@@ -257,21 +245,13 @@ def _run(where, argv, timeout, cause=None):
         f"Timed out after {timeout + 30} seconds"
     )
     stderr = re.sub("\0killed$", "", ran["stderr"]).rstrip()
-    return {
-        "argv": argv,
-        "retcode": ran["retcode"],
-        "stdout": ran["stdout"],
-        "stderr": stderr,
-        "killed": killed,
-    }
+    done = {key: ran[key] for key in ("retcode", "stdout")}
+    return {**done, "argv": argv, "stderr": stderr, "killed": killed}
 
 
 def _words(ran):
     """Return a tool's output in one line, stdout first (CBSD's errors); secret values stay out."""
-    if ran["killed"]:
-        outcome = "took too long and was killed"
-    else:
-        outcome = f"exited {ran['retcode']}"
+    outcome = "took too long and was killed" if ran["killed"] else f"exited {ran['retcode']}"
     lines = _ANSI.sub("", f"{ran['stdout']}\n{ran['stderr']}").splitlines()
     words = [line.strip() for line in lines if line.strip() and not _NOISE.match(line)]
     shown = ran["argv"][:3] if ran["argv"][0].endswith("jexec") else ran["argv"]
@@ -295,10 +275,7 @@ def _cbsd(where, emulator, verb, arguments, timeout, cause=None):
 
 def _inventory(where):
     """Return every env by name, from one query of the inventory and one look at the kernel."""
-    for file in (
-        "nc.inventory",
-        "var/db/local.sqlite",
-    ):  # without them CBSD makes things up, and exits 0
+    for file in ("nc.inventory", "var/db/local.sqlite"):  # without them CBSD invents, and exits 0
         path = os.path.join(where["workdir"], file)
         if not os.access(path, os.R_OK):
             raise CommandExecutionError(
@@ -483,9 +460,8 @@ def _acquire(path, deadline):
         holder = ""
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(
-                os.fstat(lock), os.stat(path)
-            ):  # else the next one would lock another file
+            # Otherwise the next one would lock another file.
+            if os.path.samestat(os.fstat(lock), os.stat(path)):
                 return lock
         except BlockingIOError:
             holder = os.pread(lock, 200, 0).decode("ascii", "replace").strip()
@@ -507,18 +483,10 @@ def _report(name, before, after, **changes):
     row = after or {"emulator": before["emulator"], "status": None, "jid": None}
     if not changes:
         keys = [key for key in ("status", "jid") if before[key] != after[key]]
-        changes = {
-            "old": {key: before[key] for key in keys},
-            "new": {key: after[key] for key in keys},
-        }
-    return {
-        "name": name,
-        "emulator": row["emulator"],
-        "status": row["status"],
-        "jid": row["jid"],
-        "changed": changes["old"] != changes["new"],
-        **changes,
-    }
+        sides = (("old", before), ("new", after))
+        changes = {side: {key: rows[key] for key in keys} for side, rows in sides}
+    shown = {key: row[key] for key in ("emulator", "status", "jid")}
+    return {"name": name, **shown, "changed": changes["old"] != changes["new"], **changes}
 
 
 def _started(where, verb, name, row, timeout):
@@ -674,13 +642,8 @@ def set_(name, timeout=60, **values):
             what = f"expected {', '.join(refused)}; " if refused else ""
             raise CommandExecutionError(f"cbsd.set: {name}: {what}{_words(ran)}")
     changed = [key for key in wanted if old[key] != new[key]]
-    return _report(
-        name,
-        row,
-        row,
-        old={key: old[key] for key in changed},
-        new={key: new[key] for key in changed},
-    )
+    old, new = ({key: side[key] for key in changed} for side in (old, new))
+    return _report(name, row, row, old=old, new=new)
 
 
 def _pairs(values):
@@ -785,18 +748,13 @@ def create(name, emulator="jail", timeout=3600, lock_timeout=30, **values):
 
         salt '*' cbsd.create web1 ip4_addr=10.0.0.7/24 astart=1
     """
-    _expect(
-        isinstance(emulator, str) and emulator in _PREFIXES,
-        "create: emulator",
-        "jail or bhyve",
-        emulator,
-    )
+    known = isinstance(emulator, str) and emulator in _PREFIXES
+    _expect(known, "create: emulator", "jail or bhyve", emulator)
     wanted = _check_values("create", values)
     with _changing("create", timeout, lock_timeout, name=name) as where:
         _look_free(where, "create", name)
-        ran = _cbsd(
-            where, emulator, "create", ["inter=0", f"jname={name}", *_pairs(wanted)], timeout
-        )
+        arguments = ["inter=0", f"jname={name}", *_pairs(wanted)]
+        ran = _cbsd(where, emulator, "create", arguments, timeout)
         return _created(where, "create", name, ran, wanted.get("runasap", "0") != "0")
 
 
@@ -811,13 +769,8 @@ def _look_free(where, verb, name):
 def _created(where, verb, name, ran, running=False):
     """Report a new env; here the exit code counts: a failure may leave a row behind."""
     row = _inventory(where).get(name)
-    if (
-        ran["killed"]
-        or ran["retcode"]
-        or not row
-        or row["broken"]
-        or (running and not row["running"])
-    ):
+    failed = ran["killed"] or ran["retcode"] or not row or row["broken"]
+    if failed or (running and not row["running"]):
         now = f"it is {row['status']} now" if row else "it is not in the inventory"
         raise CommandExecutionError(f"cbsd.{verb}: {name}: {now}; {_words(ran)}")
     return _report(name, None, row, old=None, new={**row, "name": name})
@@ -919,22 +872,16 @@ def clone(old, new, host_hostname=None, ip4_addr=None, timeout=3600, lock_timeou
         salt '*' cbsd.clone web1 web2 ip4_addr=10.0.0.8/24
     """
     given = {"host_hostname": host_hostname, "ip4_addr": ip4_addr}
-    wanted = _check_values(
-        "clone", {key: value for key, value in given.items() if value is not None}
-    )
+    given = {key: value for key, value in given.items() if value is not None}
+    wanted = _check_values("clone", given)
     with _changing("clone", timeout, lock_timeout, old=old, new=new) as where:
         source = _look(where, "clone", old)
         _look_free(where, "clone", new)
         if "host_hostname" not in wanted:
             _, dot, domain = (source["host_hostname"] or "").partition(".")
             wanted.update(_check_values("clone", {"host_hostname": f"{new}{dot}{domain}"}))
-        ran = _cbsd(
-            where,
-            source["emulator"],
-            "clone",
-            [f"old={old}", f"new={new}", *_pairs(wanted)],
-            timeout,
-        )
+        arguments = [f"old={old}", f"new={new}", *_pairs(wanted)]
+        ran = _cbsd(where, source["emulator"], "clone", arguments, timeout)
         return _created(where, "clone", new, ran)
 
 

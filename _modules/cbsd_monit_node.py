@@ -94,11 +94,11 @@ def undo(state):
     try:
         with open(path, encoding="utf-8") as stream:
             found = json.load(stream)
-        if found.pop("schema", None) == SCHEMA:
+        if isinstance(found, dict) and found.pop("schema", None) == SCHEMA:
             return found
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError) as err:
+    except ValueError as err:
         raise CommandExecutionError(f"{path} cannot be read: {err}") from err
     raise CommandExecutionError(
         f"{path} is not of schema {SCHEMA}: another version of this formula wrote it"

@@ -75,11 +75,8 @@ def _shown(value):
 
 def _part(key):
     """Return a key as a part of a path: as it is when it is harmless to print."""
-    return (
-        key
-        if isinstance(key, str) and re.fullmatch(r"[\w.*?\[\]!-]+", key, re.ASCII)
-        else _shown(key)
-    )
+    harmless = isinstance(key, str) and re.fullmatch(r"[\w.*?\[\]!-]+", key, re.ASCII)
+    return key if harmless else _shown(key)
 
 
 def _part_of(value, key, kind):
@@ -313,11 +310,8 @@ def _read_dependency(value, row):
     if "env" not in value or set(value) - {"env", "restart"}:
         raise _Expected
     name = _part_of(value, "env", "env")
-    return (
-        {"env": name, "restart": True}
-        if _part_of({"restart": False, **value}, "restart", "bool")
-        else name
-    )
+    restart = _part_of({"restart": False, **value}, "restart", "bool")
+    return {"env": name, "restart": True} if restart else name
 
 
 def _read_headers(value, row):
@@ -404,13 +398,9 @@ class _Reader:
         except _Expected as err:
             for part in err.at:
                 value = value[part] if isinstance(value, list) or part in value else part
-            where = [
-                *path,
-                *(_part(part) if isinstance(part, str) else str(part) for part in err.at),
-            ]
-            self.errors.expected(
-                where, err.what or self.tables["types"][kind], value, kind in SECRET
-            )
+            where = [_part(part) if isinstance(part, str) else str(part) for part in err.at]
+            what = err.what or self.tables["types"][kind]
+            self.errors.expected([*path, *where], what, value, kind in SECRET)
         return None
 
     def section(self, value, table, path):
@@ -435,21 +425,13 @@ class _Reader:
 
     def _section(self, value, row, path):
         if row["of"] == "lookup" and isinstance(value, dict):
-            value = {
-                key: given for key, given in value.items() if given != ""
-            }  # '' in defaults.yaml: nothing
+            # '' in defaults.yaml: nothing
+            value = {key: given for key, given in value.items() if given != ""}
         read = self.section(value, self.tables["sections"][row["of"]], path)
-        if (
-            row["of"] == "silence"
-            and isinstance(value, dict)
-            and not {"env", "group", "node"} & set(value)
-        ):
+        keys = set(value) if isinstance(value, dict) else None
+        if row["of"] == "silence" and keys is not None and not {"env", "group", "node"} & keys:
             self.errors.say(path, "missing: env, group or node")
-        if (
-            row["of"] == "group"
-            and isinstance(value, dict)
-            and not {"match", "emulator"} & set(value)
-        ):
+        if row["of"] == "group" and keys is not None and not {"match", "emulator"} & keys:
             self.errors.say(path, "missing: match or emulator")
         return read
 
@@ -474,10 +456,8 @@ class _Reader:
             self.errors.expected(path, f"a list of {row['of']}s", value)
             return []
         if row["of"] in self.tables["strings"]:
-            read = [
-                self.value(item, {"type": row["of"]}, [*path, str(n)])
-                for n, item in enumerate(value)
-            ]
+            kind = {"type": row["of"]}
+            read = [self.value(item, kind, [*path, str(n)]) for n, item in enumerate(value)]
         else:
             read = [self._section(item, row, [*path, str(n)]) for n, item in enumerate(value)]
         return [item for item in read if item is not None]
@@ -501,11 +481,8 @@ class _Reader:
         result = {}
         for name in value:
             where = [*path, _part(name)]
-            if (
-                not isinstance(name, str)
-                or not re.fullmatch(CHECK, name, re.ASCII)
-                or name == "env"
-            ):
+            valid = isinstance(name, str) and re.fullmatch(CHECK, name, re.ASCII)
+            if not valid or name == "env":
                 self.errors.expected(
                     where, "a check's name (a letter or digit, then also _ and -; not env)", name
                 )
@@ -573,13 +550,8 @@ class _Reader:
 
         def kinds(entry):
             profiles = entry.get("profiles") if isinstance(entry, dict) else None
-            profiles = (
-                [profiles]
-                if isinstance(profiles, str)
-                else profiles
-                if isinstance(profiles, list)
-                else []
-            )
+            profiles = [profiles] if isinstance(profiles, str) else profiles
+            profiles = profiles if isinstance(profiles, list) else []
             owners = [entry, *(part("profiles", p) for p in profiles if isinstance(p, str))]
             for owner in owners:
                 checks = owner.get("checks") if isinstance(owner, dict) else None
