@@ -1,4 +1,4 @@
-"""Write ``docs/pillar.md``, the pillar reference, from the tables of ``cbsd_monit_schema``: run this after changing one."""
+"""Write ``docs/pillar.md`` from the tables of ``cbsd_monit_schema``: run this when one changed."""
 
 import importlib.util
 import pathlib

@@ -1,4 +1,4 @@
-"""Salt's files as modules, without Salt's loader: they reach each other through ``__salt__`` all the same."""
+"""Salt's files as modules without Salt's loader; they reach each other through ``__salt__``."""
 
 import importlib.util
 import inspect
@@ -8,7 +8,7 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
 def load(path, **dunders):
-    """Return the file ``path`` of the repository as a module of its own, ``salt={}`` as its ``__salt__``."""
+    """Return a file of the repository as a module of its own, ``salt`` as its ``__salt__``."""
     name = path.replace("/", "_").rpartition(".")[0]
     spec = importlib.util.spec_from_file_location(f"loaded{name}", REPO / path)
     module = importlib.util.module_from_spec(spec)
@@ -25,7 +25,7 @@ def public(module):
 
 
 def modules(*names, opts=None, **functions):
-    """Return the ``__salt__`` of minion hv1: execution modules by their names, and ``functions``."""
+    """Return the ``__salt__`` of minion hv1: execution modules by name, and ``functions``."""
     salt, opts = dict(functions), opts or {"id": "hv1"}
     for name in names:
         module = load(f"_modules/{name}.py", salt=salt, opts=opts)

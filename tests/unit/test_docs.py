@@ -1,4 +1,4 @@
-"""What is read about the modules is what they do: `docs/pillar.md`, and how each function is documented."""
+"""`docs/pillar.md` is what the schema says, and each function says what it is for."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What stands in several places because Salt's loader forbids sharing is the same in all of them."""
+"""What has copies, because Salt's loader forbids to share it, is the same in all of them."""
 
 import ast
 import inspect

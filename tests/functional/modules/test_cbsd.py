@@ -1,4 +1,4 @@
-"""The execution module `cbsd`, loaded by Salt, against a simulated node with CBSD's own oddities."""
+"""The execution module `cbsd`, loaded by Salt, on a simulated node with CBSD's own oddities."""
 
 import json
 import multiprocessing

@@ -1,4 +1,4 @@
-"""``cbsd_monit.explain`` as an operator runs it: through ``salt-call``, on a node with CBSD, with a pillar that Salt masks."""
+"""``cbsd_monit.explain`` by ``salt-call``, on a node with CBSD and a pillar that Salt masks."""
 
 import os
 import shutil

@@ -1,10 +1,10 @@
 """
-What ``cbsd_monit.render`` writes, judged by real monit: it accepts every combination, and does what the pillar asked
-for.
+What ``cbsd_monit.render`` writes, judged by real monit: it accepts every combination, and does what
+the pillar asked for.
 
-The agent's part is small here: the facts are put in as the contract says (docs/contract.md, section 7), and ``wake`` is
-a script that writes down how it was called. Servers and monit live on loopback, below one directory, and end with the
-module.
+The agent's part is small here: the facts are put in as the contract says (docs/contract.md, section
+7), and ``wake`` is a script that writes down how it was called. Servers and monit live on loopback,
+below one directory, and end with the module.
 """
 
 import collections
@@ -55,7 +55,7 @@ def root():
 
 
 def render(spec, root, env="lb1"):
-    """Return what monit would include for one env: the head and the env's rules with this directory's facts."""
+    """Return what monit would include for one env: the head, and its rules with their facts."""
     lookup = {"libexec": str(root), "state": str(root), "rootgroup": "root"}
     made = cbsd_monit.render(spec, "hv1", [{"name": env, "emulator": "jail"}], lookup=lookup)
     assert made["warnings"] == []
@@ -139,7 +139,7 @@ HTTP = {
 
 
 def spread(options, more):
-    """Return each of ``more`` with the next combination of ``options``: every one occurs, not every pair."""
+    """Yield each of ``more`` with the next combination of ``options``: all occur, not all pairs."""
     return [{**check, **other} for check, other in zip(itertools.cycle(product(**options)), more)]
 
 
@@ -249,8 +249,10 @@ def test_names_of_any_shape_are_accepted(root):
     "raw",
     [
         "if failed port 25 protocol smtp then alert\n",
-        '# it\'s a comment\nif failed port 25\n  send "EHLO x\\r\\n" expect "250.*" then alert # done\n\n\n',
-        'check process "%%JNAME%%-x" matching "^nginx: master"\n  if cpu > 90% for 3 cycles then alert\n',
+        "# it's a comment\nif failed port 25\n"
+        '  send "EHLO x\\r\\n" expect "250.*" then alert # done\n\n\n',
+        'check process "%%JNAME%%-x" matching "^nginx: master"\n'
+        "  if cpu > 90% for 3 cycles then alert\n",
     ],
 )
 def test_raw_text_is_accepted(raw, root):
@@ -264,7 +266,7 @@ def test_the_example_is_accepted(root):
 
 
 def test_no_text_that_is_let_through_breaks_out_of_its_string(root):
-    """Random strings over all printable ASCII: refused, or one more test of one service, never anything else."""
+    """Random strings of printable ASCII are refused, or are one more test of one service."""
     rng = random.Random(20261122)
     letters = string.printable[:95]
     spice = ['"', "\\", "'", "#", '" then exec "/bin/sh', "\\0x22", "{", "}", "//", "/"]
@@ -388,7 +390,8 @@ def certificate(root, days):
     return path
 
 
-# Bodies that hold what monit's strings and expressions treat in their own way; the check asks for exactly that text.
+# Bodies that hold what monit's strings and expressions treat in their own way; the check asks for
+# exactly that text.
 SPECIAL = [
     'a"b',
     "a'b",
@@ -406,7 +409,7 @@ SPECIAL = [
 
 
 def exactly(text):
-    """Return the regular expression for ``text``: POSIX, and with no backslash before a letter or digit."""
+    """Return ``text`` as a POSIX expression, with no backslash before a letter or digit."""
     return "".join(f"[{c}]" if c in ".*+?()|{}$" else f"\\{c}" if c in "[]^\\" else c for c in text)
 
 
@@ -488,22 +491,29 @@ def lab():
         "code": {**http_check, "path": "/code/204", "status": 204},
         "text": {**http_check, "content": "hel+o (world|mars)$"},
         "header": {
-            **http_check, "path": "/header", "headers": {"X-A": "b, c; (d)"}, "hostheader": "www.example.org",
+            **http_check, "path": "/header", "headers": {"X-A": "b, c; (d)"},
+            "hostheader": "www.example.org",
         },
         "head": {**http_check, "path": "/method/HEAD", "method": "HEAD"},
         "get": {**http_check, "path": "/method/GET", "method": "GET"},
         "tcp": {"type": "tcp", "port": server.port},
-        "udp": {"type": "udp", "port": server.udp_port, "interval": 20},  # 1.2 s each: monit waits for an ICMP error
+        # 1.2 s each: monit waits for an ICMP error
+        "udp": {"type": "udp", "port": server.udp_port, "interval": 20},
         "tls": {"type": "tls", "port": server.tls_port, "interval": 20},
         "https": {**http_check, **secure, "path": "/https", "content": "hello", "interval": 20},
-        "cert": {"type": "tls", "port": server.tls_port, "certificate_valid": "10d", "interval": 20},
+        "cert": {
+            "type": "tls", "port": server.tls_port, "certificate_valid": "10d", "interval": 20,
+        },
         "ping": {"type": "ping", "count": 1},
         "slow": {**http_check, "path": "/slow/0.3", "timeout": "1s", "interval": 20},
         "app": {"type": "exec", "command": ["/bin/app"]},
         "procs": {"type": "process", "name": "nginx"},
         "mute": {"type": "resource", "maxproc": 10},
         "alive": {"type": "running"},
-        **{f"s{n}": {**http_check, "path": f"/text/{n}", "content": text} for n, text in enumerate(texts)},
+        **{
+            f"s{n}": {**http_check, "path": f"/text/{n}", "content": text}
+            for n, text in enumerate(texts)
+        },
     }  # fmt: skip
     bad = {
         "bad_code": {**http_check, "path": "/code/200", "status": 204},
@@ -700,7 +710,7 @@ def test_a_dead_env_is_one_failure_and_its_checks_rest(lab):
 
 
 def test_failures_and_recoveries_are_seen_when_explain_says(root):
-    """Checks that begin to fail at any moment of monit's cycle: seen within the bounds, for each way of running a check."""
+    """Checks that begin to fail at any moment of monit's cycle are seen within the bounds."""
     server = Server(root)
     checks = {
         "quick": {"type": "http", "port": server.port, "path": "/quick", "failure_threshold": 3},

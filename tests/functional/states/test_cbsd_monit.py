@@ -1,4 +1,4 @@
-"""The states by Salt's real loader, straight from the repository, and with the real monit: what it accepts and what it refuses."""
+"""The states by Salt's loader, straight from the repository, and what real monit accepts."""
 
 import json
 import pathlib
@@ -13,8 +13,9 @@ import salt.config
 
 REPO = pathlib.Path(__file__).resolve().parents[3]
 MONIT = shutil.which("monit")
-STATES = "checks_present checks_absent include_present include_absent hooks_present hooks_absent running".split()
-# As FreeBSD's package ships it (shortened): a statement over several lines, and a comment among them.
+STATES = """checks_present checks_absent include_present include_absent hooks_present hooks_absent
+    running""".split()
+# As FreeBSD's package ships it, shortened: a statement over several lines, a comment among them.
 SAMPLE = """\
 set daemon  30              # check services at 30 seconds intervals
 set log {root}/monit.log
@@ -127,7 +128,8 @@ def test_monits_refusal_is_quoted_and_nothing_changes(states, lookup, tmp_path, 
 def test_publication_that_would_break_monit_is_not_included(states, lookup, tmp_path):
     path = tmp_path / "monitrc"
     path.write_text(
-        f"set idfile {tmp_path}/id\ncheck host LB1 with address 127.0.0.1\n  if failed port 80 then alert\n"
+        f"set idfile {tmp_path}/id\ncheck host LB1 with address 127.0.0.1\n"
+        "  if failed port 80 then alert\n"
     )
     path.chmod(0o600)
     ret = states.cbsd_monit.include_present(str(path), spec={"lookup": lookup})

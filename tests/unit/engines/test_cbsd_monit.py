@@ -1,4 +1,4 @@
-"""The engine: in order, few messages, given back only on the master's answer, and again after an interruption."""
+"""The engine: few messages, in order, freed on the master's answer, again after an interruption."""
 
 import json
 import os

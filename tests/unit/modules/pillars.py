@@ -1,4 +1,4 @@
-"""Pillars, and the execution modules of ``cbsd_monit`` that read them, for the tests of each module."""
+"""Pillars and the execution modules that read them, for the tests of each module."""
 
 import types
 

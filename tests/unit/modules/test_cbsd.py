@@ -1,4 +1,4 @@
-"""The execution module `cbsd`, with a stand-in for what it runs: exact commands, parsing, refusals, locks."""
+"""The execution module `cbsd` and a stand-in for what it runs: parsing, refusals, locks."""
 
 import fcntl
 import importlib.util
@@ -21,7 +21,7 @@ COLUMNS = "jname,jid,status,emulator,ip4_addr,host_hostname,path,astart,protecte
 
 
 class FakeNode:
-    """What the module runs: answers the questions, records everything, and obeys as it is told to."""
+    """What the module runs: answers questions, records everything, and does as it was set up."""
 
     def __init__(self, root):
         self.root = root
@@ -118,7 +118,8 @@ def configure_loader_modules(node):
     return {cbsd: {"__salt__": {"cmd.run_all": node.run_all, "config.get": node.config_get}}}
 
 
-# -- the seam ----------------------------------------------------------------------------------------
+# -- the seam
+# ----------------------------------------------------------------------------------------
 
 
 def test_cbsd_is_run_with_nothing_of_the_callers_environment(node):
@@ -224,7 +225,8 @@ def test_the_time_out_kills_children_too_even_if_they_ignore_sigterm(real_run, t
 
 def test_a_daemon_that_keeps_the_output_open_is_neither_waited_for_nor_killed(real_run, tmp_path):
     """FreeBSD's timeout(1) would do both, and so end the VM that was just started."""
-    script = f"(until [ -e {tmp_path}/go ]; do sleep 0.1; done; echo still here; echo > {tmp_path}/alive) & echo started"
+    wait = f"until [ -e {tmp_path}/go ]; do sleep 0.1; done"
+    script = f"({wait}; echo still here; echo > {tmp_path}/alive) & echo started"
     ran = real_run(["/bin/sh", "-c", script], timeout=60)
     assert ran["stdout"] == "started" and not ran["killed"]
     (tmp_path / "go").touch()
@@ -243,7 +245,8 @@ def test_a_missing_program_is_one_clear_sentence(node, real_run):
         cbsd.list_()
 
 
-# -- paths -------------------------------------------------------------------------------------------
+# -- paths
+# -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,7 +310,8 @@ def test_without_its_inventory_cbsd_is_not_asked(node, file):
     assert not node.full_calls
 
 
-# -- questions ---------------------------------------------------------------------------------------
+# -- questions
+# ---------------------------------------------------------------------------------------
 
 
 def test_list_shows_jails_and_vms_with_the_kernels_word(node):
@@ -449,7 +453,8 @@ def test_get_of_an_unknown_setting_names_the_nearest(node, keys):
         cbsd.get("web1", *keys)
 
 
-# -- verbs -------------------------------------------------------------------------------------------
+# -- verbs
+# -------------------------------------------------------------------------------------------
 
 
 def test_start_and_stop(node):
@@ -848,7 +853,8 @@ def test_other_emulators_are_listed_and_left_alone(node, verb, emulator):
     assert not node.calls
 
 
-# -- hostile input -----------------------------------------------------------------------------------
+# -- hostile input
+# -----------------------------------------------------------------------------------
 
 HOSTILE_NAMES = [
     "",
@@ -1043,7 +1049,8 @@ def test_time_outs_are_positive_numbers(node, seconds):
     assert not node.full_calls
 
 
-# -- locks -------------------------------------------------------------------------------------------
+# -- locks
+# -------------------------------------------------------------------------------------------
 
 
 def lock(node, name, holder):
@@ -1145,7 +1152,8 @@ def test_a_lock_that_is_a_link_is_not_followed(node):
     assert target.read_text() == "precious"
 
 
-# -- the file itself ---------------------------------------------------------------------------------
+# -- the file itself
+# ---------------------------------------------------------------------------------
 
 
 def test_the_module_loads_without_cbsd():

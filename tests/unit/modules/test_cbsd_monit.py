@@ -105,10 +105,14 @@ def test_text_is_what_explain_returns_when_asked():
 
 STATUS = {
     "lb1": {
-        "emulator": "jail", "state": "backoff", "since": 1795372240.1, "check": "http", "reason": "port 80\nfailed",
+        "emulator": "jail", "state": "backoff", "since": 1795372240.1, "check": "http",
+        "reason": "port 80\nfailed",
         "next": 1795372300.0, "restarts": 2, "quarantined": None, "silence": None,
         "last": [
-            {"time": 1795372200.0, "transition": "failing", "check": "http", "reason": "port 80 failed"},
+            {
+                "time": 1795372200.0, "transition": "failing", "check": "http",
+                "reason": "port 80 failed",
+            },
             {"time": 1795372240.0, "transition": "backoff"},
         ],
     },

@@ -1,6 +1,7 @@
 """
-What ``cbsd_monit.explain`` says: where values come from is checked against the pillar, when things happen against the
-agent's own code, and that monit agrees in ``tests/functional/modules/test_render_monit.py``.
+What ``cbsd_monit.explain`` says: where values come from is checked against the pillar, when things
+happen against the agent's own code, and that monit agrees in
+``tests/functional/modules/test_render_monit.py``.
 """
 
 import contextlib
@@ -142,16 +143,19 @@ def test_every_value_says_where_it_stands(salt):
     }
     assert told["policy"]["depends_on"]["from"] == "cbsd_monit:envs:lb1:depends_on"
     assert told["layers"] == [
-        "built-in defaults", "cbsd_monit:defaults", "cbsd_monit:nodes:hv*:defaults", "cbsd_monit:nodes:hv1:defaults",
-        "cbsd_monit:profiles:a (named by cbsd_monit:groups:g:profiles)", "cbsd_monit:groups:g", "cbsd_monit:groups:h",
+        "built-in defaults", "cbsd_monit:defaults", "cbsd_monit:nodes:hv*:defaults",
+        "cbsd_monit:nodes:hv1:defaults",
+        "cbsd_monit:profiles:a (named by cbsd_monit:groups:g:profiles)", "cbsd_monit:groups:g",
+        "cbsd_monit:groups:h",
         "cbsd_monit:profiles:b (named by cbsd_monit:envs:lb1:profiles)", "cbsd_monit:envs:lb1",
         "cbsd_monit:nodes:hv1:envs:lb1",
     ]  # fmt: skip
 
 
 VALUES = {
-    "interval": [10, 20, 60], "timeout": [1, 5], "failure_threshold": [1, 3, {"failures": 2, "within": 4}],
-    "success_threshold": [1, 2], "start_period": [0, 30], "on_failure": [["restart"], ["alert"], ["event", "start"]],
+    "interval": [10, 20, 60], "timeout": [1, 5],
+    "failure_threshold": [1, 3, {"failures": 2, "within": 4}], "success_threshold": [1, 2],
+    "start_period": [0, 30], "on_failure": [["restart"], ["alert"], ["event", "start"]],
 }  # fmt: skip
 RESTART = {"attempts": [1, 5], "delay": [0, 9], "mode": ["fail", "delay"], "jitter": [0, 0.5]}
 
@@ -311,7 +315,8 @@ def test_probes_are_the_agents_where_monit_cannot(salt):
 @pytest.mark.parametrize(
     "settings, detected",
     [
-        # every 3 cycles of 10 s, 3 runs of up to 5 s, no other check: best, worst, all that is serial times out
+        # every 3 cycles of 10 s, 3 runs of up to 5 s, no other check: best, worst, all that is
+        # serial times out
         ({}, (60, 105, 135)),
         ({"failure_threshold": 1}, (0, 35, 45)),
         ({"interval": "10s", "failure_threshold": 2}, (10, 30, 30)),
@@ -391,9 +396,11 @@ def test_a_timeline_to_the_end(salt):
     rows = told["timeline"]
     assert [row["what"].split(":")[0].split(";")[0].split(",")[0] for row in rows] == [
         "within 60 s of a start", "failing", "attempt 1", "attempt 2", "attempt 3",
-        "3 attempts within 1800 s did not help", "should attempts take their longest", "healthy for 600 s",
+        "3 attempts within 1800 s did not help", "should attempts take their longest",
+        "healthy for 600 s",
     ]  # fmt: skip
-    # Noticed after 0 - 35 s; each attempt is verified for 60 + 2 * 30 + 5 + 3 * 10 + 5 = 160 s; then 8 - 12 s, 12 - 18 s.
+    # Noticed after 0 - 35 s; each attempt is verified for 60 + 2 * 30 + 5 + 3 * 10 + 5 = 160 s;
+    # then 8 - 12 s, 12 - 18 s.
     assert [row["usual"] for row in rows[1:6]] == [
         [0, 35],
         [0, 35],
@@ -401,7 +408,8 @@ def test_a_timeline_to_the_end(salt):
         [340, 385],
         [500, 545],
     ]
-    # At best each fails at once; at worst service restart takes 300 s, jstop 210 s and jstart 300 s.
+    # At best each fails at once; at worst service restart takes 300 s, jstop 210 s and jstart 300
+    # s.
     assert [row["at"] for row in rows[1:6]] == [[0, 45], [0, 45], [8, 517], [20, 1205], [20, 1875]]
     assert "service nginx restart, in the jail" in rows[2]["what"]
     assert "restart: cbsd jstop" in rows[3]["what"] and "restart: cbsd jstop" in rows[4]["what"]
@@ -479,10 +487,16 @@ def test_a_vm(salt):
 def test_what_silences_and_restrains_is_said(salt):
     spec = {
         "envs": {
-            "lb1": {"heal": False, "depends_on": ["db1", {"env": "away", "restart": True}], "checks": {}},
+            "lb1": {
+                "heal": False, "checks": {},
+                "depends_on": ["db1", {"env": "away", "restart": True}],
+            },
             "db1": {}, "web1": {"depends_on": {"env": "lb1", "restart": True}},
         },
-        "silences": [{"env": "lb1", "until": "2027-01-01T06:00:00Z", "reason": "kernel upgrade"}, {"env": "db1", "until": 1}],
+        "silences": [
+            {"env": "lb1", "until": "2027-01-01T06:00:00Z", "reason": "kernel upgrade"},
+            {"env": "db1", "until": 1},
+        ],
         "budget": {"max_concurrent": 2, "storm_min": 2, "storm_threshold": "40%"},
     }  # fmt: skip
     limits = "\n".join(explain(salt, spec)["limits"])
@@ -490,7 +504,8 @@ def test_what_silences_and_restrains_is_said(salt):
         "heal is false",
         "silenced until 2027-01-01 06:00 UTC by pillar: kernel upgrade",
         "depends on db1: not healed while db1 is not well\n",
-        "depends on away: not healed while away is not well (it is none of this node's: so it is not waited for); after",
+        "depends on away: not healed while away is not well"
+        " (it is none of this node's: so it is not waited for); after",
         "waited for by web1; web1 restarted after it",
         "at most 2 heals at a time",
         "more than 40% and at least 2 of those that should run (here 2 of 3) failing within 120 s",

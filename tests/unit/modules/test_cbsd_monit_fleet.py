@@ -6,7 +6,7 @@ from tests.unit.loaded import load, modules
 
 
 class Node:
-    """lb1 is named by pillar; ``busy`` are the answers that `state.running` still gives, each with what happened then."""
+    """Pillar names lb1; ``busy`` are the answers that `state.running` still gives, as functions."""
 
     def __init__(self, root, module):
         self.root, self.busy, self.applied = root, [], 0

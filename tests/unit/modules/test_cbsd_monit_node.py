@@ -1,4 +1,4 @@
-"""What the states share: the node's paths and envs, what has to be put back, and which error is a bug."""
+"""What the states share: the node's paths and envs, and what clean has to put back."""
 
 import json
 

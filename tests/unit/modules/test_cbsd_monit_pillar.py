@@ -38,19 +38,10 @@ def test_normal_form_is_valid_and_stays_what_it_is(monit):
     assert monit.validate(once) == once
 
 
-@pytest.mark.parametrize(
-    "given, seconds",
-    [
-        ("10s", 10),
-        ("5m", 300),
-        ("1h", 3600),
-        ("1d", 86400),
-        ("90", 90),
-        (90, 90),
-        (1.5, 1.5),
-        ("1.5m", 90),
-    ],
-)
+DURATIONS = {"10s": 10, "5m": 300, "1h": 3600, "1d": 86400, "90": 90, 90: 90, 1.5: 1.5, "1.5m": 90}
+
+
+@pytest.mark.parametrize("given, seconds", DURATIONS.items())
 def test_durations(monit, given, seconds):
     assert monit.validate({"defaults": {"interval": given}})["defaults"]["interval"] == seconds
 
@@ -349,18 +340,21 @@ HOSTILE = [
     "__slot__:salt:cmd.run(touch /tmp/x)",
     "x then alert set daemon 1\n",
 ]
-# What a type of field takes although it looks hostile: content is a regular expression, and monit's alone.
+# What a type of field takes although it looks hostile: content is a regular expression, and monit's
+# alone.
 WIDE = {
     "content": {
-        "$(touch /tmp/x)", "`touch /tmp/x`", "../x", "/../x", 'a"b', 'x" then exec "/bin/sh -c id', "a|b", "~root",
-        "a;id", "{{ 7*7 }}", "{% set x = 1 %}",
+        "$(touch /tmp/x)", "`touch /tmp/x`", "../x", "/../x", 'a"b', 'x" then exec "/bin/sh -c id',
+        "a|b", "~root", "a;id", "{{ 7*7 }}", "{% set x = 1 %}",
     },
     "headers": {"a;id"},
     "reason": {"a;id"},
     "by": {"a;id"},
     "path": {"/a;id"},
     "events": {"a;id"},
-    "raw": set(HOSTILE) - {"a\x00b", "a\x1b[2Jb", "é\u202e", "\ufeffx", "a\rb", 'a"b', "x then alert set daemon 1\n"},
+    "raw": set(HOSTILE) - {
+        "a\x00b", "a\x1b[2Jb", "é\u202e", "\ufeffx", "a\rb", 'a"b', "x then alert set daemon 1\n",
+    },
 }  # fmt: skip
 WIDE["raw"] -= {"{% set x = 1 %}", "__slot__:salt:cmd.run(touch /tmp/x)"}
 

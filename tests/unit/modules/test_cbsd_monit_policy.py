@@ -79,7 +79,8 @@ def test_policy_has_the_shape_of_the_contract(monit):
     spec = {"envs": {"lb1": {"depends_on": ["db1"], "checks": {"http": HTTP}}}}
     policy = monit.effective(spec, "hv1", jails("lb1"))["lb1"]
     assert list(policy) == [
-        "schema", "env", "node", "origin", "heal", "on_failure", "start_period", "restart", "depends_on", "restart_with",
+        "schema", "env", "node", "origin", "heal", "on_failure", "start_period", "restart",
+        "depends_on", "restart_with",
         "checks",
     ]  # fmt: skip
     assert (policy["schema"], policy["env"], policy["node"], policy["origin"]) == (
@@ -89,7 +90,8 @@ def test_policy_has_the_shape_of_the_contract(monit):
         "pillar",
     )
     assert policy["restart"] == {
-        "attempts": 3, "interval": 1800, "delay": 15, "delay_function": "exponential", "max_delay": 300, "jitter": 0.25,
+        "attempts": 3, "interval": 1800, "delay": 15, "delay_function": "exponential",
+        "max_delay": 300, "jitter": 0.25,
         "reset_after": 600, "mode": "fail", "timeout": 300,
     }  # fmt: skip
     assert {
@@ -218,15 +220,16 @@ def test_what_the_agent_looks_at_itself_reaches_it_in_seconds_and_bytes(monit):
             "maxproc": 0,
         },
     }
-    policy = monit.effective({"envs": {"lb1": {"checks": checks}}}, "hv1", jails("lb1"))["lb1"][
-        "checks"
-    ]
+    policy = monit.effective({"envs": {"lb1": {"checks": checks}}}, "hv1", jails("lb1"))
+    policy = policy["lb1"]["checks"]
     common = "interval timeout failure_threshold success_threshold start_period on_failure".split()
-    assert {name: {k: v for k, v in check.items() if k not in common} for name, check in policy.items()} == {
+    own = {n: {k: v for k, v in check.items() if k not in common} for n, check in policy.items()}
+    assert own == {
         "p": {"type": "process", "name": "nginx", "pidfile": "/var/run/nginx.pid", "min": 1},
         "f": {"type": "file", "path": "/var/run/beat", "max_age": 600, "max_size": 3072},
         "r": {
-            "type": "resource", "memoryuse": 512 << 20, "swapuse": 2 << 30, "pcpu": 150, "wallclock": 86400, "maxproc": 0,
+            "type": "resource", "memoryuse": 512 << 20, "swapuse": 2 << 30, "pcpu": 150,
+            "wallclock": 86400, "maxproc": 0,
         },
     }  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The reactor's files, rendered as Salt renders them: whatever an event holds, a look and no more."""
+"""The reactor's files, as Salt renders them: whatever an event holds, a look and no more."""
 
 import functools
 import json

@@ -9,7 +9,7 @@ from tests.unit.states.host import Host
 
 @pytest.fixture(autouse=True)
 def no_disk(monkeypatch):
-    """Syncing takes most of the time and changes nothing that a test sees: a killed process loses no page."""
+    """Sync nothing: it takes most of the time, and a killed process loses no page."""
     monkeypatch.setattr(os, "fsync", os.fstat)
 
 

@@ -10,7 +10,8 @@ import threading
 from tests.unit.loaded import load, modules, public
 
 NODE = "hv1"
-HOOKS = "master_prestart.d master_poststart.d master_prestop.d master_poststop.d master_create.d remove.d".split()
+HOOKS = """master_prestart.d master_poststart.d master_prestop.d master_poststop.d master_create.d
+    remove.d""".split()
 
 
 class Host:
@@ -143,7 +144,7 @@ class Host:
         return folder / "monit"
 
     def tree(self):
-        """Everything below the root with mode, owner, target or content; mtimes as well, to see a needless write."""
+        """Return all below the root: mode, owner, target or content, and mtime of each file."""
         found = {}
         for path in sorted(self.root.rglob("*")):
             info = path.lstat()

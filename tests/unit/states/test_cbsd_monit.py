@@ -1,4 +1,4 @@
-"""Checks of all envs: what is written, what of others is kept and put back; test mode says just that."""
+"""Checks of all envs: what is written, what of others is kept; test mode says just that."""
 
 import hashlib
 import json

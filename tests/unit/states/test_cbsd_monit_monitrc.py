@@ -31,8 +31,8 @@ def test_line_is_appended_and_taken_back_exactly(host, newline):
 
 def test_upstream_line_is_replaced_and_put_back(host):
     text = (
-        "set daemon 30\n  include /usr/jails/jails-system/*/monit/monitrc   # chapter\nset log syslog\n"
-        + ('include "/other/jails-system/*/monit/monitrc"\n')
+        "set daemon 30\n  include /usr/jails/jails-system/*/monit/monitrc   # CBSD's\n"
+        "set log syslog\n" + ('include "/other/jails-system/*/monit/monitrc"\n')
     )
     host.monitrc.write_text(text)
     host.monitrc.chmod(0o640)
@@ -80,7 +80,7 @@ def test_file_that_was_made_and_then_edited_stays(host):
     )
 
 
-def test_glob_mode_has_the_chapters_line_to_the_letter_and_changes_back(host):
+def test_glob_mode_has_cbsds_line_to_the_letter_and_changes_back(host):
     host.monitrc.write_text("set daemon 30\n")
     host.monitrc.chmod(0o600)
     before = host.content()

@@ -1,10 +1,10 @@
 """
-Killed, or the disk full, at every call of the states that leaves something behind: each file is the old
-or the new one, monit accepts what is on disk at that moment, and the next run ends where an undisturbed
-one does.
+Killed, or the disk full, at every call of the states that leaves something behind: each file is the
+old or the new one, monit accepts what is on disk at that moment, and the next run ends where an
+undisturbed one does.
 
-A kill before which the disk is as it was before the last one is left out, and what follows is tried once
-for each content of the disk; ``CBSD_MONIT_POINTS=all`` leaves out nothing.
+A kill before which the disk is as it was before the last one is left out, and what follows is tried
+once for each content of the disk; ``CBSD_MONIT_POINTS=all`` leaves out nothing.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ class Watched(faults.Plan):
 
 
 class Killed(Host):
-    """A node on which every state has something to add, to change, to set aside and to take away."""
+    """A node on which every state has something to add, change, set aside and take away."""
 
     def __init__(self, root):
         super().__init__(root)
@@ -169,7 +169,7 @@ def test_every_call_that_writes_killed_or_without_room(tmp_path, turn, then):
 
 
 def test_what_an_operator_did_after_the_kill_is_theirs(tmp_path):
-    """A run that was killed after it wrote down what it was going to change, and before it changed it."""
+    """A run was killed after it wrote down what it was going to change, and before it did."""
     host = Killed(tmp_path / "node")
     paths = host.lookup
     made, chosen = host.workdir / "jails-system/gone/monit", host.workdir / "jails-system/own/monit"
