@@ -1,4 +1,4 @@
-"""cbsd_monit's agent on a node; `wake` runs it: see commands.py, which unlike this file is compiled only once."""
+"""The agent on a node, as `wake` runs it. See commands.py: unlike this file it is compiled once."""
 
 import sys
 

@@ -14,6 +14,7 @@ import os
 import re
 import signal
 import subprocess
+from collections import namedtuple
 
 from node import NAME, AgentError
 
@@ -25,16 +26,12 @@ COLUMNS = (
 SLAVE, MAINTENANCE = 2, 3
 EMULATORS = {"jail": "j", "bhyve": "b"}
 
-
 WORDS = 1 << 20  # bytes of output that are read where it is only quoted
 DATA = 1 << 26  # and where all of it counts: the rows of ten thousand envs are 1.7 MB
 
 
-class Result:
+class Result(namedtuple("Result", "code text cut", defaults=(False,))):
     """A command's exit code (None after a time-out) and output; ``cut`` if there was more of it."""
-
-    def __init__(self, code, text, cut=False):
-        self.code, self.text, self.cut = code, text, cut
 
     @property
     def last_words(self):
@@ -191,9 +188,8 @@ def addresses(ip4_addr):
     """CBSD's facts about ``ip4_addr``: ipv4_first, ipv4_first_public and _private, ipv6_first."""
     import ipaddress
 
-    facts = dict.fromkeys(
-        ("ipv4_first", "ipv4_first_public", "ipv4_first_private", "ipv6_first"), ""
-    )
+    names = "ipv4_first ipv4_first_public ipv4_first_private ipv6_first"
+    facts = dict.fromkeys(names.split(), "")
     for item in (ip4_addr or "").split(","):
         match = _ITEM.match(item.strip())
         try:

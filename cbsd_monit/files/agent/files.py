@@ -16,6 +16,7 @@ from collections import namedtuple
 CHUNK = 128  # files of a batch written together; each may hold one descriptor of its directory
 LIMIT = 1 << 20  # bytes of an env's file that are read
 STALE = 600  # seconds
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY
 _TEMPORARY = re.compile(r"\..+\.[0-9a-f]{12}\.new\Z")
 _local = threading.local()
 
@@ -72,11 +73,8 @@ def _write(entries, errors):
         temps[path] = tmp
 
     def sync(path, folder):
-        fd = os.open(temps[path], os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folders[folder])
-        try:
+        with _opened(temps[path], os.O_RDONLY | os.O_NOFOLLOW, folders[folder]) as fd:
             os.fsync(fd)
-        finally:
-            os.close(fd)
 
     def rename(path, file, folder):
         os.replace(temps[path], file.name, src_dir_fd=folders[folder], dst_dir_fd=folders[folder])
@@ -148,6 +146,15 @@ def _waiting(path):
     return own.waiting[path].data if own and path in own.waiting else None
 
 
+@contextlib.contextmanager
+def _opened(path, flags, dir_fd=None):
+    fd = os.open(path, flags, dir_fd=dir_fd)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
 def _put(fd, data):
     view = memoryview(data)
     while view:
@@ -174,10 +181,6 @@ def _create(name, data, mode, dir_fd=None):
         raise
 
 
-def _folder_of(path):
-    return os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-
-
 def _replace(path, *file):
     with batch() as own:
         own.waiting[path] = _File(os.path.basename(path), *file)
@@ -192,7 +195,11 @@ def write(path, data, mode=0o600, failed=None, durable=True, late=False):
     """
     if isinstance(data, str):
         data = data.encode("utf-8", "surrogateescape")
-    _replace(path, lambda: _folder_of(path), data, mode, failed, durable, late)
+
+    def opened():
+        return os.open(os.path.dirname(path), DIRECTORY)
+
+    _replace(path, opened, data, mode, failed, durable, late)
 
 
 def scratch(path, data):
@@ -212,18 +219,25 @@ def swap_link(link, target):
 
     Done at once, even in a batch: flush first what has to be there before.
     """
-    name, dir_fd = os.path.basename(link), _folder_of(link)
-    try:
+    folder, name = os.path.split(link)
+    with _opened(folder, DIRECTORY) as dir_fd:
         tmp = _temporary(name)
         os.symlink(target, tmp, dir_fd=dir_fd)
         os.replace(tmp, name, src_dir_fd=dir_fd, dst_dir_fd=dir_fd)
         os.fsync(dir_fd)
-    finally:
-        os.close(dir_fd)
 
 
 def write_json(path, data):
     write(path, json.dumps(data, sort_keys=True) + "\n")
+
+
+def read_text(path):
+    """The text of the file ``path``, or None."""
+    try:
+        with open(path, encoding="utf-8", errors="surrogateescape") as handle:
+            return handle.read()
+    except OSError:
+        return None
 
 
 def read_json(path, default=None):
@@ -248,22 +262,16 @@ def remove(path):
 
 def _read_at(dir_fd, name):
     """(text, stat) of the regular file ``name``, or (None, None)."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=dir_fd)
-    except OSError:
-        return None, None
-    try:
-        info = os.fstat(fd)
-        if not stat.S_ISREG(info.st_mode):
-            return None, None
-        data, part = b"", True
-        while part and len(data) < LIMIT:
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+    with contextlib.suppress(OSError), _opened(name, flags, dir_fd) as fd:
+        info, data, part = os.fstat(fd), b"", True
+        while stat.S_ISREG(info.st_mode) and part and len(data) < LIMIT:
             size = min(LIMIT - len(data), info.st_size + 1)  # mostly one call, without a megabyte
             part = os.read(fd, size)
             data += part
-        return data.decode("utf-8", "surrogateescape"), info
-    finally:
-        os.close(fd)
+        if stat.S_ISREG(info.st_mode):
+            return data.decode("utf-8", "surrogateescape"), info
+    return None, None
 
 
 def tidy(folder):
@@ -304,30 +312,20 @@ class EnvDir:
         self.sysdir = sysdir
         self.path = f"{sysdir}/monit"
 
-    def _opened(self):
-        return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    def _open(self):
+        return os.open(self.path, DIRECTORY | os.O_NOFOLLOW)
 
-    @contextlib.contextmanager
     def _fd(self):
-        fd = self._opened()
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        return _opened(self.path, DIRECTORY | os.O_NOFOLLOW)
 
     def read(self, name):
         """The text of the regular file ``name``, or None."""
         data = _waiting(f"{self.path}/{name}")
         if data is not None:
             return data.decode("utf-8", "surrogateescape")
-        try:
-            dir_fd = self._opened()
-        except OSError:
-            return None
-        try:
+        with contextlib.suppress(OSError), self._fd() as dir_fd:
             return _read_at(dir_fd, name)[0]
-        finally:
-            os.close(dir_fd)
+        return None
 
     def load(self, names):
         """
@@ -338,7 +336,6 @@ class EnvDir:
         found, trusted = dict.fromkeys(names), False
         with contextlib.suppress(OSError), self._fd() as dir_fd:
             safe = _only_root_writes(os.fstat(dir_fd))
-            tidy(dir_fd)
             for name in names:
                 found[name], info = _read_at(dir_fd, name)
                 safe = safe and (info is None or _only_root_writes(info))
@@ -363,7 +360,11 @@ class EnvDir:
         if failed is None and getattr(_local, "batch", None):
             failed = _ignore
         data = text.encode("utf-8", "surrogateescape")
-        _replace(f"{self.path}/{name}", self._opened, data, 0o600, failed, durable, late)
+        _replace(f"{self.path}/{name}", self._open, data, 0o600, failed, durable, late)
+
+    def tidy(self):
+        with contextlib.suppress(OSError), self._fd() as dir_fd:
+            tidy(dir_fd)
 
     def remove(self, name):
         """Remove the file ``name``, if that is possible."""

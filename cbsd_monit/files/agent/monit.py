@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 
+import files
 import language
 from node import AgentError
 
@@ -47,6 +48,11 @@ class Service:
             self.exit_code = int(program.findtext("status"))
             output = (program.findtext("output") or "").strip().splitlines()
             self.message = (output or [f"exit code {self.exit_code}"])[-1][:200]
+
+    @property
+    def reason(self):
+        """Why it fails, in words."""
+        return self.message or f"monit says {self.status}"
 
     @property
     def failing(self):
@@ -87,6 +93,7 @@ class Outcome:
         codes = last.get("codes", [])
         answers = [code for code in codes if code != UNASKED]
         self.message, self.collected = last.get("words", ""), (last.get("at") or {}).get("t", 0)
+        self.reason = self.message or "its probe fails"
         self.unasked = codes[-1:] == [UNASKED]
         self.suspect = codes[-1:] == [1]
         need, good = check.get("failure_threshold", 3), check.get("success_threshold", 1)
@@ -166,11 +173,7 @@ class Monit:
 
     def _control(self):
         """The operator's control file; '' if it cannot be read."""
-        with contextlib.suppress(OSError), open(
-            self.node.conf["monitrc"], encoding="utf-8", errors="surrogateescape"
-        ) as handle:
-            return handle.read()
-        return ""
+        return files.read_text(self.node.conf["monitrc"]) or ""
 
     def _credentials(self):
         """
@@ -213,9 +216,8 @@ class Monit:
         alone = [name for name in services if not _PLAIN.match(name)]
         for first in range(0, len(plain), PER_REQUEST):
             names = plain[first : first + PER_REQUEST]
-            words = "&".join(
-                "service=" + name.replace("=", "%3D").replace(".", "%5C.") for name in names
-            )
+            coded = (name.replace("=", "%3D").replace(".", "%5C.") for name in names)
+            words = "&".join("service=" + name for name in coded)
             if self._post("_doaction", f"{words}&action={action}&securitytoken=x") is False:
                 alone += names  # one that monit no longer knows spoils the request for all
         for name in alone:
@@ -294,9 +296,8 @@ class Monit:
         """Start the daemon as the node's configuration says; raises AgentError."""
         argv = self.node.conf.get("monit_start")
         if not argv:
-            raise AgentError(
-                "monit does not run and the configuration does not say how to start it"
-            )
+            why = "the configuration does not say how to start it"
+            raise AgentError(f"monit does not run and {why}")
         path, _ = self._pidfile()
         if path and self.pid() is None:
             os.unlink(path)  # monit would "awaken" whoever has that pid now, and not start

@@ -10,10 +10,10 @@ import subprocess
 import time
 
 import files
+from clock import Moment
 
 SCHEMA = 1
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")  # of an env or a check
-SKEW = 300  # seconds by which the clocks of two nodes may differ
 DEFAULT_BUDGET = {
     "max_concurrent": 1,
     "storm_threshold": 0.5,
@@ -64,6 +64,7 @@ class Node:
         self.policy = conf.get("policy", {})
         self.budget = {**DEFAULT_BUDGET, **conf.get("budget", {})}
         self.silences = conf.get("silences", [])
+        self.head = conf.get("head", "")  # published before all envs
         self.wake = os.path.join(conf["libexec"], "wake")
 
     def in_state(self, *names):
@@ -98,18 +99,15 @@ class Node:
 
     # Time: within a boot the monotonic clock counts, and no jump of the clock changes a back-off.
 
+    def now(self):
+        """This Moment."""
+        return Moment(time.time(), time.monotonic(), self.boot)
+
     def stamp(self):
-        """This moment: {"t": seconds since 1970, "m": monotonic seconds, "b": boot id}."""
-        return {"t": round(time.time(), 3), "m": round(time.monotonic(), 3), "b": self.boot}
+        return self.now().stamp()
 
     def age(self, stamp):
-        """Seconds since ``stamp``; infinite for None, and for one that lies in the future."""
-        if not stamp:
-            return float("inf")
-        if stamp.get("b") == self.boot:
-            return time.monotonic() - stamp["m"]
-        age = time.time() - stamp["t"]  # of another boot, or another node with its own clock
-        return max(0.0, age) if age > -SKEW else float("inf")
+        return self.now().age(stamp)
 
     # Locks, all flock(2): the kernel releases them whatever happens to this process.
 

@@ -13,10 +13,12 @@ import time
 import bugs
 import cbsd
 import policy
-import publish
-import state
+import records
+import text
+from files import DIRECTORY
 from monit import PROBES, UNASKED
 from node import AgentError, Busy
+from states import UNPROBED
 
 RESOURCES = set(
     """coredumpsize cputime datasize maxproc memorylocked memoryuse msgqqueued msgqsize nmsgq nsem
@@ -26,7 +28,6 @@ RESOURCES = set(
 PIDFILE_SIZE = 32  # bytes
 MAX_LINKS = 32
 PARALLEL = 16
-UNPROBED = ("silenced", "maintenance", "slave", "gave_up")  # states in which nothing is probed
 
 
 class Failed(AgentError):
@@ -36,10 +37,12 @@ class Failed(AgentError):
 def run(node, env, name):
     """Run the check ``name`` of ``env``: (0, ""), (1, why it fails) or (75, why it cannot tell)."""
     try:
-        check = policy.of(node, env)["checks"].get(name)
+        own = records.env_files(node, env.name)
+        check = policy.load(node, own.policy)["checks"].get(name)
         if not check or check.get("type") not in PROBES:
             raise AgentError(f"{env.name} has no check {name} that runs a program")
-        if "command" in check and not publish.trusted(node, env):
+        trusted = text.trusted(own, records.trust(node).get(env.name))
+        if "command" in check and not trusted:
             raise AgentError("not run, neither pillar says so nor is its directory root's alone")
         with node.lock(node.in_run("lock", f"{env.name}.{name}"), why="probe"):
             _LOOKS.get(check["type"], _command)(node, env, check)
@@ -54,7 +57,7 @@ def run(node, env, name):
     return 0, ""
 
 
-def due(node, envs):
+def due(node, envs, policies, now):
     """The probes that monit cannot run here: [(seconds until due, env, check)], soonest first."""
     if node.conf.get("probes") != "agent":
         return []
@@ -62,10 +65,10 @@ def due(node, envs):
     for env in envs:
         if env["intent"] != "running" or env["phase"] or env["state"] in UNPROBED:
             continue
-        for name, check in policy.of(node, env)["checks"].items():
+        for name, check in policies[env.name]["checks"].items():
             if check.get("type") in PROBES:
                 last = (env["probes"] or {}).get(name, {})
-                wait = check.get("interval", 30) - node.age(last.get("at"))
+                wait = check.get("interval", 30) - now.age(last.get("at"))
                 found.append((max(0.0, wait), env, name))
     return sorted(found, key=lambda row: row[0])
 
@@ -75,16 +78,16 @@ def run_all(node, jobs):
     import concurrent.futures
 
     with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
-        ends = list(pool.map(lambda job: run(node, state.Env(node, job[0]), job[1]), jobs))
+        ends = list(pool.map(lambda job: run(node, records.load(node, job[0]), job[1]), jobs))
     with node.pass_lock():
         for (name, check), (code, words) in zip(jobs, ends):
-            env = state.Env(node, name)
+            env = records.load(node, name)
             if env.new:
                 continue
             probes = env["probes"] or {}
             codes = [*probes.get(check, {}).get("codes", []), code][-64:]
             env["probes"] = {**probes, check: {"at": node.stamp(), "codes": codes, "words": words}}
-            env.save()
+            records.save(node, env)
 
 
 def _command(node, env, check):
@@ -175,7 +178,7 @@ def _opened(node, env, path):
     root = answer.text.strip()
     if answer.code != 0 or not root.startswith("/"):
         raise AgentError(f"jls: {answer.last_words}")
-    folders = [os.open(root, os.O_RDONLY | os.O_DIRECTORY)]
+    folders = [os.open(root, DIRECTORY)]
     words, links = [w for w in path.split("/") if w], 0
     try:
         while words:
@@ -195,9 +198,7 @@ def _opened(node, env, path):
                         os.close(folders.pop())
                 words = [w for w in target.split("/") if w] + words
             elif words:
-                folders.append(
-                    os.open(word, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=folders[-1])
-                )
+                folders.append(os.open(word, DIRECTORY | os.O_NOFOLLOW, dir_fd=folders[-1]))
             else:
                 yield folders[-1], word
                 return

@@ -1,8 +1,9 @@
-"""The agent's modules, imported the way `wake` runs them: from their own directory, standard library only."""
+"""The agent's modules, imported from their directory as `wake` does; a node made of scripts."""
 
 import json
 import pathlib
 import sys
+import time
 
 import pytest
 
@@ -11,9 +12,51 @@ AGENT = REPO / "cbsd_monit" / "files" / "agent"
 sys.path.insert(0, str(AGENT))
 
 
+GOOD = "if exist then alert"
+
+
+def facts(node, env="lb1", **row):
+    import text
+
+    return text.facts_of(node, env, {"jname": env, "ip4_addr": "10.0.0.1/24", **row}, {})
+
+
+def one(node, env, lines, rank=()):
+    """An EnvText with one service ``ENV.a`` that says ``lines``."""
+    import text
+
+    template = f'check file "%%ENV%%.a" with path "%%DEAD%%"\n  {lines}\n'
+    return text.make(node, env, template, facts(node, env), True, rank=rank)
+
+
+def hook_record(kind, env="lb1", ancestors=(), **environ):
+    """The bytes that `wake` writes for a hook."""
+    head = "\n".join([f"1 {kind} {env}", *ancestors])
+    variables = {"jname": env, "emulator": "jail", **environ}
+    return f"{head}\n\n{''.join(f'{k}={v}' + chr(0) for k, v in variables.items())}".encode()
+
+
+def deliver(node, number, kind, env="lb1", **environ):
+    """Put a hook record into the inbox; returns its path."""
+    path = node.in_state("inbox", f"{1000000000 + number}.1:{kind}:{env}")
+    with open(path, "wb") as handle:
+        handle.write(hook_record(kind, env, **environ))
+    return path
+
+
+def tree(*tops, files_only=False):
+    """{path: (modified, content)} of all that is below ``tops``."""
+    found = {}
+    for path in (path for top in tops for path in pathlib.Path(top).rglob("*")):
+        data = path.read_bytes() if path.is_file() else None
+        if data is not None or not files_only:
+            found[str(path)] = path.lstat().st_mtime_ns, data
+    return found
+
+
 @pytest.fixture
 def conf(tmp_path):
-    """A node's configuration below tmp_path; its cbsd and jls are scripts that a test may replace."""
+    """A node's configuration below tmp_path; its cbsd and jls are scripts to be replaced."""
     for name in ("bin", "vmm", "work/jails-system", "work/var/db", "lib"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("work/nc.inventory", "work/var/db/local.sqlite", "kernel", "rows"):
@@ -128,3 +171,86 @@ def wake(tmp_path, conf):
     path.write_text(text)
     path.chmod(0o755)
     return path
+
+
+class Daemon:
+    """A monit that reads what is published, refuses a text with `bad`, and ends by `fatal`."""
+
+    extra_timeout, socket = 0.0, "m.sock"
+
+    def __init__(self, node):
+        self.node, self.services, self.asked = node, None, []
+        self.silent = self.idle = self.deaf = False
+        self.after_test = lambda: None
+
+    def read(self):
+        import generations
+        import language
+
+        text = generations.published(self.node)
+        self.services = None if "fatal" in text else language.service_names(text)
+        self.began = time.time()
+
+    def test(self, path):
+        stage = [line.split()[1] for line in open(path) if line.startswith("include")][-1]
+        self.after_test()
+        return f"{stage}:9: syntax error" if "bad" in open(stage).read() else ""
+
+    def reload(self, tested=False):
+        self.asked.append(("reload", tested))
+        self.deaf or self.read()
+
+    def start(self):
+        self.asked.append("start")
+        if self.deaf:
+            from node import AgentError
+
+            raise AgentError("monit does not start")
+        self.silent = False
+        self.read()
+
+    def act(self, services, action):
+        self.asked += [(action, service) for service in services]
+
+    def hurry(self, version):
+        self.asked.append("hurry")
+
+    def pid(self):
+        return None if self.services is None else 77
+
+    def status(self, timeout=5):
+        if self.services is None or self.silent:
+            return None
+        import monit
+
+        numbers = f"<monitor>{0 if self.idle else 1}</monitor><collected_sec>{self.began + 1:.0f}"
+        ends = f"{numbers}</collected_sec></service>"
+        rows = "".join(f"<service><name>{name}</name>{ends}" for name in self.services)
+        return monit.Status(f"<monit><server/>{rows}</monit>")
+
+    def wait(self, services, seconds):
+        return self.status()
+
+
+@pytest.fixture
+def daemon(node, monkeypatch):
+    import reload
+
+    monkeypatch.setattr(reload, "VERIFY", 0.3)
+    found = Daemon(node)
+    found.read()
+    return found
+
+
+def rule(word="alert"):
+    host = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"'
+    return f"{host}\n  if failed port 1 then alert # {word}\n"
+
+
+def published(daemon, **how):
+    import publish
+    import survey
+
+    seen = survey.take(daemon.node)
+    daemon.asked.clear()
+    return publish.publish(daemon.node, daemon, seen, seen.envs, **how)

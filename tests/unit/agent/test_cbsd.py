@@ -128,3 +128,27 @@ def test_stop_time_out_is_cbsds_own_and_a_margin():
     assert cbsd.stop_timeout({"emulator": "jail", "exec_timeout": "0"}) == 210
     assert cbsd.stop_timeout({"emulator": "jail", "exec_timeout": ""}) == 210
     assert cbsd.stop_timeout({"emulator": "bhyve"}) == 90
+
+
+@pytest.mark.parametrize(
+    ("ip4_addr", "first", "public", "private", "ipv6"),
+    [
+        ("10.0.0.1/24", "10.0.0.1", "", "10.0.0.1", ""),
+        ("em0#10.0.0.3/24", "10.0.0.3", "", "10.0.0.3", ""),
+        ("vhid_1#10.0.0.7/24", "10.0.0.7", "", "10.0.0.7", ""),
+        ("8.8.8.8/32,192.168.1.5/24", "8.8.8.8", "8.8.8.8", "192.168.1.5", ""),
+        ("fde4::1/64,10.1.1.1", "10.1.1.1", "", "10.1.1.1", "fde4::1"),
+        ("fde4::1/64", "", "", "", "fde4::1"),
+        ("DHCP", "", "", "", ""),
+        ("REALDHCP", "", "", "", ""),
+        ("0", "", "", "", ""),
+        ("", "", "", "", ""),
+    ],
+)
+def test_addresses_follow_cbsds_rules(ip4_addr, first, public, private, ipv6):
+    assert cbsd.addresses(ip4_addr) == {
+        "ipv4_first": first,
+        "ipv4_first_public": public,
+        "ipv4_first_private": private,
+        "ipv6_first": ipv6,
+    }

@@ -216,3 +216,16 @@ def test_reading_is_bounded(env):
     folder, path = env
     (path / "x").write_bytes(b"a" * (files.LIMIT + 10))
     assert len(folder.read("x")) == files.LIMIT
+
+
+def test_temporary_names_cannot_be_laid_out_in_advance(tmp_path, monkeypatch):
+    seen, real = set(), os.open
+
+    def spy(path, *args, **kwargs):
+        seen.update({str(path)} if str(path).endswith(".new") else ())
+        return real(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", spy)
+    for _ in range(5):
+        files.write(str(tmp_path / "x"), "x", durable=False)
+    assert len(seen) == 5

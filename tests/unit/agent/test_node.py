@@ -1,6 +1,5 @@
 """The node: configuration, names, locks, and time across boots and wrong clocks."""
 
-import json
 import os
 import subprocess
 import sys
@@ -50,29 +49,6 @@ with node.Node.lock(None, {path!r}, why="heal: x"): print(flush=True); sys.stdin
             assert os.pread(fd, 99, 0) == f"{os.getpid()} restart\n".encode()
     with node.env_lock("lb1", "again"), node.env_lock("lb2", "other"), node.pass_lock(0):
         pass
-
-
-@pytest.mark.parametrize(
-    ("boot", "wall", "monotonic", "age"),
-    [
-        ("b1", 0, 5, 5),
-        ("b1", 86400, 5, 5),  # the clock was set within a boot
-        ("b1", -86400, 5, 5),
-        ("b2", 30, -1000, 30),
-        ("b2", -299, 0, 0),
-        ("b2", -301, 0, float("inf")),
-    ],
-)
-def test_age_of_a_stamp(node, monkeypatch, boot, wall, monotonic, age):
-    now = {"time": 1000000.0, "monotonic": 5000.0}
-    monkeypatch.setattr(node_.time, "time", lambda: now["time"])
-    monkeypatch.setattr(node_.time, "monotonic", lambda: now["monotonic"])
-    node.boot = "b1"
-    stamp = json.loads(json.dumps(node.stamp()))
-    now["time"] += wall
-    now["monotonic"] += monotonic
-    node.boot = boot
-    assert node.age(stamp) == age and node.age(None) == float("inf")
 
 
 def test_boot_id_is_the_systems_or_made_once_per_boot(node, monkeypatch):

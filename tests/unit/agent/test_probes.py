@@ -4,7 +4,7 @@ import os
 
 import probes
 import pytest
-import state
+import records
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def probe(node, world, tmp_path):
     def run(**check):
         folder = world.env("lb1", policy={"checks": {"c": {"timeout": 2, **check}}})
         os.chmod(folder, 0o700)
-        env = state.Env(node, "lb1")
+        env = records.load(node, "lb1")
         return probes.run(node, env, "c")
 
     run.root, run.program = root, program
@@ -115,7 +115,7 @@ def test_what_is_not_trusted_is_not_run(probe, node, world, tmp_path):
         policy={"checks": {"c": {"type": "exec", "in": "host", "command": [node.conf["mark"]]}}},
     )
     os.chmod(folder, 0o777)
-    assert probes.run(node, state.Env(node, "lb1"), "c")[0] == 75
+    assert probes.run(node, records.load(node, "lb1"), "c")[0] == 75
     assert not (tmp_path / "marked").exists()
 
 
@@ -123,14 +123,17 @@ def test_where_monit_cannot_run_probes_the_agent_does(probe, node, world):
     node.conf["probes"] = "agent"
     check = {"type": "file", "path": "/x", "interval": 10}
     world.env("lb1", policy={"checks": {"c": check, "http": {"type": "http"}}})
-    env = state.Env(node, "lb1")
+    env = records.load(node, "lb1")
     env["intent"] = "running"
-    env.save()
-    assert [(w, e.name, c) for w, e, c in probes.due(node, [env])] == [(0, "lb1", "c")]
+    records.save(node, env)
+    rules = {"lb1": {"checks": {"c": check, "http": {"type": "http"}}}}
+    due = probes.due(node, [env], rules, node.now())
+    assert [(w, e.name, c) for w, e, c in due] == [(0, "lb1", "c")]
     probes.run_all(node, [("lb1", "c")])
-    found = state.Env(node, "lb1")["probes"]["c"]
+    found = records.load(node, "lb1")["probes"]["c"]
     assert found["codes"] == [1] and "does not exist" in found["words"]
-    assert 9 < probes.due(node, [state.Env(node, "lb1")])[0][0] <= 10
+    due = probes.due(node, [records.load(node, "lb1")], rules, node.now())
+    assert 9 < due[0][0] <= 10
 
 
 def test_bug_in_a_probe_is_no_failure_of_the_env(probe, monkeypatch, capsys):

@@ -8,8 +8,8 @@ import sys
 import time
 
 import pytest
+import records as records_
 import spool
-import state
 from node import Node
 
 from .conftest import AGENT
@@ -63,9 +63,10 @@ def put(number):
 
 
 def test_a_transition_is_kept_in_order_and_only_where_the_formula_made_the_spool(node):
-    env = state.Env(node, "lb1")
-    env.tell("failing", "port 80", "http")
-    env.tell("healing", "port 80", "http", attempt=1)
+    env = records_.load(node, "lb1").at(node.now())
+    env.announce("failing", "port 80", "http")
+    env.announce("healing", "port 80", "http", attempt=1)
+    records_.announce(node, env)
     assert [(r["env"], r["transition"], r["node"]) for r in records(node)] == [
         ("lb1", "failing", "hv1"),
         ("lb1", "healing", "hv1"),
@@ -73,7 +74,8 @@ def test_a_transition_is_kept_in_order_and_only_where_the_formula_made_the_spool
     for name in os.listdir(node.in_state("spool")):
         os.unlink(node.in_state("spool", name))
     os.rmdir(node.in_state("spool"))
-    env.tell("healed")
+    env.announce("healed")
+    records_.announce(node, env)
     assert not os.path.exists(node.in_state("spool"))
 
 
@@ -219,8 +221,9 @@ def test_foreign_file_in_the_spool_only_delays_the_events(node, capsys):
     put(node, [0])
     with open(node.in_state("spool", "x.jsonl"), "w") as handle:
         handle.write("?")
-    env = state.Env(node, "lb1")
-    env.tell("failing")
+    env = records_.load(node, "lb1").at(node.now())
+    env.announce("failing")
+    records_.announce(node, env)
     assert spool.WAITING and "file that cbsd_monit did not write" in capsys.readouterr().err
     os.unlink(node.in_state("spool", "x.jsonl"))
     assert spool.flush(node) and [r["transition"] for r in records(node)] == ["failing", "failing"]

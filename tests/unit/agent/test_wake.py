@@ -4,7 +4,7 @@ import os
 import subprocess
 import time
 
-import state
+import hooks
 
 
 def run_hook(wake, tmp_path, hook, env="lb1", environ=None, name="cbsd_monit"):
@@ -19,6 +19,11 @@ def run_hook(wake, tmp_path, hook, env="lb1", environ=None, name="cbsd_monit"):
     )
 
 
+def call(wake, *words):
+    how = {"capture_output": True, "text": True, "timeout": 10, "check": False}
+    return subprocess.run([str(wake), *words], **how)
+
+
 def appears(path):
     """The agent is started in the background."""
     until = time.monotonic() + 10
@@ -28,10 +33,10 @@ def appears(path):
 
 
 def test_records_keep_the_order_of_the_hooks(wake, tmp_path, node):
-    hooks = ["master_prestop.d", "master_poststop.d", "master_prestart.d", "master_poststart.d"] * 3
-    for hook in hooks:
+    kinds = ["master_prestop.d", "master_poststop.d", "master_prestart.d", "master_poststart.d"] * 3
+    for hook in kinds:
         assert run_hook(wake, tmp_path, hook).returncode == 0
-    assert [r.hook for _, r in state.read_inbox(node)] == hooks
+    assert [r.hook for _, r in hooks.waiting(node)[0]] == kinds
 
 
 def test_order_survives_an_agent_that_reads_in_between(wake, tmp_path, node):
@@ -39,30 +44,22 @@ def test_order_survives_an_agent_that_reads_in_between(wake, tmp_path, node):
     for _ in range(3):
         for hook in ("master_prestart.d", "master_poststart.d"):
             run_hook(wake, tmp_path, hook)
-        found = state.read_inbox(node)
+        found = hooks.waiting(node)[0]
         assert [r.hook for _, r in found] == ["master_prestart.d", "master_poststart.d"]
         numbers += [os.path.basename(p) for p, _ in found]
-        state.drop_inbox([p for p, _ in found])
-        assert state.read_inbox(node) == []
+        hooks.drop([p for p, _ in found])
+        assert hooks.waiting(node)[0] == []
     assert numbers == sorted(numbers)
 
 
 def test_record_holds_the_environment_as_it_came(wake, tmp_path, node):
     odd = "a b\n\"c\" 'd' $(touch x) ü"
-    run_hook(
-        wake,
-        tmp_path,
-        "master_poststart.d",
-        environ={"state": "x", "run": "y", "host_hostname": odd, "jid": "7"},
-    )
-    ((_, record),) = state.read_inbox(node)
+    environ = {"state": "x", "run": "y", "host_hostname": odd, "jid": "7"}
+    run_hook(wake, tmp_path, "master_poststart.d", environ=environ)
+    ((_, record),) = hooks.waiting(node)[0]
     assert record.env == "lb1"
     assert record.environ["host_hostname"] == odd
-    assert (record.environ["state"], record.environ["run"], record.environ["jid"]) == (
-        "x",
-        "y",
-        "7",
-    )
+    assert [record.environ[key] for key in ("state", "run", "jid")] == ["x", "y", "7"]
 
 
 def test_hook_reads_nothing_from_stdin_and_prints_nothing(wake, tmp_path, node):
@@ -75,12 +72,9 @@ def test_agent_is_started_once_and_sees_nothing_of_the_caller(wake, tmp_path, no
     script.write_text(
         f'#!/bin/sh\necho "$@" >> {tmp_path}/called\nenv > {tmp_path}/agent-env\nexec sleep 3\n'
     )
-    calls = [
-        subprocess.Popen(
-            [str(wake), "monit", "lb1.http"], env={"PATH": "/nowhere", "jname": "x", "LD_X": "1"}
-        )
-        for _ in range(200)
-    ]
+    environ = {"PATH": "/nowhere", "jname": "x", "LD_X": "1"}
+    argv = [str(wake), "monit", "lb1.http"]
+    calls = [subprocess.Popen(argv, env=environ) for _ in range(200)]
     assert {c.wait(timeout=60) for c in calls} == {0}
     appears(tmp_path / "called")
     time.sleep(0.2)  # a second agent would come now
@@ -98,7 +92,7 @@ def test_ticket_of_a_killed_agent_is_taken_over(wake, tmp_path, node):
     os.mkdir(node.in_run("agent.pid"))
     with open(node.in_run("agent.pid", "pid"), "w") as handle:
         handle.write(f"{gone.pid}\n")
-    subprocess.run([str(wake), "monit", "x"], check=True, timeout=10)
+    assert call(wake, "monit", "x").returncode == 0
     appears(tmp_path / "called")
 
 
@@ -107,21 +101,17 @@ def test_agent_is_started_though_its_ticket_cannot_be_made(wake, tmp_path, node)
     wake.write_text(
         wake.read_text().replace(f"cm_run='{node.run}'", f"cm_run='{tmp_path}/conf.json'")
     )
-    subprocess.run([str(wake), "monit", "x"], check=True, timeout=10, capture_output=True)
+    assert call(wake, "monit", "x").returncode == 0
     appears(tmp_path / "called")
 
 
 def test_missing_interpreter_is_loud(wake, tmp_path, node):
     (tmp_path / "bin/python").unlink()
-    done = subprocess.run(
-        [str(wake), "monit", "x"], capture_output=True, text=True, timeout=10, check=False
-    )
+    done = call(wake, "monit", "x")
     assert done.returncode == 1
     assert "no Python at" in done.stderr
     assert not os.path.exists(node.in_run("agent.pid"))
-    done = subprocess.run(
-        [str(wake), "sync"], capture_output=True, text=True, timeout=10, check=False
-    )
+    done = call(wake, "sync")
     assert done.returncode == 127
     assert "no Python at" in done.stderr
 
@@ -134,19 +124,15 @@ def test_stop_records_its_ancestry(wake, tmp_path, node):
     jrestart.write_text(f"#!/bin/sh\n{folder}/cbsd_monit\nexit 0\n")
     jrestart.chmod(0o755)
     subprocess.run([str(jrestart), "lb1"], check=True, timeout=10)
-    ((_, record),) = state.read_inbox(node)
+    ((_, record),) = hooks.waiting(node)[0]
     assert record.cause()[0] == "restart"
     assert "jrestart" in record.cause()[1]
 
 
 def test_what_cron_runs_is_logged_and_not_mailed(wake, tmp_path, node):
     (tmp_path / "bin/python").write_text("#!/bin/sh\necho lb1: failing >&2\n")
-    done = subprocess.run(
-        [str(wake), "sync"], capture_output=True, text=True, timeout=10, check=True
-    )
-    assert (done.stdout, done.stderr) == ("", "")
+    done = call(wake, "sync")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "state/agent.log").read_text() == "lb1: failing\n"
-    done = subprocess.run(
-        [str(wake), "sync", "--json"], capture_output=True, text=True, timeout=10, check=True
-    )
-    assert done.stderr == "lb1: failing\n"
+    done = call(wake, "sync", "--json")
+    assert (done.returncode, done.stderr) == (0, "lb1: failing\n")

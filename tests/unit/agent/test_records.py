@@ -1,0 +1,116 @@
+"""The record of an env: how it changes, when it is written, and what a full disk does to it."""
+
+import json
+import os
+
+import files
+import pytest
+import records
+from clock import Moment
+from node import AgentError
+
+NOW = Moment(1000.0, 50.0, "boot-1")
+
+
+def test_copy_to_work_on_leaves_the_original(node):
+    first = records.load(node, "lb1")
+    copy = first.at(NOW)
+    copy.intend("running", "started", "x" * 300)
+    copy.enter_phase("starting", "heal")
+    copy.go("failing", "port 80", "http", attempt=1)
+    copy.go("failing", "port 81")
+    assert (first.data, first.transitions) == (records.load(node, "lb1").data, [])
+    assert (copy["intent"], copy.why()) == ("running", ("started", "x" * 200))
+    assert (copy["phase"], copy["cause"], copy["phase_since"]) == ("starting", "heal", NOW.stamp())
+    assert (copy["state"], copy["reason"], copy["check"]) == ("failing", "port 81", "http")
+    expected = records.Transition("failing", "port 80", "http", "unknown", True, {"attempt": 1})
+    assert copy.transitions == [expected] and copy["since"] == NOW.stamp()
+    later = copy.at(NOW._replace(t=1010.0, m=60.0))
+    later.intend("running", "again")
+    later["next"] = {"after": NOW.stamp(), "seconds": 25}
+    assert (later.why()[0], later.age("since"), later.waits()) == ("started", 10, 15)
+    assert later.age("none") == float("inf") and copy.waits() == 0
+    later.enter_phase("removing")
+    later.announce("removed")
+    assert not later.transitions[-1].kept and later.transitions[:1] == [expected]
+    later.enter_phase(None)
+    assert later["phase_since"] is None
+
+
+def test_history_is_bounded_and_each_transition_has_an_id(node, world):
+    world.env("lb1")
+    env = records.load(node, "lb1").at(NOW)
+    for i in range(250):
+        env.announce("failing", str(i))
+    records.save(node, env)
+    found = records.history(node, "lb1")
+    assert len(found) == 200 and found[-1]["reason"] == "249"
+    assert len({entry["id"] for entry in found}) == 200
+    files.EnvDir(node.sysdir("lb1")).write("history.jsonl", '[1]\ntorn {\n{"env": "x"}\n')
+    assert records.history(node, "lb1") == [{"env": "x"}]
+
+
+def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(
+    node, world, monkeypatch, capsys
+):
+    world.env("lb1")
+    env = records.load(node, "lb1")
+    records.save(node, env)
+    real = files._put
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("files._put", full)
+    for count in (1, 2):
+        env["attempts"] = [1] * count
+        records.save(node, env)
+        again = records.load(node, "lb1")
+        assert again["attempts"] == [1] * count
+    assert capsys.readouterr().err.count("its record cannot be written") == 1
+    monkeypatch.setattr("files._put", real)
+    records.save(node, again)
+    assert records.UNSAVED == {}
+    assert records.load(node, "lb1")["attempts"] == [1, 1]
+
+
+def test_saved_record_is_written_only_when_it_changed(node, world):
+    world.env("lb1")
+    records.save(node, records.load(node, "lb1"))
+    path = node.in_state("envs", "lb1.json")
+    os.utime(path, (7, 7))
+    env = records.load(node, "lb1")
+    records.save(node, env)
+    assert os.stat(path).st_mtime == 7 and not env.new and records.names(node) == {"lb1"}
+    with records.changing(node, "lb1") as changed:
+        changed["heals"] = 1
+    assert records.load(node, "lb1")["heals"] == 1 and records.UNSAVED == {}
+    with records.changing(node, "unknown") as changed:
+        changed["heals"] = 1
+    assert records.names(node) == {"lb1"}
+    open(node.dead_marker("lb1"), "w").close()
+    records.forget(node, "lb1")
+    assert records.names(node) == set() and not os.path.exists(node.dead_marker("lb1"))
+
+
+def test_record_of_a_newer_agent_is_not_touched(node):
+    with open(node.in_state("envs", "lb1.json"), "w") as handle:
+        json.dump({"schema": 9}, handle)
+    with pytest.raises(AgentError, match="has schema 9, this agent knows 1"):
+        records.load(node, "lb1")
+
+
+def test_first_seen_record_needs_no_fsync_and_one_that_a_hook_changed_does(
+    node, world, monkeypatch
+):
+    world.env("lb1")
+    synced, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd)))
+    env = records.load(node, "lb1").at(NOW)
+    env.announce("created")
+    records.save(node, env)
+    assert synced == []
+    env.fresh = False
+    env["heals"] = 1
+    records.save(node, env)
+    assert synced
