@@ -10,6 +10,11 @@ def without_interface(text):
     return ",".join(special) or text
 
 
+def bare(item):
+    """`em0#10.0.0.3/24` -> `10.0.0.3`."""
+    return item.rpartition("#")[2].split("/")[0]
+
+
 def family(address):
     """4, 6, or 0 for what CBSD does not take for an address. There is no check of the range."""
     if address.count(".") >= 3:
@@ -36,17 +41,9 @@ class Addresses:
     """The facts that hooks get about an `ip4_addr`, and the items CBSD complains about."""
 
     def __init__(self, ip4_addr):
-        self.facts = dict.fromkeys(
-            (
-                "ipv4_first_public",
-                "ipv4_first_private",
-                "ipv4_first",
-                "ipv6_first_public",  # CBSD exports the two but never computes them
-                "ipv6_first_private",
-                "ipv6_first",
-            ),
-            "",
-        )
+        # CBSD exports ipv6_first_public and ipv6_first_private, but never computes them.
+        kinds = ("first_public", "first_private", "first")
+        self.facts = {f"ipv{version}_{kind}": "" for version in (4, 6) for kind in kinds}
         self.known, self.unknown = [], []
         for item in filter(None, ip4_addr.replace(" ", ",").split(",")):
             item = without_interface(item)
@@ -59,14 +56,10 @@ class Addresses:
                 self.unknown.append(item)
 
     def _note(self, kind, address):
-        self._first(f"ipv{kind}_first", address)
+        names = [f"ipv{kind}_first"]
         if kind == 4:
-            self._first(
-                "ipv4_first_private" if is_private(address) else "ipv4_first_public", address
-            )
-
-    def _first(self, fact, address):
-        self.facts[fact] = self.facts[fact] or address
+            names.append(f"ipv4_first_{'private' if is_private(address) else 'public'}")
+        self.facts.update({name: self.facts[name] or address for name in names})
 
     def loopback(self):
         """The first IPv4 address when it is one this machine can have, else an empty text."""
@@ -79,7 +72,7 @@ def lease(pool, used):
     network, _, bits = pool.partition("/")
     base = number(network)
     items = [item for text in used for item in text.split(",")]
-    taken = {item.rpartition("#")[2].split("/")[0] for item in items}
+    taken = set(map(bare, items))
     for offset in range(1, 2 ** (32 - int(bits)) - 1):
         value = base + offset
         address = ".".join(str(value >> shift & 255) for shift in (24, 16, 8, 0))

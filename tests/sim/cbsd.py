@@ -8,42 +8,19 @@ import os
 import sys
 import time
 
-from sim.layout import HOST_PATH, NESTED, VERSION, Layout, append_json
+from sim.layout import HOST_PATH, NESTED, VERSION, Layout, append_json, read_conf
 
-# command -> module and function; modules are imported when they are needed, to start fast.
-COMMANDS = {
-    "jls": "listing.jls",
-    "bls": "listing.bls",
-    "jget": "listing.jget",
-    "bget": "listing.bget",
-    "jstatus": "listing.jstatus",
-    "jcreate": "jails.jcreate",
-    "jstart": "jails.jstart",
-    "jstop": "jails.jstop",
-    "jrestart": "jails.jrestart",
-    "jremove": "jails.jdestroy",
-    "jdestroy": "jails.jdestroy",
-    "jrename": "jails.jrename",
-    "jclone": "jails.jclone",
-    "jset": "jails.jset",
-    "jexec": "jails.jexec",
-    "jswmode": "jails.jswmode",
-    "jcleanup": "jails.jcleanup",
-    "jexport": "images.jexport",
-    "jimport": "images.jimport",
-    "bcreate": "machines.bcreate",
-    "bstart": "machines.bstart",
-    "bstop": "machines.bstop",
-    "brestart": "machines.brestart",
-    "bremove": "machines.bdestroy",
-    "bdestroy": "machines.bdestroy",
-    "brename": "machines.brename",
-    "bclone": "machines.bclone",
-    "bset": "machines.bset",
-    "bhyve-exist": "machines.bhyve_exist",
-    "module": "modules.module",
-    "initenv": "modules.initenv",
+# Modules are imported when one of their commands is run, to start fast.
+MODULES = {
+    "listing": "jls bls jget bget jstatus",
+    "jails": "jcreate jstart jstop jrestart jdestroy jrename jclone jset jexec jswmode jcleanup",
+    "images": "jexport jimport",
+    "machines": "bcreate bstart bstop brestart bdestroy brename bclone bset bhyve-exist",
+    "modules": "module initenv",
 }
+COMMANDS = {name: module for module, names in MODULES.items() for name in names.split()}
+OTHER_NAMES = {"jremove": "jdestroy", "bremove": "bdestroy"}
+COMMANDS.update({alias: COMMANDS[name] for alias, name in OTHER_NAMES.items()})
 # cbsd.conf:122, behind the module directory: names that CBSD does not have hit the host's programs.
 SYSTEM_PATH = "/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 
@@ -51,45 +28,29 @@ SYSTEM_PATH = "/bin:/sbin:/usr/bin:/usr/sbin:/usr/local/bin:/usr/local/sbin"
 def main(root, argv):
     """Run `cbsd ARGV`; the exit code."""
     parent = os.environ.pop(NESTED, None)
-    workdir = os.environ.get("workdir") or configured_workdir(Layout(root).rcconf)
-    layout = Layout(root, workdir or None)
-    log = Log(layout, argv, parent)
+    workdir = os.environ.get("workdir") or read_conf(Layout(root).rcconf).get("cbsd_workdir")
+    layout = Layout(root, workdir)
+    # A program that replaces this process leaves no line for its end.
+    who = {"pid": os.getpid(), "ppid": os.getppid(), "argv": argv, "nested": bool(parent)}
+    who["parent_pid"] = int(parent) if parent else None
+    append_json(layout.cbsd_log, {"t": time.time(), "event": "start", **who})
     code = 255
     try:
-        code = dispatch(layout, argv) if workdir else no_workdir()
+        if workdir:
+            code = dispatch(layout, argv)
+        else:
+            sys.stderr.write("cbsd: no workdir defined\n")
+            code = 1
     finally:
-        log.write("end", rc=code)
+        append_json(layout.cbsd_log, {"t": time.time(), "event": "end", **who, "rc": code})
     return code
-
-
-class Log:
-    """log/cbsd.log: tests count commands and look at who ran them.
-
-    A program that replaces this process leaves no line for its end.
-    """
-
-    def __init__(self, layout, argv, parent):
-        self.layout = layout
-        self.who = {"pid": os.getpid(), "ppid": os.getppid(), "argv": argv, "nested": bool(parent)}
-        self.who["parent_pid"] = int(parent) if parent else None
-        self.write("start")
-
-    def write(self, event, **more):
-        """One line."""
-        append_json(self.layout.cbsd_log, {"t": time.time(), "event": event, **self.who, **more})
-
-
-def no_workdir():
-    """Neither the environment nor rc.conf names the working directory."""
-    sys.stderr.write("cbsd: no workdir defined\n")
-    return 1
 
 
 def dispatch(layout, argv):
     """Find what `cbsd ARGV` means and run it."""
     if not argv or argv[0] == "-c":
         return script(layout, argv[1] if len(argv) > 1 else None)
-    command, arguments = argv[0], argv[1:]
+    command, *arguments = argv
     if command in ("version", "--version"):
         sys.stdout.write(VERSION + "\n")
         return 0
@@ -104,16 +65,6 @@ def dispatch(layout, argv):
     return run(layout, command, arguments)
 
 
-def configured_workdir(rcconf):
-    """cbsd_workdir of rc.conf."""
-    try:
-        with open(rcconf, encoding="utf-8") as conf:
-            lines = [line.strip().partition("=") for line in conf]
-    except FileNotFoundError:
-        return ""
-    return "".join(value.strip("\"'") for key, _, value in lines if key == "cbsd_workdir")
-
-
 def run(layout, command, arguments):
     """Run one of CBSD's own commands."""
     from sim.inventory import BrokenRow
@@ -123,14 +74,14 @@ def run(layout, command, arguments):
 
     session = Session(layout, command, arguments, dict(os.environ))
     if not os.path.isdir(layout.workdir):
-        session.say(f"{{N1}}{command}: no such workdir: {{N2}}{layout.workdir}{{N0}}")
+        session.say(f"{command}: no such workdir", layout.workdir)
         return 1
     session.prepare()
-    module, _, function = COMMANDS[command].partition(".")
+    function = OTHER_NAMES.get(command, command).replace("-", "_")
     record = session.kernel.register()
     try:
-        found = __import__(f"sim.{module}", fromlist=[function])
-        return getattr(found, function)(session)
+        module = __import__(f"sim.{COMMANDS[command]}", fromlist=[function])
+        return getattr(module, function)(session) or 0
     except Exit as end:
         return end.code
     except BrokenRow:
@@ -150,14 +101,8 @@ def run_external(layout, command, arguments, path):
     """A module's command, or a program of the host; 127 when there is neither."""
     environment = dict(os.environ, workdir=layout.workdir)
     if path is None:
-        path = next(
-            (
-                os.path.join(directory, command)
-                for directory in SYSTEM_PATH.split(":")
-                if os.access(os.path.join(directory, command), os.X_OK)
-            ),
-            None,
-        )
+        candidates = (os.path.join(directory, command) for directory in SYSTEM_PATH.split(":"))
+        path = next((path for path in candidates if os.access(path, os.X_OK)), None)
         if path is None or "/" in command:
             sys.stderr.write(f"{layout.bin}/cbsd: {command}: not found\n")
             return 127

@@ -14,8 +14,6 @@ def main(program, root, argv):
     return PROGRAMS[program](Layout(root), argv)
 
 
-# -- jls -------------------------------------------------------------------------------------------
-
 PARAMETERS = {
     "jid": lambda name, jail: str(jail["jid"]),
     "name": lambda name, jail: name,
@@ -95,9 +93,6 @@ def print_json(found):
     print(quick_json.dumps({"__version": "2", "jail-information": {"jail": entries}}))
 
 
-# -- jexec -----------------------------------------------------------------------------------------
-
-
 def jexec(layout, argv):
     """jexec [-l] [-n] [-d dir] [-u user | -U user] jail [command ...]"""
     user = directory = ""
@@ -172,9 +167,6 @@ def inside(layout, data, program):
     return next((path for path in (own, provided) if os.access(path, os.X_OK)), program)
 
 
-# -- ps and rctl -----------------------------------------------------------------------------------
-
-
 def ps(layout, argv):
     """ps -J jail -o pid= -o comm="""
     if argv[:1] != ["-J"] or argv[2:] != ["-o", "pid=", "-o", "comm="]:
@@ -211,9 +203,6 @@ def rctl(layout, argv):
         )
         return 1
     return 0
-
-
-# -- in a jail -------------------------------------------------------------------------------------
 
 
 def this_jail(layout):

@@ -15,21 +15,21 @@ class HookRunner:
     def __init__(self, session):
         self.session = session
 
-    def run(self, jname, directory, quiet=False):
+    def run(self, jname, directory):
         """Run all executables of `jails-system/JNAME/DIRECTORY`; failures are ignored."""
-        for _ in self._each(jname, directory, "Execute master script", quiet):
+        for _ in self._each(jname, directory, "Execute master script"):
             pass
 
     def run_local(self, jname, directory):
         """clone-local.d: 0 without scripts, 1 after success, 2 as soon as one fails."""
         result = 0
-        for code in self._each(jname, directory, "Execute local script", False):
+        for code in self._each(jname, directory, "Execute local script"):
             if code:
                 return 2
             result = 1
         return result
 
-    def _each(self, jname, directory, title, quiet):
+    def _each(self, jname, directory, title):
         """Run one script after the other, yielding the exit codes.
 
         Standard input of a script is the pipe that the shell's loop reads the names of the further
@@ -47,9 +47,8 @@ class HookRunner:
                 name = read_line(reader)
                 if not name:
                     return
-                if not quiet:
-                    self.session.say(f"{{N1}}{title}: {{N2}}{name}{{N0}}")
-                    self.session.say(f"{{N1}} :: {source}/{name}{{N0}}")
+                self.session.note(title, name)
+                self.session.note(f"{{N1}} :: {source}/{name}{{N0}}")
                 yield self._script(jname, directory, f"{source}/{name}", reader)
         finally:
             os.close(reader)
@@ -58,16 +57,10 @@ class HookRunner:
         """Run one script and log it; its exit code as a shell shows it."""
         session = self.session
         environment = {**session.environment, "PATH": HOST_PATH, "CBSD_PWD": "", "CBSD_CWD": ""}
-        record = {
-            "env": jname,
-            "dir": directory,
-            "file": os.path.basename(path),
-            "start": time.time(),
-        }
-        record["command"], record["pid"] = session.command, os.getpid()
+        record = {"env": jname, "dir": directory, "file": os.path.basename(path)}
+        record.update(start=time.time(), command=session.command, pid=os.getpid())
         code = run_script(path.split(" "), environment, stdin, session)
-        record.update(end=time.time(), rc=code)
-        append_json(session.layout.hooks_log, record)
+        append_json(session.layout.hooks_log, {**record, "end": time.time(), "rc": code})
         return code
 
     def in_jail(self, row, directory, start_if_off=False):
@@ -88,26 +81,24 @@ class HookRunner:
             session.say(f"{{N1}}Jail has custom exec script [{names}], run it for a while...{{N0}}")
             session.cbsd("jstart", jname)
         for name in files:
-            session.say(f"{{N1}}Execute script: {{N2}}{name}{{N0}}")
+            session.say("Execute script", name)
             session.cbsd("jexec", f"jname={jname}", f"/tmp/{directory}/{name}")
         if temporary:
             session.cbsd("jstop", jname)
         shutil.rmtree(target, ignore_errors=True)
 
-    def tests(self, jname, quiet):
+    def tests(self, jname):
         """`tests/`: any program there that fails, or cannot be run, stops the start."""
         session = self.session
         directory = session.layout.system(jname, "tests")
-        names = os.listdir(directory) if os.path.isdir(directory) else []
-        for name in names:
+        for name in os.listdir(directory) if os.path.isdir(directory) else ():
             path = os.path.join(directory, name)
             if not os.path.isfile(path) or os.path.islink(path):
                 continue
-            if not quiet:
-                session.say(f"{{N1}}Check environment script: {{N2}}{name}{{N0}}")
+            session.note("Check environment script", name)
             environment = {**session.environment, "jname": jname}
             if run_script([path], environment, programs.DEVNULL, session):
-                session.fail(f"{{N1}}Error: {{N2}}{name}{{N0}}")
+                session.fail("Error", name)
 
 
 def executables(directory):

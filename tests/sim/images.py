@@ -9,12 +9,13 @@ import tempfile
 
 from sim import jails
 from sim.inventory import COLUMNS
+from sim.layout import read
 
 
 def jexport(session):
     """Pack row, system directory and data of a jail; a running one too."""
-    optional = "compress dstdir genmd5 gensize header_extra imgname jexport_exclude jname ls"
-    args = session.parse(optional=optional)
+    keys = "compress dstdir genmd5 gensize header_extra imgname jexport_exclude jname ls"
+    args = session.parse(optional=keys)
     layout = session.layout
     jname = args["jname"] or args.first()
     if not jname:
@@ -23,18 +24,15 @@ def jexport(session):
     for name in names:
         session.cbsd("jexport", f"jname={name}")
     if names:
-        return 0
-    row = session.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+        return
+    row = session.existing(jname)
     if row["emulator"] == "bhyve" and row["jid"] != "0":
         session.fail("{N1}VM is online{N0}")
     directory = args["dstdir"] or layout.work("export")
     image = os.path.join(directory, f"{args['imgname'] or jname}.img")
     os.makedirs(directory, exist_ok=True)
     level = args["compress"] or "6"
-    text = f"{{N1}}Exporting (with compress level:{{N2}}{level}{{N1}}), please stand by"
-    session.say(f"{text}: {{N2}}{jname}{{N0}}")
+    session.say(f"Exporting (with compress level:{{N2}}{level}{{N1}}), please stand by", jname)
     header = json.dumps({key: row[key] for key in COLUMNS}).encode()
     with tarfile.open(image, "w:gz", compresslevel=1) as archive:
         entry = tarfile.TarInfo("header.json")
@@ -42,9 +40,8 @@ def jexport(session):
         archive.addfile(entry, io.BytesIO(header))
         archive.add(layout.system(jname), "sysdata")
         archive.add(layout.data(jname), "data")
-    session.say(f"{{N1}}exported image file: {{N2}}{image}{{N0}}")
+    session.say("exported image file", image)
     session.done()
-    return 0
 
 
 def jimport(session):
@@ -52,37 +49,31 @@ def jimport(session):
     args = session.parse(optional="jname list newjname newip path inter")
     layout = session.layout
     wanted = args["jname"] or args["path"] or args.first()
-    image = next(
-        (path for path in (layout.work("import", f"{wanted}.img"), wanted) if os.path.isfile(path)),
-        None,
-    )
+    candidates = (layout.work("import", f"{wanted}.img"), wanted)
+    image = next(filter(os.path.isfile, candidates), None)
     if not image:
-        session.fail(f"{{N1}}No such jail or image here: {{N2}}{wanted}{{N0}}", 0)
+        session.fail("No such jail or image here", wanted, code=0)
     with tempfile.TemporaryDirectory(dir=layout.work("ftmp")) as unpacked:
         with tarfile.open(image) as archive:
-            archive.extraction_filter = lambda member, path: (
-                member
-            )  # `filter=` is younger than Debian 12's Python
+            # `filter=` is younger than Debian 12's Python.
+            archive.extraction_filter = lambda member, path: member
             archive.extractall(unpacked)
-        with open(os.path.join(unpacked, "header.json"), encoding="utf-8") as header:
-            row = json.load(header)
+        row = json.loads(read(os.path.join(unpacked, "header.json")))
         jname = args["newjname"] or row["jname"]
         if session.inventory.load(jname) is not None:
-            session.fail(f"{{N1}}Jail already exist: {{N2}}{jname}{{N0}}", 0)
+            session.fail("Jail already exist", jname, code=0)
         if os.path.isdir(layout.data(jname)):
             text = f"Jail datadir for {jname} already exist. Please check and remove first"
-            session.fail(f"{{N1}}{text}: {{N2}}{layout.data(jname)}{{N0}}", 0)
+            session.fail(text, layout.data(jname), code=0)
         jails.remove(layout.system(jname))
         shutil.move(os.path.join(unpacked, "sysdata"), layout.system(jname))
         shutil.move(os.path.join(unpacked, "data"), layout.data(jname))
     row.update(jails.paths_of(layout, jname), jname=jname, jid="0", status="0")
     if args["newip"]:
-        row["ip4_addr"] = (
-            session.inventory.lease() if args["newip"].upper() == "DHCP" else args["newip"]
-        )
-        session.say(f"{{N1}}IP sets to: {{N2}}{row['ip4_addr']}{{N0}}")
+        dynamic = args["newip"].upper() == "DHCP"
+        row["ip4_addr"] = session.inventory.lease() if dynamic else args["newip"]
+        session.say("IP sets to", row["ip4_addr"])
     session.inventory.register(row)
     for directory in (layout.work("jails", jname), layout.work("jails-fstab", jname)):
         os.makedirs(directory, exist_ok=True)
     session.done()
-    return 0

@@ -59,8 +59,6 @@ class Inventory:
         self.layout, self.kernel = layout, kernel
         self.file = layout.work("var/db/local.sqlite")
 
-    # -- SQL ---------------------------------------------------------------------------------------
-
     def execute(self, query, path=None):
         """Run one statement; the rows. Errors are sqlite3's."""
         connection = quick_sqlite.connect(path or self.file, timeout=25, isolation_level=None)
@@ -110,8 +108,6 @@ class Inventory:
         columns = [column for column in row if column in COLUMNS]
         values = ",".join(f"'{row[column]}'" for column in columns)
         return self.write(f"INSERT INTO jails ({','.join(columns)}) VALUES ({values})")
-
-    # -- what CBSD asks ----------------------------------------------------------------------------
 
     def names(self, condition="1"):
         """Names of environments, in the order in which they were created."""
@@ -178,8 +174,6 @@ class Inventory:
         """The next free address of the node's pool."""
         used = [row[0] for row in self.rows("SELECT ip4_addr FROM jails")]
         return addresses.lease(self.layout.settings()["ippool"], used)
-
-    # -- machines ----------------------------------------------------------------------------------
 
     def settings_file(self, jname):
         """A machine's own database."""

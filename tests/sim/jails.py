@@ -4,9 +4,10 @@ import os
 import time
 
 from sim import freebsd, programs, services, shell
-from sim.addresses import family
+from sim.addresses import bare, family
 from sim.inventory import JAIL_ARGS
-from sim.session import read_conf
+from sim.kernel import unlink
+from sim.layout import read, read_conf, write
 
 # jcreate:572-595: only these directories of share/jail-system-default reach a new jail.
 HOOK_DIRS = """clone-local.d clone.d create.d facts.d master_create.d master_poststart.d
@@ -20,20 +21,18 @@ astart=1 interface=auto vnet=0 applytpl=1 floatresolv=1 mkhostsfile=1 emulator=j
 b_order=10 ver=native arch=native protected=0 hidden=0"""
 DEFAULTS = dict(setting.split("=") for setting in DEFAULTS.split())
 DEFAULTS.update(exec_start="/bin/sh /etc/rc", exec_stop="/bin/sh /etc/rc.shutdown")
-CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel
-delpkglist environment etcupdate_init flavor from fstablocal inter interface2 jconf jname
-jprofile nic_hwaddr pkg_bootstrap pkglist quiet removejconf runasap sysrc zfs_snapsrc
-jailsysskeldir systemskeldir"""
-
+CREATE_KEYS = """autorestart ci_gw4 ci_interface2 ci_ip4_addr ci_user_pubkey customskel delpkglist
+environment etcupdate_init flavor from fstablocal inter interface2 jconf jname jprofile nic_hwaddr
+pkg_bootstrap pkglist quiet removejconf runasap sysrc zfs_snapsrc jailsysskeldir systemskeldir"""
 NATIVE = {"ver": "14.1", "arch": "amd64"}
 
 # jset:1052: what can be changed while the jail runs, without more ado.
 LIVE = """astart applytpl floatresolv exec_consolelog devfs_ruleset protected hidden boot_delay
-cpuset host_hostname mount_src mount_ports mount_kernel mount_fdescfs mount_procfs
-mount_linprocfs mount_linsysfs allow_mount allow_raw_sockets allow_read_msgbuf allow_vmm
-allow_mlock allow_nfsd allow_reserved_ports allow_unprivileged_proc_debug""".split()
-NEEDS_ALLOW_MOUNT = """allow_nullfs allow_fusefs allow_linprocfs allow_linsysfs allow_tmpfs
-allow_procfs allow_fdescfs""".split()
+cpuset host_hostname mount_src mount_ports mount_kernel mount_fdescfs mount_procfs mount_linprocfs
+mount_linsysfs allow_mount allow_raw_sockets allow_read_msgbuf allow_vmm allow_mlock allow_nfsd
+allow_reserved_ports allow_unprivileged_proc_debug""".split()
+FILE_SYSTEMS = "nullfs fusefs linprocfs linsysfs tmpfs procfs fdescfs".split()
+NEEDS_ALLOW_MOUNT = [f"allow_{name}" for name in FILE_SYSTEMS]
 
 
 def paths_of(layout, jname):
@@ -46,17 +45,12 @@ def paths_of(layout, jname):
     }
 
 
-# -- jcreate ---------------------------------------------------------------------------------------
-
-
 def jcreate(session):
     """Create a jail (sudoexec/jcreate)."""
     keys = f"{CREATE_KEYS} {' '.join(JAIL_ARGS)}"
     # jail-freebsd-default.conf is read after the environment, so only other names leak in from it.
-    reset = {
-        key: "" for key in (*DEFAULTS, "path", "data", "host_hostname", "rcconf", "mount_fstab")
-    }
-    reset.update(dict.fromkeys(("sysrc", "from", "flavor", "ci_user_pubkey", "environment"), ""))
+    own = "path data host_hostname rcconf mount_fstab sysrc from flavor ci_user_pubkey environment"
+    reset = dict.fromkeys((*DEFAULTS, *own.split()), "")
     args = session.parse(optional=keys, sudo=True, reset=reset)
     wanted = {key: value for key, value in args.given.items() if value}
     if args["jconf"]:
@@ -65,64 +59,50 @@ def jcreate(session):
         wanted = {**source_conf(args["jconf"]), **wanted}
     jname = wanted.get("jname")
     if not jname:
-        session.fail("{N1}please set for jcreate: {N2}{N0}")
-    quiet = wanted.get("quiet") == "1"
+        session.fail("please set for jcreate", "")
+    session.quiet = wanted.get("quiet") == "1"
     if session.inventory.load(jname) is not None:
-        return already_there(session, jname, wanted)
+        if wanted.get("autorestart", "0") == "0":
+            hint = "already exist, use autorestart=1 for updating via jset"
+            session.fail(f"{{N1}}jail {jname} {hint}{{N0}}")
+        return apply_conf(session, jname, wanted, restart=True)
     row = new_row(session, jname, wanted)
     session.queue("jail", "jcreate", jname, f"ip4_addr={row['ip4_addr']}", "status=1")
-    if not quiet:
-        session.say("{N1}Please wait: {N2}this will take a while...{N0}")
-    make_system_dir(session, row, quiet)
+    session.note("Please wait", "this will take a while...")
+    make_system_dir(session, row)
     populate(row, wanted)
     # The script stays where it looked for the skeleton, and so do the master_create.d hooks.
     os.makedirs(session.layout.work("share/FreeBSD-jail-skel"), exist_ok=True)
     os.chdir(session.layout.work("share/FreeBSD-jail-skel"))
     if row["ip4_addr"].upper() == "DHCP":
-        row["ip4_addr"] = session.inventory.lease() or session.fail(
-            f"{{W1}}jcreate error: {{N1}}{jname}: no free IP address for DHCP in 'nodeippool',"
-            " please check: {N2}cbsd initenv-tui{N0}"
-        )
+        problem = f"{jname}: no free IP address for DHCP in 'nodeippool', please check"
+        problem = f"{{W1}}jcreate error: {{N1}}{problem}: {{N2}}cbsd initenv-tui{{N0}}"
+        row["ip4_addr"] = session.inventory.lease() or session.fail(problem)
     registered = session.inventory.register(row)
-    if not quiet:
-        enjoy(session, jname)
+    enjoy(session, jname)
     session.inventory.update(jname, state_time=int(time.time()))
     services.install(row["data"], wanted.get("pkglist", ""), wanted.get("sysrc", ""))
     if wanted.get("runasap") == "1" and registered:
-        session.cbsd("jstart", f"jname={jname}", f"quiet={int(quiet)}")
+        session.cbsd("jstart", f"jname={jname}", f"quiet={int(session.quiet)}")
     running = int(session.kernel.jid(jname) != 0)
     session.queue("jail", "jcreate", jname, "status=2", f"data_status={running}")
-    if not quiet:
-        session.done()
+    session.done()
     # Exported from what was given, not from the row: the hooks see neither a jid nor a status.
     exported = {key: row.get(key, "0") for key in JAIL_ARGS}
     session.addresses(row["ip4_addr"])
     session.export_for_hooks({**exported, "jname": jname})
-    session.hooks.run(jname, "master_create.d", quiet)
+    session.hooks.run(jname, "master_create.d")
     session.hooks.in_jail(row, "create.d", start_if_off=True)
-    return 0
-
-
-def already_there(session, jname, wanted):
-    """The name is taken: refuse, or change the jail to what the configuration says."""
-    if wanted.get("autorestart", "0") == "0":
-        hint = "already exist, use autorestart=1 for updating via jset"
-        session.fail(f"{{N1}}jail {jname} {hint}{{N0}}")
-    apply_conf(session, jname, wanted, restart=True)
-    return 0
 
 
 def apply_conf(session, jname, wanted, restart):
     """Change what differs from a configuration; a running jail is restarted for it if asked."""
     fixed = ("jname", "path", "data", "rcconf", "mount_fstab", "emulator", "persist", "mdsize")
-    changes = [
-        f"{key}={value}"
-        for key, value in wanted.items()
-        if key in JAIL_ARGS
-        and key not in fixed
-        and value not in ("native", "DHCP")
-        and session.inventory.value(jname, key) != value
-    ]
+    changes = []
+    for key, value in wanted.items():
+        free = key in JAIL_ARGS and key not in fixed and value not in ("native", "DHCP")
+        if free and session.inventory.value(jname, key) != value:
+            changes.append(f"{key}={value}")
     if not changes:
         return
     restart = restart and session.kernel.jid(jname)
@@ -137,8 +117,7 @@ def source_conf(path):
     """A jconf is shell code and is sourced as such; the assignments it makes."""
     keys = [*JAIL_ARGS, *CREATE_KEYS.split()]
     script = f'. "{path}"\n' + "".join(f'echo "{key}=${{{key}}}"\n' for key in keys)
-    command = ["/usr/bin/env", "-i", "/bin/sh", "-c", script]
-    text = programs.output(command)[1].decode()
+    text = programs.output(["/usr/bin/env", "-i", "/bin/sh", "-c", script])[1].decode()
     pairs = (line.partition("=") for line in text.splitlines())
     return {key: value for key, _, value in pairs if value}
 
@@ -146,12 +125,8 @@ def source_conf(path):
 def new_row(session, jname, wanted):
     """The row of a new jail: defaults, the profile, then what was asked for."""
     layout = session.layout
-    row = {
-        "jname": jname,
-        "host_hostname": f"{jname}.my.domain",
-        **DEFAULTS,
-        **paths_of(layout, jname),
-    }
+    row = {"jname": jname, "host_hostname": f"{jname}.my.domain"}
+    row.update(DEFAULTS, **paths_of(layout, jname))
     for name in filter(None, ("default", wanted.get("jprofile"))):
         for directory in ("etc/defaults", "etc"):
             profile = read_conf(layout.work(directory, f"jail-freebsd-{name}.conf"))
@@ -163,25 +138,20 @@ def new_row(session, jname, wanted):
     return row
 
 
-def make_system_dir(session, row, quiet):
+def make_system_dir(session, row):
     """`jails-system/JNAME`: all of the profile's skeleton, hook directories of the default."""
     layout, jname = session.layout, row["jname"]
     target = layout.system(jname)
     remove_tree(target)
     os.makedirs(os.path.join(target, "traffic"))
-    with open(os.path.join(target, "descr"), "w", encoding="utf-8"):
-        pass
-    profile = session.args["jprofile"] or "default"
-    system_skel = session.args["jailsysskeldir"]
-    system_skel = system_skel or layout.work(
-        f"share/FreeBSD-{row['emulator']}-{profile}-system-skel"
-    )
+    write(os.path.join(target, "descr"))
+    name = f"share/FreeBSD-{row['emulator']}-{session.args['jprofile'] or 'default'}-system-skel"
+    system_skel = session.args["jailsysskeldir"] or layout.work(name)
     if os.path.isdir(system_skel):
-        if not quiet:
-            session.say(f"{{N1}}jcreate: copy system skel from: {{N2}}{system_skel}{{N0}}")
+        session.note("jcreate: copy system skel from", system_skel)
         copy_tree(system_skel, target)
-    elif not quiet:
-        session.say(f"{{N1}}jcreate: system skel dir not found: {{N2}}{system_skel}{{N0}}")
+    else:
+        session.note("jcreate: system skel dir not found", system_skel)
     skel = session.args["systemskeldir"] or configured_skel(layout)
     copy_hook_dirs(session, skel, target, HOOK_DIRS, 0o775)
 
@@ -215,11 +185,8 @@ def copy_tree(source, target):
         os.makedirs(there, exist_ok=True)
         for name in directories + files:
             old = os.path.join(there, name)
-            if (
-                os.path.islink(old)
-                or os.path.islink(os.path.join(place, name))
-                and os.path.isfile(old)
-            ):
+            replaced = os.path.islink(os.path.join(place, name)) and os.path.isfile(old)
+            if replaced or os.path.islink(old):
                 os.unlink(old)
     try:
         shutil.copytree(source, target, symlinks=True, dirs_exist_ok=True)
@@ -246,21 +213,16 @@ def populate(row, wanted):
 
 def enjoy(session, jname):
     """What jcreate says when the jail is there."""
-    hints = (
-        ("To edit VM properties use", f"cbsd jconfig jname={jname}"),
-        ("To start VM use", f"cbsd jstart {jname}"),
-        ("To stop VM use", f"cbsd jstop {jname}"),
-        ("To remove VM use", f"cbsd jremove {jname}"),
-        ("For attach VM console use", f"cbsd jlogin {jname}"),
-    )
-    session.say("")
+    hints = [("To edit VM properties use", f"cbsd jconfig jname={jname}")]
+    hints += [
+        (f"To {verb} VM use", f"cbsd j{verb} {jname}") for verb in ("start", "stop", "remove")
+    ]
+    hints.append(("For attach VM console use", f"cbsd jlogin {jname}"))
+    session.note("")
     for text, command in hints:
-        session.say(f"{{N1}}{text}: {{N2}}{command}{{N0}}")
-    session.say("")
-    session.say(f"{{N1}}Creating {jname} complete: {{N2}}Enjoy!{{N0}}")
-
-
-# -- jstart ----------------------------------------------------------------------------------------
+        session.note(text, command)
+    session.note("")
+    session.note(f"Creating {jname} complete", "Enjoy!")
 
 
 def jstart(session):
@@ -271,25 +233,20 @@ def jstart(session):
     if len(existing) > 1:
         session.side_by_side("jstart", existing, ["inter=0"])
         session.done()
-        session.fail("{N1}Multiple start: {N2}done{N0}", 0)
-    quiet = args["quiet"] == "1"
-    row = session.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+        session.fail("Multiple start", "done", code=0)
+    session.quiet = args["quiet"] == "1"
+    row = session.existing(jname)
     wait_delay(args["delay"])
-    adjust_native(session, row, quiet)
+    adjust_native(session, row)
     refuse_state(session, row)
     if row["jid"] != "0":
-        session.fail(f"{{N1}}Jail {jname} already running, jid: {{N2}}{row['jid']}{{N0}}")
-    take_lock(session, jname, quiet)
+        session.fail(f"Jail {jname} already running, jid", row["jid"])
+    take_lock(session, jname)
     session.queue("jail", "jstart", jname, "status=1", f"workdir={session.layout.workdir}")
     if row["emulator"] == "bhyve":
-        text = f"{{N1}}For bhyve mode use: {{N2}}cbsd bstart jname={jname} {{N1}}instead.{{N0}}"
-        session.fail(text, 0)
-    start(session, row, quiet)
-    if not quiet:
-        session.done()
-    return 0
+        session.fail("For bhyve mode use", f"cbsd bstart jname={jname} {{N1}}instead.", code=0)
+    start(session, row)
+    session.done()
 
 
 def wait_delay(delay):
@@ -300,14 +257,13 @@ def wait_delay(delay):
         pass
 
 
-def adjust_native(session, row, quiet):
+def adjust_native(session, row):
     """`native` becomes the version and architecture of the host, in the row too."""
     for key, value in NATIVE.items():
         if row.get(key) == "native":
             row[key] = value
             session.inventory.update(row["jname"], **{key: value})
-            if not quiet:  # jstart says "version" for both
-                session.say(f"{{N1}}adjust version: {{N2}}native -> {NATIVE['ver']}{{N0}}")
+            session.note("adjust version", f"native -> {NATIVE['ver']}")  # for both
 
 
 def refuse_state(session, row):
@@ -318,90 +274,75 @@ def refuse_state(session, row):
         session.fail("{N1}Jail in maintenance mode{N0}")
 
 
-def take_lock(session, jname, quiet):
+def take_lock(session, jname):
     """The lock is for a file system shared between nodes: an own one is stale (jstart:348-374)."""
     path = session.layout.system(jname, "locked")
     if not os.path.isfile(path):
         return
-    with open(path, encoding="utf-8") as source:
-        holder = source.read().strip()
+    holder = read(path).strip()
     minutes = int((time.time() - os.stat(path).st_mtime) / 60)
+    locked = f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} node"
     if holder in ("", session.layout.nodename()):
-        message = f"{{N1}}Remove my stale lock file: {{N2}}{path}{{N0}}"
+        session.note("Remove my stale lock file", path)
     elif minutes > 30:
-        message = (
-            f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} node{{N0}}\n"
-            f"{{N1}}But lock age is too old: {minutes} min. Removing!!!{{N0}}"
-        )
+        session.note(f"{locked}{{N0}}")
+        session.note(f"{{N1}}But lock age is too old: {minutes} min. Removing!!!{{N0}}")
     else:
-        if not quiet:
-            age = f"node, lock age: {minutes} min."
-            session.say(
-                f"{{N1}}Jail {{N2}}{jname}{{N1}} locked by {{N2}}{holder}{{N1}} {age}{{N0}}"
-            )
+        session.note(f"{locked}, lock age: {minutes} min.{{N0}}")
         advice = "You may remove the lockfile if you believe that jail is not running on this node"
-        session.fail(f"{{N1}}{advice}: {{N2}}rm -f {path}{{N0}}")
-    if not quiet:
-        session.say(message)
+        session.fail(advice, f"rm -f {path}")
     os.unlink(path)
 
 
-def start(session, row, quiet):
+def start(session, row):
     """From the tests to the row: the order when one jail starts (jstart:424-1172)."""
     layout, kernel, jname = session.layout, session.kernel, row["jname"]
     if session.args["inter"]:
         session.environment["NOINTER"] = "1"
-    run_mnt_start(session, row, quiet)
-    session.hooks.tests(jname, quiet)
+    run_mnt_start(session, row)
+    session.hooks.tests(jname)
     resolve_dhcp(session, row)
     session.addresses(row["ip4_addr"])
     session.export_for_hooks(row)
-    session.hooks.run(jname, "master_prestart.d", quiet)
-    if row["interface"] == "auto":
-        nic = layout.settings()["nic"]
-        if session.addresses(row["ip4_addr"]).known and not quiet:
-            session.say(f"{{N1}}Default NIC automatically selected: {{N2}}{nic}{{N0}}")
-    if not quiet:
-        session.say("{N1}set resource limit: [ {N2}{N1}]{N0}")
-        session.say("{N1}jail renice: {N2}1{N0}")
-        session.say(f"{{N1}}Starting jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
+    session.hooks.run(jname, "master_prestart.d")
+    if row["interface"] == "auto" and session.addresses(row["ip4_addr"]).known:
+        session.note("Default NIC automatically selected", layout.settings()["nic"])
+    session.note("{N1}set resource limit: [ {N2}{N1}]{N0}")
+    session.note("jail renice", "1")
+    session.note("Starting jail", f"{jname}, parallel timeout=5")
     os.makedirs(row["path"], exist_ok=True)
     time.sleep(layout.settings()["pause"])
     jid = kernel.create_jail(jname, row["path"], row["data"], row["host_hostname"], row["ip4_addr"])
     if jid is None:
-        # Nothing keeps two starts of one jail apart: both ran the hooks so far, the slower one
-        # ends here.
+        # Nothing keeps two starts apart: both ran the hooks so far, the slower one ends here.
         session.fail(f'jail: jail "{jname}" already exists')
     if jid:
         time.sleep(kernel.slowness(jname, "start"))
         services.Services(kernel, jname, kernel.read()["jails"][jname]).boot()
         session.inventory.update(jname, state_time=int(time.time()))
         session.hooks.in_jail(row, "start.d")
-    # The variable jid is new, status is set after the hooks, the row later still
-    # (jstart:1091-1121).
+    # The variable jid is new; status is set after the hooks, the row later still (jstart:1091).
     jid = kernel.jid(jname)
     session.environment["jid"] = str(jid)
-    session.hooks.run(jname, "master_poststart.d", quiet)
+    session.hooks.run(jname, "master_poststart.d")
     if jid:
-        with open(layout.system(jname, "locked"), "w", encoding="utf-8") as lock:
-            lock.write(layout.nodename() + "\n")
+        write(layout.system(jname, "locked"), layout.nodename() + "\n")
         session.chown(layout.system(jname, "locked"))
     else:
         run_column(session, row, "exec_master_poststop", "Master exec afterstop")
-        session.hooks.run(jname, "master_poststop.d", quiet)
+        session.hooks.run(jname, "master_poststop.d")
     session.inventory.update(jname, jid=jid, status=int(jid != 0))
     session.queue("jail", "jstart", jname, "status=2", "data_status=1", f"workdir={layout.workdir}")
 
 
-def run_mnt_start(session, row, quiet):
+def run_mnt_start(session, row):
     """`mnt_start`: a program that provides the data; its failure ends the start."""
     program, jname = row["mnt_start"], row["jname"]
     if program in ("", "0"):
         return
     if not os.access(program, os.R_OK | os.X_OK):
         session.fail(f"mnt_start script not exist or not executable: {program}")
-    if not quiet:
-        session.say(f"{{N1}}Execute mnt_start script: {{N2}}{program}{{N0}}...")
+    session.note(f"{{N1}}Execute mnt_start script: {{N2}}{program}{{N0}}...")
     fstab = session.layout.work("jails-fstab", jname)
     options = ["-d", row["data"], "-f", fstab, "-j", jname, "-s", session.layout.system(jname)]
     if programs.run([program, *options], env=session.environment):
@@ -410,11 +351,9 @@ def run_mnt_start(session, row, quiet):
 
 def resolve_dhcp(session, row):
     """Replace DHCP by an address of the pool; with its capital P: `dhcp` is not resolved."""
-    items = row["ip4_addr"].split(",")
-    resolved = [
-        session.inventory.lease() or item if item[:3].upper() == "DHC" and item[3:] == "P" else item
-        for item in items
-    ]
+    items, lease = row["ip4_addr"].split(","), session.inventory.lease
+    dynamic = [item[:3].upper() == "DHC" and item[3:] == "P" for item in items]
+    resolved = [lease() or item if asked else item for item, asked in zip(items, dynamic)]
     if resolved != items:
         session.cbsd("jset", f"jname={row['jname']}", f"ip4_addr={','.join(resolved)}")
         row["ip4_addr"] = ",".join(resolved)
@@ -424,15 +363,12 @@ def run_column(session, row, column, title):
     """exec_master_*: a command in the row, split at blanks and run on the host."""
     command = row.get(column, "")
     if command not in ("", "0"):
-        session.say(f"{{N1}}{row['jname']} {title}: {{N2}}{command}{{N0}}")
+        session.say(f"{row['jname']} {title}", command)
         environment = {**session.environment, "PATH": "/sbin:/bin:/usr/sbin:/usr/bin"}
         try:
             programs.run(command.split(), env=environment)
         except OSError:
             session.say(f"{session.layout.bin}/cbsd: {command.split()[0]}: not found", stream=2)
-
-
-# -- jstop -----------------------------------------------------------------------------------------
 
 
 def jstop(session):
@@ -443,19 +379,16 @@ def jstop(session):
         for name in existing:
             session.in_background("jstop", f"jname={name}")
         session.done()
-        session.fail("{N1}Multiple stop: {N2}done{N0}", 0)
-    row = session.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+        session.fail("Multiple stop", "done", code=0)
+    row = session.existing(jname)
     if row["jid"] == "0":
-        session.fail(f"{{N1}}Not Running: {{N2}}{jname}{{N0}}")
+        session.fail("Not Running", jname)
     if row["status"] == "3":
         session.fail("{N1}Jail in maintenance mode{N0}")
     if row["emulator"] == "bhyve":
-        session.fail(f"{{N1}}For bhyve jail use: {{N2}}cbsd bstop {jname} {{N1}}instead{{N0}}")
+        session.fail("For bhyve jail use", f"cbsd bstop {jname} {{N1}}instead")
     stop(session, row)
     session.done()
-    return 0
 
 
 def stop(session, row):
@@ -467,7 +400,7 @@ def stop(session, row):
     session.export_for_hooks(row)
     session.hooks.run(jname, "master_prestop.d")
     run_column(session, row, "exec_master_prestop", "Master exec prestop")
-    session.say(f"{{N1}}Stopping jail: {{N2}}{jname}, parallel timeout=5{{N0}}")
+    session.say("Stopping jail", f"{jname}, parallel timeout=5")
     if kernel.jid(jname):
         session.hooks.in_jail(row, "stop.d")
     slow = kernel.slowness(jname, "stop") if session.args["fast"] != "1" else 0
@@ -476,10 +409,7 @@ def stop(session, row):
     run_column(session, row, "exec_master_poststop", "Master exec afterstop")
     session.hooks.run(jname, "master_poststop.d")
     session.inventory.update(jname, jid=0, status=0, state_time=int(time.time()))
-    try:
-        os.unlink(layout.system(jname, "locked"))
-    except FileNotFoundError:
-        pass
+    unlink(layout.system(jname, "locked"))
     session.queue("jail", "jstop", jname, "status=2", "data_status=0", workdir)
 
 
@@ -487,16 +417,15 @@ def jrestart(session):
     """Stop and start what runs; everything else is skipped, with exit code 0 (jrestart:63-107)."""
     args = session.parse(optional="jname", reset={"jname": " ".join(session.argv)})
     if not args["jname"]:
-        return 0
+        return
     names = args["jname"].split()
     if "*" in args["jname"]:
         names = session.inventory.matching(args["jname"], "jail") or names
     for jname in names:
         row = session.load(jname)
         if row is None:
-            session.say(f"{{N1}}no such jail: {{N2}}{jname}{{N0}}")
-            continue
-        if row.get("jid", "0") == "0":
+            session.say("no such jail", jname)
+        if not row or row.get("jid", "0") == "0":
             continue
         workdir = f"workdir={session.layout.workdir}"
         session.queue("jail", "jrestart", jname, "status=1", workdir)
@@ -506,10 +435,6 @@ def jrestart(session):
         session.queue("jail", "jrestart", jname, "status=2", state, workdir)
         session.done()
     session.done()
-    return 0
-
-
-# -- jdestroy --------------------------------------------------------------------------------------
 
 
 def jdestroy(session):
@@ -517,44 +442,43 @@ def jdestroy(session):
     args = session.parse(optional="jname inter", sudo=True)
     session.command = session.environment["CBSD_APP"] = "jdestroy"
     words = args.raw[1:] if args["inter"] else args.raw  # `shift`, whatever the first word is
-    if args["jname"]:
-        words = [args["jname"]]
-        if "*" in args["jname"]:
-            words = session.inventory.matching(args["jname"], "jail") or words
-    if not words:
-        session.fail("Give me jname")
-    for jname in words:
+    for jname in to_destroy(session, words, "jail"):
         destroy_one(session, jname)
     session.done()
-    return 0
+
+
+def to_destroy(session, words, emulator):
+    """The names to remove: those that `jname=` means, otherwise the bare words."""
+    mask = session.args["jname"]
+    names = [mask] if mask else words
+    if "*" in mask:
+        names = session.inventory.matching(mask, emulator) or names
+    return names or session.fail("Give me jname")
 
 
 def destroy_one(session, jname):
     """Remove one jail: remove.d while it still runs, then stop it, then everything of it."""
     row = session.load(jname)
     if not row:
-        session.say(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
-        return
+        return session.say("No such jail", jname)
     if row["protected"] == "1":
-        session.say(f"{{N1}}Protected/locked jail. Skip for remove: {{N2}}{jname}{{N0}}")
-        return
+        return session.say("Protected/locked jail. Skip for remove", jname)
     session.queue("jail", "jremove", jname, "status=1")
     if os.path.isdir(session.layout.system(jname, "remove.d")):
         session.addresses(row["ip4_addr"])
         session.export_for_hooks(row)
         session.hooks.run(jname, "remove.d")
-    if row["jid"] != "0":
-        if row["emulator"] == "bhyve":
-            session.cbsd("bstop", f"jname={jname}", "noacpi=1")
-        else:
-            session.cbsd("jstop", f"jname={jname}", "fast=1")
     erase(session, row)
     session.queue("jail", "jremove", jname, "status=2")
 
 
 def erase(session, row):
-    """Data, row, and at the very end the directory with the hooks: nothing runs after that."""
+    """Stop it, remove data and row, and at the very end the hooks: nothing runs after that."""
     layout, jname = session.layout, row["jname"]
+    if row["jid"] != "0":
+        stop = ["bstop", "noacpi=1"] if row["emulator"] == "bhyve" else ["jstop", "fast=1"]
+        session.cbsd(stop[0], f"jname={jname}", stop[1])
+    session.kernel.destroy_vm(jname)
     session.kernel.destroy_jail(jname)
     remove(row["data"])
     session.inventory.write(f"DELETE FROM jails WHERE jname='{jname}'")
@@ -579,28 +503,19 @@ def remove_tree(path):
         shutil.rmtree(path, ignore_errors=True)
 
 
-# -- jrename, jclone -------------------------------------------------------------------------------
-
-
 def jrename(session):
     """Rename a jail. Hostname and address stay unless given; no hook runs (jrename:181)."""
     args = session.parse("old new", "host_hostname ip4_addr restart", reset={"restart": "0"})
     layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
     jid = inventory.value(old, "jid")  # of the row: a jail that crashed counts as online
     if not jid:
-        session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
+        session.fail("No such jail", old)
     if inventory.value(new, "jid"):
-        session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
-    session.queue(
-        "jail", "jrename", old, f"jname={new}", f"ip4_addr={args['ip4_addr']}", "status=1"
-    )
+        session.fail("Jail already exist", new)
+    options = [f"jname={new}", f"ip4_addr={args['ip4_addr']}"]
+    session.queue("jail", "jrename", old, *options, "status=1")
     if jid != "0":
-        if args["restart"] != "1":
-            session.fail(
-                f"{{N1}}Jail is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1"
-                "{N1} to auto stop and start jail during rename{N0}"
-            )
-        session.cbsd("jstop", f"jname={old}")
+        stop_for_rename(session, "jail", "jstop", old)
     row = session.load(old)
     if row["emulator"] == "bhyve":
         session.fail("{N1}Jail in bhyve mode. Use {N2}cbsd brename{N1} instead{N0}")
@@ -610,15 +525,11 @@ def jrename(session):
     move_fstab(layout, old, new)
     address = args["ip4_addr"] or row["ip4_addr"]
     if address.upper() == "DHCP":
-        address = inventory.lease() or session.fail(
-            "{N1}No free IP address for DHCP in nodeippool{N0}"
-        )
-        session.say(f"{{N1}}Selected IP: {{N2}}{address}{{N0}}")
-    hostname = args["host_hostname"] or row["host_hostname"]
-    inventory.update(
-        old,
-        **{**paths_of(layout, new), "jname": new, "ip4_addr": address, "host_hostname": hostname},
-    )
+        problem = "{N1}No free IP address for DHCP in nodeippool{N0}"
+        address = inventory.lease() or session.fail(problem)
+        session.say("Selected IP", address)
+    columns = {"host_hostname": args["host_hostname"] or row["host_hostname"], "jname": new}
+    inventory.update(old, **paths_of(layout, new), **columns, ip4_addr=address)
     os.rename(layout.data(old), layout.data(new))
     os.makedirs(layout.work("jails", new), exist_ok=True)
     session.say("{N1}.{N0}", end="")
@@ -630,19 +541,27 @@ def jrename(session):
     session.queue("jail", "jrename", new, "status=2", state)
     session.say("{N2}ok{N0}")
     session.done()
-    return 0
+
+
+def stop_for_rename(session, kind, command, name):
+    """What is online is only renamed with `restart=1`."""
+    if session.args["restart"] != "1":
+        text = f"{kind[0].upper()}{kind[1:]} is online. Please stop them: {{N2}}{name}{{N1}} or add"
+        why = f"to auto stop and start {kind} during rename"
+        session.fail(f"{{N1}}{text} {{N2}}restart=1{{N1}} {why}{{N0}}")
+    session.cbsd(command, f"jname={name}")
 
 
 def check_data(session, old, new):
     """Rename and clone need the data of the one and no data of the other."""
     source, target = session.layout.data(old), session.layout.data(new)
     if not os.path.isdir(source):
-        session.fail(f"{{N1}}No jail data: {{N2}}{source}{{N0}}")
+        session.fail("No jail data", source)
     if os.path.isdir(target):
         try:
             os.rmdir(target)
         except OSError:
-            session.fail(f"{{N1}}Jail data already exist and it not empty: {{N2}}{target}{{N0}}")
+            session.fail("Jail data already exist and it not empty", target)
 
 
 def move_fstab(layout, old, new):
@@ -660,36 +579,27 @@ def rewrite_fstab(directory, old, new):
     for name in ("fstab", "fstab.local"):
         path = os.path.join(directory, name)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as source:
-                text = source.read()
-            with open(path, "w", encoding="utf-8") as out:
-                out.write(text.replace(f"/{old}", f"/{new}"))
+            write(path, read(path).replace(f"/{old}", f"/{new}"))
 
 
 def jclone(session):
     """Clone a jail: the address is that of the source unless given, the hooks come along."""
     optional = "ip4_addr checkstate verbose promote clone_method mac_reinit"
-    args = session.parse(
-        "old new host_hostname", optional, reset={"checkstate": "1", "mac_reinit": "1"}
-    )
+    reset = {"checkstate": "1", "mac_reinit": "1"}
+    args = session.parse("old new host_hostname", optional, reset=reset)
     layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
     jid = inventory.value(old, "jid")
     if not jid:
-        session.fail(f"{{N1}}No such jail: {{N2}}{old}{{N0}}")
-    if args["checkstate"] == "1" and jid != "0":
-        session.fail(
-            f"{{N1}}jail is online, please stop them: {{N2}}{old}{{N1}}"
-            " (or use {N2}checkstate=0{N1}){N0}"
-        )
+        session.fail("No such jail", old)
+    refuse_online(session, "jail", old, jid)
     if inventory.value(new, "jid"):
-        session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
+        session.fail("Jail already exist", new)
     address = args["ip4_addr"] or inventory.value(old, "ip4_addr")
     session.queue("jail", "jclone", new, f"ip4_addr={args['ip4_addr']}", "status=1")
     if address.upper() == "DHCP":
-        address = inventory.lease() or session.fail(
-            "{N1}no free IPv4 address for DHCP in nodeippool{N0}"
-        )
-        session.say(f"{{N1}}Selected IPv4: {{N2}}{address}{{N0}}")
+        problem = "{N1}no free IPv4 address for DHCP in nodeippool{N0}"
+        address = inventory.lease() or session.fail(problem)
+        session.say("Selected IPv4", address)
     row = session.load(old)
     if row["emulator"] == "bhyve":
         session.fail("{N1}Jail in bhyve mode. Use {N2}cbsd brename{N1} instead{N0}")
@@ -712,9 +622,8 @@ def jclone(session):
     if local == 0:
         copy_tree(layout.data(old), layout.data(new))
     elif not os.path.isdir(layout.data(new)):
-        target = layout.data(new)
         text = "jclone error: local script succeeded, however destination dir doesn't exist"
-        session.say(f"{{N1}}{text}: {{N2}}{target}{{N0}}")
+        session.say(text, layout.data(new))
         session.cbsd("jremove", f"jname={new}")
         raise shell.Exit(1)
     session.say("{N1}.{N0}", end="")
@@ -725,7 +634,13 @@ def jclone(session):
     session.queue("jail", "jclone", new, "status=2", "data_status=0")
     session.say("{N2}ok{N0}")
     session.done()
-    return 0
+
+
+def refuse_online(session, kind, name, jid):
+    """What is online is only cloned with `checkstate=0`."""
+    if session.args["checkstate"] == "1" and jid != "0":
+        text = f"{{N1}}{kind} is online, please stop them: {{N2}}{name}{{N1}}"
+        session.fail(f"{text} (or use {{N2}}checkstate=0{{N1}}){{N0}}")
 
 
 def clone_fstab(layout, old, new):
@@ -737,25 +652,16 @@ def clone_fstab(layout, old, new):
         rewrite_fstab(target, old, new)
 
 
-# -- jset ------------------------------------------------------------------------------------------
-
-
 def jset(session):
     """Change parameters: prints `key: value` for each one that is another than before."""
-    keys = f"autorestart jconf {' '.join(JAIL_ARGS)} nice nic_address"
-    args = session.parse("jname", keys)
+    args = session.parse("jname", f"autorestart jconf {' '.join(JAIL_ARGS)} nice nic_address")
     jname = args["jname"]
     if "*" in jname:
-        changes = [argument for argument in args.raw if not argument.startswith("jname")]
-        for name in session.inventory.matching(jname, "jail"):
-            session.cbsd("jset", f"jname={name}", *changes)
-        return 0
-    row = session.inventory.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+        return set_many(session, "jset", "jail")
+    row = session.inventory.load(jname) or session.fail("No such jail", jname)
     if args["jconf"]:
-        apply_conf(session, jname, source_conf(args["jconf"]), args["autorestart"] == "1")
-        return 0
+        conf = source_conf(args["jconf"])
+        return apply_conf(session, jname, conf, args["autorestart"] == "1")
     changed = False
     for word in " ".join(args.raw).split():
         key = word.partition("=")[0]
@@ -765,7 +671,13 @@ def jset(session):
             changed = set_one(session, row, key, args[key]) or changed
     if changed and args["autorestart"] == "1":
         session.cbsd("jrestart", jname)
-    return 0
+
+
+def set_many(session, command, emulator):
+    """The same change of each environment that a mask names."""
+    changes = [argument for argument in session.args.raw if not argument.startswith("jname")]
+    for name in session.inventory.matching(session.args["jname"], emulator):
+        session.cbsd(command, f"jname={name}", *changes)
 
 
 def set_one(session, row, key, value):
@@ -809,25 +721,15 @@ def validate_address(session, jname, value):
     """
     value = value.replace("|", "#")
     interface, special, _ = value.partition("#")
-    special = special and "#" in value.split(",")[-1]
-    if (
-        special
-        and not interface.startswith("vhid")
-        and interface != session.layout.settings()["nic"]
-    ):
-        text = f"jset for {jname} error: interface not exist"
-        session.fail(f"{{N1}}{text}: {{N2}}{interface}{{N0}}")
+    special = special and "#" in value.split(",")[-1] and not interface.startswith("vhid")
+    if special and interface != session.layout.settings()["nic"]:
+        session.fail(f"jset for {jname} error: interface not exist", interface)
     mine = value.split("/")[0].rpartition("#")[2]
-    if family(mine) == 4:
-        for other, theirs in session.inventory.rows(
-            "SELECT jname,ip4_addr FROM jails ORDER BY rowid"
-        ):
-            used = [item.rpartition("#")[2].split("/")[0] for item in theirs.split(",")]
-            if other != jname and mine in used:
-                session.say(
-                    f"{{W1}}jset warning: {{N1}}IP address {{N2}}{mine}{{N1}}"
-                    f" already assigned to jail: {{N2}}{other}{{N0}}"
-                )
+    query = "SELECT jname,ip4_addr FROM jails ORDER BY rowid"
+    for other, theirs in session.inventory.rows(query) if family(mine) == 4 else ():
+        if other != jname and mine in map(bare, theirs.split(",")):
+            text = f"{{W1}}jset warning: {{N1}}IP address {{N2}}{mine}{{N1}} already assigned to"
+            session.say(f"{text} jail: {{N2}}{other}{{N0}}")
     return value
 
 
@@ -839,19 +741,18 @@ def set_address_live(session, row, value):
         session.say(f"ip4_addr: {{N1}}{text}{{N0}}")
         return False
     value = validate_address(session, jname, value)
-    nic = session.layout.settings()["nic"]
-    for item in row["ip4_addr"].split(","):
-        address = item.rpartition("#")[2].split("/")[0]
+    ifconfig = f"/sbin/ifconfig {session.layout.settings()['nic']}"
+    words = {4: ("inet", 24), 6: ("inet6", 64)}
+    for address in map(bare, row["ip4_addr"].split(",")):
         if family(address):
-            command = f"/sbin/ifconfig {nic} {inet(address)} {address} -alias"
-            session.say(f"{{N1}}Remove old IP: {{N2}}{command}{{N0}}")
+            inet, _ = words[family(address)]
+            session.say("Remove old IP", f"{ifconfig} {inet} {address} -alias")
     items = [session.inventory.lease() or i if i.upper() == "DHCP" else i for i in value.split(",")]
     for item in items:
-        address = item.rpartition("#")[2].split("/")[0]
-        if family(address):
-            full = item if "/" in item else f"{item}/{24 if family(address) == 4 else 64}"
-            command = f"/sbin/ifconfig {nic} {inet(address)} {full} alias"
-            session.say(f"{{N1}}Setup new IP: {{N2}}{command}{{N0}}")
+        if family(bare(item)):
+            inet, bits = words[family(bare(item))]
+            full = item if "/" in item else f"{item}/{bits}"
+            session.say("Setup new IP", f"{ifconfig} {inet} {full} alias")
     store(session, jname, "ip4_addr", ",".join(items))
     session.queue("jail", "update", jname, f"ip4_addr={','.join(items)}", "status=1")
     with session.kernel.changing() as state:
@@ -860,29 +761,18 @@ def set_address_live(session, row, value):
     return False
 
 
-def inet(address):
-    """ifconfig's word for a family."""
-    return "inet" if family(address) == 4 else "inet6"
-
-
-# -- jexec, jswmode --------------------------------------------------------------------------------
-
-
 def jexec(session):
     """Run a command in a running jail. The first argument is thrown away, whatever it is."""
     args = session.parse(optional="cmd dir environment jname shell user", sudo=True)
     jname = args["jname"]
     if not jname:
         session.fail("{N1}jexec: give me jname{N0}")
-    words = [
-        w
-        for w in args.raw[1:]
-        if w.partition("=")[0] not in ("dir", "jname", "shell", "user", "cmd")
-    ]
+    own_keys = ("dir", "jname", "shell", "user", "cmd")
+    words = [word for word in args.raw[1:] if word.partition("=")[0] not in own_keys]
     command = args["cmd"] or " ".join(words)
     row = session.load(jname)
     if row is None:
-        session.fail(f"{{N1}}no such jail: {{N2}}{jname}{{N0}}")
+        session.fail("no such jail", jname)
     if row.get("emulator") == "bhyve":
         session.fail("{N1}Not for bhyve mode{N0}")
     if row.get("jid", "0") == "0":
@@ -893,9 +783,8 @@ def jexec(session):
         session.export_for_hooks(row)
         os.execve(own, [own, *command.split()[1:]], session.environment)
     argv = ["/bin/sh", "-c", command] if command else ["/bin/sh"]
-    return freebsd.execute(
-        session.kernel, jname, argv, session.environment, args["user"], args["dir"]
-    )
+    who = {"user": args["user"], "directory": args["dir"]}
+    return freebsd.execute(session.kernel, jname, argv, session.environment, **who)
 
 
 def jswmode(session):
@@ -903,18 +792,14 @@ def jswmode(session):
     args = session.parse("jname mode", "comment")
     status = {"master": 0, "slave": 2, "maintenance": 3}.get(args["mode"])
     if status is None:
-        session.fail("{N1}Unknown mode. Valid is: {N2}master, slave, maintenance{N0}")
+        session.fail("Unknown mode. Valid is", "master, slave, maintenance")
     if session.inventory.load(args["jname"]) is None:
-        session.fail(f"{{N1}}No such jail: {{N2}}{args['jname']}{{N0}}")
-    columns = {"status": status}
-    if args["comment"]:
-        columns["maintenance"] = args["comment"]
-    session.inventory.update(args["jname"], **columns)
-    return 0
+        session.fail("No such jail", args["jname"])
+    reason = {"maintenance": args["comment"]} if args["comment"] else {}
+    session.inventory.update(args["jname"], status=status, **reason)
 
 
 def jcleanup(session):
     """Clear what is left of a jail; a running one is removed without any hook (jcleanup:41)."""
     args = session.parse("jname")
     session.kernel.destroy_jail(args["jname"])
-    return 0

@@ -29,8 +29,6 @@ class Kernel:
         self.boot_id_file = os.path.join(layout.kernel, "boot_id")
         self.runs = os.path.join(layout.kernel, "run")
 
-    # -- state -------------------------------------------------------------------------------------
-
     def read(self):
         """The state, as it was at one instant."""
         try:
@@ -59,8 +57,6 @@ class Kernel:
         with self.changing() as state:
             state.update(next_jid=jid_start, jails={}, vms={})
         write_atomic(self.boot_id_file, f"{time.time_ns():x}-{os.getpid():x}\n")
-
-    # -- jails -------------------------------------------------------------------------------------
 
     def jails(self):
         """name -> record of the jails that exist."""
@@ -150,8 +146,6 @@ class Kernel:
                         os.mkdir(jail["path"])
         self.occupy_address(name)
 
-    # -- machines ----------------------------------------------------------------------------------
-
     def vm_pid(self, name):
         """The process id of a running machine, else 0."""
         vm = self.read()["vms"].get(name)
@@ -194,8 +188,6 @@ class Kernel:
         unlink(self.vmm(name))
         self.occupy_address(name)
 
-    # -- faults ------------------------------------------------------------------------------------
-
     def slowness(self, name, what):
         """How many seconds `start` or `stop` of an environment takes on top."""
         return self.read()["slow"].get(name, {}).get(what, 0)
@@ -233,8 +225,6 @@ class Kernel:
             if off:
                 procs.exterminate([off["holder"]] if off["holder"] else [])
                 off["holder"] = None
-
-    # -- the commands that run now -----------------------------------------------------------------
 
     def register(self):
         """Register this process, so that a power failure of the node finds it; the record."""

@@ -21,8 +21,7 @@ DEFAULTS = {
     "delay_unit": 0.05,
     # What jail(8) takes at least. Seconds in reality, which is why two stops of one jail overlap.
     "pause": 0.0,
-    # Module name -> git repository; without an entry a module cannot be fetched: there is no
-    # network.
+    # Module name -> git repository; a module without an entry cannot be fetched.
     "module_url": {},
 }
 
@@ -61,19 +60,38 @@ class Layout:
 
     def settings(self):
         """The configuration of the simulator for this node."""
-        try:
-            with open(self.simconf, encoding="utf-8") as conf:
-                return {**DEFAULTS, **quick_json.loads(conf.read())}
-        except FileNotFoundError:
-            return dict(DEFAULTS)
+        return {**DEFAULTS, **quick_json.loads(read(self.simconf, missing="{}"))}
 
     def nodename(self):
         """CBSD's own name of the node, which it writes into locks."""
-        try:
-            with open(self.work("nodename"), encoding="utf-8") as name:
-                return name.read().split()[0]
-        except (FileNotFoundError, IndexError):
-            return ""
+        return (read(self.work("nodename"), missing="").split() or [""])[0]
+
+
+def read(path, missing=None):
+    """The text of a file; `missing`, unless it is None, where there is no file."""
+    try:
+        with open(path, encoding="utf-8") as source:
+            return source.read()
+    except FileNotFoundError:
+        if missing is None:
+            raise
+        return missing
+
+
+def read_conf(path):
+    """The assignments of a shell configuration file; a missing file has none."""
+    found = {}
+    for line in read(path, missing="").splitlines():
+        key, equals, value = line.strip().rstrip(";").partition("=")
+        if equals and not key.startswith("#"):
+            found[key.strip()] = value.strip().strip("\"'")
+    return found
+
+
+def write(path, text=""):
+    """Make a file of this text."""
+    with open(path, "w", encoding="utf-8") as out:
+        out.write(text)
 
 
 def append_json(path, record):

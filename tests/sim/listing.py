@@ -20,13 +20,8 @@ def jls(session):
             if key == "status":
                 value = {"on": "1", "off": "0"}.get(value.lower(), value)
             extra += f' AND {key}="{value}"'
-    display = args["display"] or "jname,jid,ip4_addr,host_hostname,path,status"
-    if args["shownode"] == "1" and not args["display"]:
-        display = f"nodename,{display}"
     names = listed(session, f"({JAIL_EMULATORS}){extra}")
-    table = Table(session, display, jail_cell)
-    if not args["node"]:
-        table.header()
+    table = Table(session, "jname,jid,ip4_addr,host_hostname,path,status", jail_cell)
     for jname in names:
         try:
             table.add(jname)
@@ -35,48 +30,39 @@ def jls(session):
             session.say("export: =0: bad variable name", stream=2)
             break
     table.print()
-    return 0
 
 
 def bls(session):
     """The table of machines."""
-    args = session.parse(optional=JLS_KEYS, reset={"jname": "", "order": ""})
-    display = args["display"] or "jname,jid,vm_ram,vm_cpus,vm_os_type,ip4_addr,status,vnc"
-    if args["shownode"] == "1" and not args["display"]:
-        display = f"nodename,{display}"
+    session.parse(optional=JLS_KEYS, reset={"jname": "", "order": ""})
     names = listed(session, "emulator='bhyve'")
-    table = Table(session, display, vm_cell)
-    if not args["node"]:
-        table.header()
+    table = Table(session, "jname,jid,vm_ram,vm_cpus,vm_os_type,ip4_addr,status,vnc", vm_cell)
     broken = []
     for jname in names:
         path = session.inventory.settings_file(jname)
         if session.inventory.exists() and not os.path.isfile(path):
-            broken.append(
-                f"{{N1}}{jname}: can't open database file for {jname}: {{N2}}{path}{{N0}}"
-            )
+            broken.append((f"{jname}: can't open database file for {jname}", path))
         else:
             table.add(jname)
     table.print()
     if broken:
-        session.say("\n".join(["{N1}Error:{N0}", *broken]), stream=2)
-    return 0
+        session.say("{N1}Error:{N0}", stream=2)
+    for text, path in broken:
+        session.say(text, path, stream=2)
 
 
 def listed(session, condition):
     """The names of the rows to show, sorted as asked."""
     args, inventory = session.args, session.inventory
     if not os.path.isdir(session.layout.workdir):
-        text = f"{{N1}}{session.command}: no such workdir: {{N2}}{session.layout.workdir}{{N0}}"
-        session.fail(text)
+        session.fail(f"{session.command}: no such workdir", session.layout.workdir)
     wanted = [*args["jname"].split(), *args.words]
     if not inventory.exists() or args["node"]:
         # The complaint of the SQL builtin is read as a row (sqlcmd.c:496).
         return ["cbsdsql:"] if not wanted or "cbsdsql:" in wanted else []
     order = "DESC" if args["order"].lower() == "desc" else "ASC"
-    rows = inventory.rows(
-        f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}"
-    )
+    query = f"SELECT jname,hidden FROM jails WHERE {condition} ORDER BY jname {order}"
+    rows = inventory.rows(query)
     show_hidden = session.environment.get("hidden") != "0"
     names = [jname for jname, hidden in rows if show_hidden or str(hidden) != "1"]
     return [jname for jname in names if not wanted or jname in wanted]
@@ -85,15 +71,12 @@ def listed(session, condition):
 class Table:
     """The output of jls and bls."""
 
-    def __init__(self, session, display, cell):
-        self.session, self.cell = session, cell
-        self.columns = display.replace(",", " ").split()
-        self.rows = []
-
-    def header(self):
-        """The line with the names of the columns, unless header=0."""
-        if (self.session.args["header"] or "1") == "1":
-            colours = self.session.colours
+    def __init__(self, session, default, cell):
+        args, colours = session.args, session.colours
+        node = "nodename," if args["shownode"] == "1" else ""
+        self.columns = (args["display"] or node + default).replace(",", " ").split()
+        self.session, self.cell, self.rows = session, cell, []
+        if (args["header"] or "1") == "1" and not args["node"]:
             names = " ".join(self.columns).upper()
             self.rows.append(f"{colours['H1']}{colours['BOLD']}{names}{colours['N0']}")
 
@@ -154,9 +137,6 @@ def fact_of(session, row, name):
     return line[0] if line else ""
 
 
-# -- jget, bget, jstatus ---------------------------------------------------------------------------
-
-
 def jget(session):
     """Parameters of a jail, in the order asked for."""
     args = session.parse("jname", f"{' '.join(JAIL_ARGS)} nic_address mode", reset={"jname": ""})
@@ -180,14 +160,12 @@ def loaded(session, jname, emulator, missing):
     """The row, or the error for an unknown name or the wrong kind."""
     defined = session.from_cbsdfile_names(emulator)
     if defined is not None and jname not in defined:
-        kind = "jail" if emulator == "jail" else "bhyve"
-        session.fail(f"{{N1}}{session.command}: no such {kind}: {{N2}}{jname}{{N0}}")
+        session.fail(f"{session.command}: no such {emulator}", jname)
     row = session.load(jname)
     if row is None:
-        session.fail(f"{{N1}}{missing}: {{N2}}{jname}{{N0}}")
+        session.fail(missing, jname)
     if row.get("emulator") != emulator:
-        found = row.get("emulator", "")
-        session.fail(f"{{N1}}not {emulator} engine, emulator: {{N2}}{found}{{N0}}")
+        session.fail(f"not {emulator} engine, emulator", row.get("emulator", ""))
     return row
 
 
@@ -202,18 +180,13 @@ def get(session, row, known):
         fact = None if name in known or "=" in name else fact_of(session, row, name)
         if fact is not None:
             session.write(f"{fact}\n" if quiet else f"{name}: {fact}\n")
-    return 0
 
 
 def jstatus(session):
     """The jid, or nothing. Exit code 1 means that it exists, unless `invert=` is given."""
     args = session.parse(optional="jname invert")
     jname = args["jname"] or args.first()
-    exists, missing = (0, 1) if args["invert"] else (1, 0)
-    if not jname:
-        return 0
-    row = session.load(jname)
-    if row is None:
-        return missing
-    session.write(row.get("jid", "") + "\n")
-    return exists
+    row = session.load(jname) if jname else None
+    if row is not None:
+        session.write(row.get("jid", "") + "\n")
+    return int(bool(jname) and (row is None) == bool(args["invert"]))

@@ -3,9 +3,10 @@
 import os
 import time
 
-from sim import jails, procs, programs
+from sim import jails, procs, programs, quick_json
 from sim.addresses import Addresses
 from sim.inventory import VM_SETTINGS, to_bytes
+from sim.layout import read
 from sim.session import bhyverun_of
 
 # bcreate:871-892
@@ -17,16 +18,14 @@ SET_KEYS = "nice vm_pid gid quiet"
 
 def bcreate(session):
     """Create a machine; the hooks of its creation run before a first start (bcreate:1165)."""
-    optional = (
-        f"jname jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
-    )
-    reset = dict.fromkeys(optional.split()[1:], "")
-    args = session.parse(optional=optional, sudo=True, reset=reset)
-    layout, jname, quiet = session.layout, args["jname"], args["quiet"] == "1"
+    own = f"jconf inter quiet runasap removejconf imgsize {ROW_KEYS} {' '.join(VM_SETTINGS)}"
+    reset = dict.fromkeys(own.split(), "")
+    args = session.parse(optional=f"jname {own}", sudo=True, reset=reset)
+    layout, jname, session.quiet = session.layout, args["jname"], args["quiet"] == "1"
     if not jname:
-        session.fail("{N1}bcreate: please set: {N2}jname={N0}")
+        session.fail("bcreate: please set", "jname=")
     if session.inventory.load(jname) is not None:
-        session.fail(f"{{N1}}VM already exist: {{N2}}{jname}{{N0}}")
+        session.fail("VM already exist", jname)
     address = args["ip4_addr"] or "DHCP"
     session.queue("bhyve", "bcreate", jname, f"vm_ram={args['vm_ram']}", "status=1")
     make_dirs(session, jname)
@@ -38,17 +37,13 @@ def bcreate(session):
     row.update(jails.paths_of(layout, jname), ver="native", arch="native", interface="auto")
     row.update({key: args[key] for key in ROW_KEYS.split() if args[key]}, ip4_addr=address)
     session.inventory.register(row)
-    if not quiet:
-        session.say(f"{{N1}}Creating {jname} complete: {{N2}}Enjoy!{{N0}}")
-    row = session.load(jname)
-    session.export_for_hooks(row)
-    session.hooks.run(jname, "master_create.d", quiet)
+    session.note(f"Creating {jname} complete", "Enjoy!")
+    session.export_for_hooks(session.load(jname))
+    session.hooks.run(jname, "master_create.d")
     session.queue("bhyve", "bcreate", jname, "status=2", "data_status=0")
     if args["runasap"] == "1":
         session.cbsd("bstart", f"jname={jname}")
-    if not quiet:
-        session.done()
-    return 0
+    session.done()
 
 
 def make_dirs(session, jname):
@@ -63,9 +58,6 @@ def make_dirs(session, jname):
     jails.copy_hook_dirs(session, skel, layout.system(jname), HOOK_DIRS, 0o770)
 
 
-# -- start and stop --------------------------------------------------------------------------------
-
-
 def bstart(session):
     """Start machines (sudoexec/bstart). A machine without a pid is no failure."""
     keys = "bhyverun_wrapper checkpoint debug delay inter jname quiet"
@@ -74,14 +66,12 @@ def bstart(session):
     if len(existing) > 1:
         session.side_by_side("bstart", existing, [])
         session.done()
-        session.fail("{N1}Multiple bstart: {N2}done{N0}", 0)
-    quiet = args["quiet"] == "1"
-    row = session.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such domain: {{N2}}{jname}{{N0}}")
+        session.fail("Multiple bstart", "done", code=0)
+    session.quiet = args["quiet"] == "1"
+    row = session.existing(jname, "No such domain")
     jails.wait_delay(args["delay"])
     if row["jid"] != "0":
-        session.fail(f"{{N1}}Jail {jname} already running, jid: {{N2}}{row['jid']}{{N0}}")
+        session.fail(f"Jail {jname} already running, jid", row["jid"])
     if row["status"] == "2":
         jails.refuse_state(session, row)
     if row["emulator"] != "bhyve":
@@ -90,76 +80,63 @@ def bstart(session):
         # What a killed bstop leaves behind, too. bstart empties the reason before it reads it, so
         # it never recognises its own "Stopping_VM".
         session.inventory.update(jname, maintenance="")
-        session.say("{N1}Bhyve in maintenance: {N2}{N0}")
+        session.say("Bhyve in maintenance", "")
         command = f"jswmode jname={jname} mode=master comment='0'"
-        session.fail(f"{{N1}}Please finish maintenance and switch mode via: {{N2}}{command}{{N0}}")
+        session.fail("Please finish maintenance and switch mode via", command)
     if session.args["inter"]:
         session.environment["NOINTER"] = "1"
-    run_start(session, row, quiet)
-    if not quiet:
-        session.done()
-    return 0
+    run_start(session, row)
+    session.done()
 
 
-def run_start(session, row, quiet):
+def run_start(session, row):
     """Hooks and process of a machine that starts; the row has its pid before master_poststart.d."""
     jname, kernel, layout = row["jname"], session.kernel, session.layout
     workdir = f"workdir={layout.workdir}"
     session.queue("bhyve", "bstart", jname, "status=1", workdir)
     session.export_for_hooks(row)
-    session.hooks.run(jname, "master_prestart.d", quiet)
+    session.hooks.run(jname, "master_prestart.d")
     time.sleep(kernel.slowness(jname, "start"))
     pid = kernel.create_vm(jname, guest_of(layout, jname), Addresses(row["ip4_addr"]).loopback())
-    if not quiet:
-        session.say("{N1}Waiting for PID{N0}")
-        session.say(f"{{N1}}PID: {{N2}}{pid}{{N0}}")
+    session.note("{N1}Waiting for PID{N0}")
+    session.note("PID", pid)
     session.inventory.update(jname, jid=pid, state_time=int(time.time()))
-    session.hooks.run(jname, "master_poststart.d", quiet)
+    session.hooks.run(jname, "master_poststart.d")
     session.queue("bhyve", "bstart", jname, "status=2", "data_status=1", workdir)
 
 
 def guest_of(layout, jname):
     """What the operating system in the machine runs; see `node.py guest`."""
-    import json  # only machines with a guest need it
-
-    try:
-        with open(layout.data(jname, "sim-guest.json"), encoding="utf-8") as source:
-            return json.load(source)
-    except FileNotFoundError:
-        return None
+    return quick_json.loads(read(layout.data(jname, "sim-guest.json"), missing="null"))
 
 
 def bstop(session):
     """Stop a machine. One that does not run is "stopped" all the same: hooks, exit code 0."""
     keys = "checkpoint hard_timeout jname inter noacpi"
-    args = session.parse(
-        optional=keys, sudo=True, reset={"jname": "", "noacpi": "0", "hard_timeout": "30"}
-    )
+    reset = {"jname": "", "noacpi": "0", "hard_timeout": "30"}
+    args = session.parse(optional=keys, sudo=True, reset=reset)
     names = session.from_cbsdfile("bhyve")
     words = args.raw[1:] if args["inter"] else args.raw  # `shift`, whatever the first word is
     if not (args["jname"] or args.raw or names):
         session.fail("{N1}No bhyve specified{N0}")
     if names is None:
-        mask = args["jname"] if "*" in args["jname"] else ""
-        names = session.inventory.matching(mask, "bhyve") if mask else words
+        mask = args["jname"]
+        names = session.inventory.matching(mask, "bhyve") if "*" in mask else words
     existing = [name for name in names if session.inventory.is_a(name, "bhyve")]
     if len(existing) > 1:
+        options = [f"noacpi={args['noacpi']}", f"hard_timeout={args['hard_timeout']}"]
         for name in existing:
-            options = [f"noacpi={args['noacpi']}", f"hard_timeout={args['hard_timeout']}"]
             session.in_background("bstop", f"jname={name}", *options)
         seconds = int(time.time() - session.started)
-        session.fail(f"{{N1}}Multiple stop: {{N2}}done in {seconds} seconds{{N0}}", 0)
+        session.fail("Multiple stop", f"done in {seconds} seconds", code=0)
     jname = args["jname"] or (existing or words or [""])[0]
     if not jname:
         session.fail("{N1}Give me domain name{N0}")
-    row = session.load(jname)
-    if not row:
-        session.fail(f"{{N1}}No such domain: {{N2}}{jname}{{N0}}")
+    row = session.existing(jname, "No such domain")
     if row["emulator"] != "bhyve":
         session.fail("{N1}Not in bhyve mode{N0}")
     run_stop(session, row)
     session.done()
-    return 0
 
 
 def run_stop(session, row):
@@ -174,7 +151,7 @@ def run_stop(session, row):
     if pid and session.args["noacpi"] == "0":
         ask_to_power_off(session, jname, pid)
     elif not pid and session.args["noacpi"] == "0":
-        session.say(f"{{N1}}Warning: unable to determine bhyve pid for: {{N2}}{jname}{{N0}}")
+        session.say("Warning: unable to determine bhyve pid for", jname)
     kernel.destroy_vm(jname)
     procs.kill(bhyverun_of(layout, jname))
     switch_mode(session, jname, 0, "0")
@@ -193,11 +170,8 @@ def ask_to_power_off(session, jname, pid):
     """SIGTERM is the power button; a guest that does not react is killed by `destroy_vm`."""
     timeout = int(session.args["hard_timeout"] or 30)
     reaction = session.kernel.slowness(jname, "stop")
-    session.say(
-        f"{{N1}}Send SIGTERM to {{N2}}{jname}{{N1}}. Soft timeout is {{N2}}{timeout}{{N1}} sec."
-        f" {{W1}}{timeout - 1}{{N1}} seconds left [{{N0}}{{N1}}.",
-        end="",
-    )
+    text = f"{{N1}}Send SIGTERM to {{N2}}{jname}{{N1}}. Soft timeout is {{N2}}{timeout}{{N1}} sec."
+    session.say(f"{text} {{W1}}{timeout - 1}{{N1}} seconds left [{{N0}}{{N1}}.", end="")
     ident = procs.identity(pid)
     if reaction < timeout:
         time.sleep(reaction)
@@ -213,7 +187,7 @@ def brestart(session):
     args = session.parse(optional="jname", reset={"jname": " ".join(session.argv)})
     for jname in args["jname"].split():
         if session.load(jname) is None:
-            session.say(f"{{N1}}No such jail: {{N2}}{jname}{{N0}}")
+            session.say("No such jail", jname)
             continue
         session.queue("bhyve", "brestart", jname, "status=1")
         silent = {"MOD_CBSD_QUEUE_DISABLED": "1"}
@@ -222,42 +196,26 @@ def brestart(session):
         time.sleep(session.layout.settings()["delay_unit"])
         session.cbsd("bstart", "inter=0", jname, env=silent)
         session.queue("bhyve", "brestart", jname, "status=2", "data_status=1")
-    return 0
-
-
-# -- remove, rename, clone, change -----------------------------------------------------------------
 
 
 def bdestroy(session):
     """Remove machines; a running one is switched off."""
     args = session.parse(optional="jname", sudo=True)
     session.command = session.environment["CBSD_APP"] = "bdestroy"
-    words = args.raw
-    if args["jname"]:
-        words = [args["jname"]]
-        if "*" in args["jname"]:
-            words = session.inventory.matching(args["jname"], "bhyve") or words
-    if not words:
-        session.fail("Give me jname")
-    for jname in words:
+    for jname in jails.to_destroy(session, args.raw, "bhyve"):
         row = session.load(jname)
         if not row:
-            session.say(f"{{N1}}No such domain: {{N2}}{jname}{{N0}}")
+            session.say("No such domain", jname)
             continue
         if row["protected"] == "1":
-            session.say(f"{{N1}}Protected/locked jail. Skip for remove: {{N2}}{jname}{{N0}}")
+            session.say("Protected/locked jail. Skip for remove", jname)
             continue
         session.queue("bhyve", "bremove", jname, "status=1")
         session.export_for_hooks(row)
         session.hooks.run(jname, "remove.d")
-        if row["jid"] != "0":
-            stop = ["bstop", "noacpi=1"] if row["emulator"] == "bhyve" else ["jstop", "fast=1"]
-            session.cbsd(stop[0], f"jname={jname}", stop[1])
-        session.kernel.destroy_vm(jname)
         jails.erase(session, row)
         session.queue("bhyve", "bremove", jname, "status=2")
     session.done()
-    return 0
 
 
 def brename(session):
@@ -268,21 +226,15 @@ def brename(session):
     if row.get("emulator") != "bhyve":
         session.fail("{N1}Not bhyve mode{N0}")
     if inventory.value(new, "jname"):
-        session.fail(f"{{N1}}Jail already exist: {{N2}}{new}{{N0}}")
+        session.fail("Jail already exist", new)
     session.queue("bhyve", "brename", old, f"jname={new}", "status=1")
     online = row["status"] != "0"
     if online:
-        if args["restart"] != "1":
-            session.fail(
-                f"{{N1}}VM is online. Please stop them: {{N2}}{old}{{N1}} or add {{N2}}restart=1"
-                "{N1} to auto stop and start VM during rename{N0}"
-            )
-        session.cbsd("bstop", f"jname={old}")
+        jails.stop_for_rename(session, "VM", "bstop", old)
     jails.check_data(session, old, new)
     session.say("{N1}Rename{N0}", end="")
     hostname = args["host_hostname"] or row["host_hostname"]
-    columns = {**jails.paths_of(layout, new), "jname": new, "host_hostname": hostname}
-    inventory.update(old, **columns)
+    inventory.update(old, **jails.paths_of(layout, new), jname=new, host_hostname=hostname)
     os.rename(layout.data(old), layout.data(new))
     session.say("{N1}.{N0}", end="")
     os.rename(layout.system(old), layout.system(new))
@@ -292,7 +244,6 @@ def brename(session):
     session.queue("bhyve", "brename", new, "status=2", f"data_status={int(online)}")
     session.say(" {N2}ok{N0}")
     session.done()
-    return 0
 
 
 def bclone(session):
@@ -300,18 +251,12 @@ def bclone(session):
     optional = "verbose ip4_addr checkstate host_hostname promote mac_reinit"
     args = session.parse("old new", optional, reset={"checkstate": "1"})
     layout, inventory, old, new = session.layout, session.inventory, args["old"], args["new"]
-    row = session.load(old)
-    if not row:
-        session.fail(f"{{N1}}no such bhyve: {{N2}}{old}{{N0}}")
+    row = session.existing(old, "no such bhyve")
     if row["emulator"] != "bhyve":
         session.fail("{N1}Not in bhyve mode{N0}")
-    if args["checkstate"] == "1" and row["jid"] != "0":
-        session.fail(
-            f"{{N1}}bhyve is online, please stop them: {{N2}}{old}{{N1}}"
-            " (or use {N2}checkstate=0{N1}){N0}"
-        )
+    jails.refuse_online(session, "bhyve", old, row["jid"])
     if inventory.value(new, "jname"):
-        session.fail(f"{{N1}}Bhyve already exist: {{N2}}{new}{{N0}}")
+        session.fail("Bhyve already exist", new)
     session.queue("bhyve", "bclone", new, "status=1", f"vm_ram={row['vm_ram']}")
     session.say("{N1}Cloning.{N0}", end="")
     jails.check_data(session, old, new)
@@ -331,20 +276,16 @@ def bclone(session):
     session.queue("bhyve", "bclone", new, "status=2", "data_status=0")
     session.say("{N2}ok{N0}")
     session.done()
-    return 0
 
 
 def bset(session):
     """Change parameters of a machine; prints each one that was given as changed."""
     args = session.parse("jname", f"jconf {' '.join(VM_SETTINGS)} {SET_KEYS}", reset={"quiet": "0"})
-    jname = args["jname"]
+    jname, session.quiet = args["jname"], args["quiet"] == "1"
     if "*" in jname:
-        changes = [argument for argument in args.raw if not argument.startswith("jname")]
-        for name in session.inventory.matching(jname, "bhyve"):
-            session.cbsd("bset", f"jname={name}", *changes)
-        return 0
+        return jails.set_many(session, "bset", "bhyve")
     if session.inventory.load(jname) is None:
-        session.fail(f"{{N1}}No such bhyve: {{N2}}{jname}{{N0}}")
+        session.fail("No such bhyve", jname)
     for argument in args.raw:
         key = argument.partition("=")[0]
         if key == "quiet" or key not in (*VM_SETTINGS, *SET_KEYS.split()):
@@ -362,9 +303,7 @@ def bset(session):
             session.inventory.set_setting(jname, key, value)
             if key == "ip4_addr":
                 session.inventory.update(jname, ip4_addr=value)
-        if args["quiet"] != "1":
-            session.say(f"{key}: {{N1}}changed{{N0}}")
-    return 0
+        session.note(f"{key}: {{N1}}changed{{N0}}")
 
 
 def bhyve_exist(session):

@@ -101,9 +101,6 @@ def enabled(layout):
     return [line for line in lines if line and not line.startswith("#")]
 
 
-# -- initenv ---------------------------------------------------------------------------------------
-
-
 def initenv(session):
     """Bring the working directory up to date (sudoexec/initenv)."""
     session.parse(optional="inter")

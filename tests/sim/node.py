@@ -88,8 +88,6 @@ class Node:
         self.kernel = Kernel(self.layout)
         self.inventory = Inventory(self.layout, self.kernel)
 
-    # -- made and removed --------------------------------------------------------------------------
-
     def create(self, name=DEFAULTS["nodename"], configured=True, **settings):
         """Make the node: `settings` as in `sim.layout.DEFAULTS`.
 
@@ -177,8 +175,6 @@ class Node:
         self.create(configured=False, **settings)
         fixtures.Builder(self.layout, description).build(chosen)
 
-    # -- used --------------------------------------------------------------------------------------
-
     def environment(self, **changes):
         """The environment in which a program should run cbsd; `changes` with None remove."""
         environment = {
@@ -238,8 +234,6 @@ class Node:
         """The records of log/hooks.log."""
         return read_log(self.layout.hooks_log)
 
-    # -- broken ------------------------------------------------------------------------------------
-
     def crash(self, name):
         """The kernel loses a jail or a machine: its processes die, CBSD learns nothing."""
         self.kernel.destroy_jail(name)
@@ -262,8 +256,6 @@ class Node:
         if mode == "blackhole" and not address:
             raise Error(f"{name} has no address in 127/8")
         self.kernel.set_off(name, list(ports) if mode == "blackhole" else [], address)
-
-    # -- machines ----------------------------------------------------------------------------------
 
     def guest(self, name, port=8080, boot_delay=0.5, service="tcpd"):
         """What the operating system in a machine runs, some time after each of its starts."""
@@ -296,7 +288,8 @@ class Node:
         self.kernel.destroy_vm(name)
         session = Session(self.layout, "bhyverun.sh", [], self.environment()).prepare()
         session.export_for_hooks(row)
-        session.hooks.run(name, "master_reboot.d", quiet=True)
+        session.quiet = True
+        session.hooks.run(name, "master_reboot.d")
         address = Addresses(row["ip4_addr"]).loopback()
         pid = self.kernel.create_vm(name, guest_of(self.layout, name), address)
         self.cbsd("bset", f"jname={name}", f"vm_pid={pid}")
@@ -304,8 +297,6 @@ class Node:
     def _running(self, name):
         if not self.kernel.vm_pid(name):
             raise Error(f"the machine {name} does not run")
-
-    # -- the host ----------------------------------------------------------------------------------
 
     def shutdown(self):
         """An orderly shutdown: machines are stopped with their hooks, jails just end."""
@@ -339,9 +330,6 @@ def read_log(path):
         return []
     with open(path, encoding="utf-8") as source:
         return [json.loads(line) for line in source]
-
-
-# -- the command line ------------------------------------------------------------------------------
 
 
 def parser():

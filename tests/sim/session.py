@@ -9,32 +9,22 @@ from sim.addresses import Addresses
 from sim.hooks import HookRunner
 from sim.inventory import Inventory
 from sim.kernel import Kernel
-from sim.layout import HOST_PATH, NESTED, VERSION
+from sim.layout import HOST_PATH, NESTED, VERSION, read, read_conf, write
 
 PARALLEL = 5  # seconds that cbsd_pwait waits for a child at most
 
-COLOURS = {
-    "N0": "\033[0m",
-    "N1": "\033[0;35m",
-    "N2": "\033[0;32m",
-    "N4": "\033[0;36m",
-    "H1": "\033[1;37m",
-    "W1": "\033[1;31m",
-    "BOLD": "\033[1m",
-}
+COLOURS = "N0=0 N1=0;35 N2=0;32 N4=0;36 H1=1;37 W1=1;31 BOLD=1".split()
+COLOURS = {name: f"\033[{code}m" for name, code in (item.split("=") for item in COLOURS)}
 
 
 class Session:
     """What a CBSD script has at hand. Texts take `{N1}` and the like for colours."""
 
     def __init__(self, layout, command, argv, environment):
-        self.layout, self.command = layout, command
-        self.environment = environment
+        self.layout, self.command, self.argv, self.args = layout, command, argv, None
+        self.environment, self.quiet, self.started = environment, False, time.time()
         self.kernel = Kernel(layout)
         self.inventory = Inventory(layout, self.kernel)
-        self.argv = argv
-        self.args = None
-        self.started = time.time()
         plain = environment.get("NOCOLOR") or environment.get("ECHO")
         self.colours = dict.fromkeys(COLOURS, "") if plain else COLOURS
         self.hooks = HookRunner(self)
@@ -45,21 +35,12 @@ class Session:
         os.makedirs(shell.EMPTY_DIR, mode=0o555, exist_ok=True)
         cwd = os.getcwd()
         os.chdir(shell.EMPTY_DIR)
-        self.environment.update(
-            CBSD_PWD=cwd,
-            CBSD_CWD=cwd,
-            PWD=shell.EMPTY_DIR,
-            CBSD_APP=self.command,
-            NO_CBSD_HISTORY="yes",
-            PS1="cbsd@> ",
-            freebsdhostversion="1401000",
-            workdir=self.layout.workdir,
-        )
+        own = {"CBSD_PWD": cwd, "CBSD_CWD": cwd, "CBSD_APP": self.command, "PS1": "cbsd@> "}
+        own.update(NO_CBSD_HISTORY="yes", freebsdhostversion="1401000", PWD=shell.EMPTY_DIR)
+        self.environment.update(own, workdir=self.layout.workdir)
         if self.environment.get("NOINTER"):
             self.environment.update(NOINTER="1", inter="0")
         return self
-
-    # -- arguments ---------------------------------------------------------------------------------
 
     def parse(self, required="", optional="", sudo=False, reset=None):
         """Run CBSD's argument parser; a required key without value ends the command."""
@@ -69,33 +50,32 @@ class Session:
         self.args = shell.Arguments(raw, declared, self.environment, reset or {})
         for key in required.split():
             if not self.args[key]:
-                self.fail(f"{{N1}}Please set {self.command}: {{N2}}{key}{{N0}}")
+                self.fail(f"Please set {self.command}", key)
         return self.args
 
     def check_version(self):
         """Compare the version of the working directory, which a first command writes down."""
         path = self.layout.work("ver")
-        try:
-            with open(path, encoding="utf-8") as source:
-                found = source.read().strip()
-        except FileNotFoundError:
-            with open(path, "w", encoding="utf-8") as out:
-                out.write(VERSION)
-            return
+        if not os.path.exists(path):
+            write(path, VERSION)
+        found = read(path).strip()
         if found != VERSION:
-            self.say(
-                f"{{W1}}Warning{{N1}}: CBSD is {VERSION} while workdir initializated for {found}. "
-                f"Please re-run: {{N2}}env workdir={self.layout.workdir} cbsd initenv{{N0}}",
-                stream=2,
-            )
+            text = f"{{W1}}Warning{{N1}}: CBSD is {VERSION} while workdir initializated for {found}"
+            command = f"env workdir={self.layout.workdir} cbsd initenv"
+            self.say(f"{text}. Please re-run: {{N2}}{command}{{N0}}", stream=2)
 
-    # -- output ------------------------------------------------------------------------------------
-
-    def say(self, text, end="\n", stream=1):
-        """Print a text with its colours."""
+    def say(self, text, value=None, end="\n", stream=1):
+        """Print a text with its colours; with a value, `TEXT: VALUE` in the two usual ones."""
+        if value is not None:
+            text = f"{{N1}}{text}: {{N2}}{value}{{N0}}"
         for name, code in self.colours.items():
             text = text.replace(f"{{{name}}}", code)
         self.write(text + end, stream)
+
+    def note(self, text, value=None):
+        """Print what a command with `quiet=1` does not."""
+        if not self.quiet:
+            self.say(text, value)
 
     @staticmethod
     def write(text, stream=1):
@@ -104,17 +84,15 @@ class Session:
         while data:
             data = data[os.write(stream, data) :]
 
-    def fail(self, text, code=1):
+    def fail(self, text, value=None, code=1):
         """`err`: the message goes to standard output."""
-        self.say(text)
+        self.say(text, value)
         raise shell.Exit(code)
 
-    def done(self, command=None):
+    def done(self):
         """The trailer of a successful command."""
         seconds = int(time.time() - self.started)
-        self.say(f"{{N1}}{command or self.command} done {{N2}}in {seconds} seconds{{N0}}")
-
-    # -- environments ------------------------------------------------------------------------------
+        self.note(f"{{N1}}{self.command} done {{N2}}in {seconds} seconds{{N0}}")
 
     def load(self, jname):
         """The live row of an environment, exported as rcconf.subr exports it; None if missing."""
@@ -123,11 +101,15 @@ class Session:
             self.environment.update(row)
         return row
 
+    def existing(self, jname, missing="No such jail"):
+        """The same of an environment that the command cannot do without."""
+        return self.load(jname) or self.fail(missing, jname)
+
     def addresses(self, ip4_addr):
         """Look through an `ip4_addr`, complaining as CBSD does (`geniplist`)."""
         found = Addresses(ip4_addr)
         for item in found.unknown:
-            self.say(f"{{N1}}ip not identified: {{N2}}{item}{{N0}}")
+            self.say("ip not identified", item)
         return found
 
     def export_for_hooks(self, row, **more):
@@ -166,17 +148,12 @@ class Session:
         path = os.path.join(self.environment["CBSD_PWD"], "CBSDfile")
         if not os.access(path, os.R_OK):
             return None
-        self.say(f"{{N1}}found CBSDfile: {{N2}}{path}{{N0}}", stream=2)
+        self.say("found CBSDfile", path, stream=2)
         # The file is shell code and is run, as root.
         programs.run(["/bin/sh", path], env=self.environment, stdin=programs.DEVNULL)
         prefix = {"jail": "jail_", "bhyve": "bhyve_"}[emulator]
-        with open(path, encoding="utf-8") as source:
-            lines = [line.rstrip() for line in source]
-        return [
-            line[len(prefix) : -2]
-            for line in lines
-            if line.startswith(prefix) and line[-2:] == "()"
-        ]
+        lines = [line.rstrip() for line in read(path).splitlines()]
+        return [ln[len(prefix) : -2] for ln in lines if ln.startswith(prefix) and ln[-2:] == "()"]
 
     def from_cbsdfile(self, emulator):
         """The names that a CBSDfile restricts the command to; None without one."""
@@ -185,28 +162,18 @@ class Session:
             return None
         if self.args["jname"]:
             return [self.args["jname"]]
-        for word in self.args.words:
+        words = self.args.words
+        for word in words:
             if word not in defined:
-                text = f"{{N1}}{self.command}: env absent in CBSDfile: {{N2}}{word}{{N0}}"
-                self.say(text, stream=2)
-        names = (
-            [word for word in self.args.words if word in defined] if self.args.words else defined
-        )
-        if not names:
-            self.fail(f"{{N1}}{self.command}: give me jname{{N0}}")
-        return names
-
-    # -- other commands ----------------------------------------------------------------------------
+                self.say(f"{self.command}: env absent in CBSDfile", word, stream=2)
+        names = [word for word in words if word in defined] if words else defined
+        return names or self.fail(f"{{N1}}{self.command}: give me jname{{N0}}")
 
     def cbsd(self, *argv, background=False, env=None):
         """Run another CBSD command as a child; its exit code, or the process in the background."""
         command = [os.path.join(self.layout.bin, "cbsd"), *argv]
-        environment = {
-            **self.environment,
-            "PATH": HOST_PATH,
-            NESTED: str(os.getpid()),
-            **(env or {}),
-        }
+        own = {"PATH": HOST_PATH, NESTED: str(os.getpid())}
+        environment = {**self.environment, **own, **(env or {})}
         if not background:
             return programs.run(command, env=environment)
         null = dict.fromkeys(("stdin", "stdout", "stderr"), programs.DEVNULL)
@@ -220,10 +187,10 @@ class Session:
         settings say.
         """
         unit = self.layout.settings()["delay_unit"]
-        children = []
+        children, env = [], {"NOINTER": "1", "inter": "0"}
         for number, jname in enumerate(names):
             argv = [command, *options, f"jname={jname}", f"delay={number * unit}"]
-            children.append(self.cbsd(*argv, background=True, env={"NOINTER": "1", "inter": "0"}))
+            children.append(self.cbsd(*argv, background=True, env=env))
         for child in children:
             child.wait(PARALLEL)
 
@@ -238,12 +205,11 @@ class Session:
             return
         if read_conf(self.layout.work("nc.inventory")).get("mod_cbsd_queue_enabled") != "YES":
             return
-        conf = {"cbsd_jail_queue_name": "/clonos/jailscontainers/"}
-        conf["cbsd_bhyve_queue_name"] = "/clonos/bhyvevms/"
-        for directory in ("etc/defaults", "etc"):
-            conf.update(read_conf(self.layout.work(directory, "cbsd_queue.conf")))
+        conf = read_conf(self.layout.work("etc/defaults/cbsd_queue.conf"))
+        conf.update(read_conf(self.layout.work("etc/cbsd_queue.conf")))
         backend = conf.get("cbsd_queue_backend", "").split()
-        name = conf[f"cbsd_{emulator}_queue_name"]
+        default = {"jail": "/clonos/jailscontainers/", "bhyve": "/clonos/bhyvevms/"}[emulator]
+        name = conf.get(f"cbsd_{emulator}_queue_name", default)
         if not (backend and name):
             return
         words = [*backend, f"cbsd_queue_name={name}", f"id={jname}", f"cmd={cmd}", *settings]
@@ -251,20 +217,6 @@ class Session:
             programs.run(words, env=self.environment, stdin=programs.DEVNULL)
         except OSError:
             self.say(f"{self.layout.bin}/cbsd: {backend[0]}: not found", stream=2)
-
-
-def read_conf(path):
-    """The assignments of a shell configuration file; a missing file has none."""
-    found = {}
-    try:
-        with open(path, encoding="utf-8") as source:
-            for line in source:
-                key, equals, value = line.strip().rstrip(";").partition("=")
-                if equals and not key.startswith("#"):
-                    found[key.strip()] = value.strip().strip("\"'")
-    except FileNotFoundError:
-        pass
-    return found
 
 
 def bhyverun_of(layout, jname):
@@ -275,8 +227,8 @@ def bhyverun_of(layout, jname):
         try:
             with open(f"/proc/{pid}/cmdline", "rb") as source:
                 line = source.read().replace(b"\0", b" ").decode(errors="replace")
-        except (OSError, ProcessLookupError):
+        except OSError:
             continue
         if wanted in line:
             found.append(procs.identity(pid))
-    return [ident for ident in found if ident]
+    return list(filter(None, found))
