@@ -33,7 +33,6 @@ def number(address):
 
 
 def is_private(address):
-    """Whether an IPv4 address lies in one of the three private networks."""
     return any(number(address) >> (32 - bits) == net >> (32 - bits) for net, bits in PRIVATE)
 
 

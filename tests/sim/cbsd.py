@@ -66,7 +66,6 @@ def dispatch(layout, argv):
 
 
 def run(layout, command, arguments):
-    """Run one of CBSD's own commands."""
     from sim.inventory import BrokenRow
     from sim.kernel import unlink
     from sim.session import Session

@@ -7,16 +7,13 @@ import yaml
 from sim import jails, machines
 from sim.inventory import Inventory, to_bytes
 from sim.kernel import Kernel
+from sim.layout import read, write
 
-FILE = os.path.join(
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "conformance/fixtures.yaml"
-)
+TESTS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
-def load(path=FILE):
-    """The description of all fixtures."""
-    with open(path, encoding="utf-8") as source:
-        return yaml.safe_load(source)
+def load():
+    return yaml.safe_load(read(os.path.join(TESTS, "conformance/fixtures.yaml")))
 
 
 class Builder:
@@ -28,7 +25,6 @@ class Builder:
         self.inventory = Inventory(layout, self.kernel)
 
     def build(self, fixture):
-        """Everything that the fixture lists."""
         for jname, values in fixture["jails"].items():
             self.jail(jname, {**self.description["jail_defaults"], **values})
         for jname, values in fixture["vms"].items():
@@ -56,13 +52,9 @@ class Builder:
         row = {**jails.DEFAULTS, **self.row(jname, values)}
         self.directories(jname, jails.HOOK_DIRS)
         if values["state"] == "On":
-            address = row["ip4_addr"]
-            jid = self.kernel.create_jail(
-                jname, row["path"], row["data"], row["host_hostname"], address
-            )
-            row.update(jid=jid, status=1)
-            with open(self.layout.system(jname, "locked"), "w", encoding="utf-8") as lock:
-                lock.write(self.layout.nodename() + "\n")
+            record = [row[key] for key in ("path", "data", "host_hostname", "ip4_addr")]
+            row.update(jid=self.kernel.create_jail(jname, *record), status=1)
+            write(self.layout.system(jname, "locked"), self.layout.nodename() + "\n")
         self.inventory.register(row)
 
     def machine(self, jname, values):
@@ -70,10 +62,8 @@ class Builder:
         row = self.row(jname, values)
         self.directories(jname, machines.HOOK_DIRS)
         bind, _, port = row.pop("vnc").rpartition(":")
-        settings = {
-            key: row.get(key)
-            for key in ("vm_cpus", "vm_os_type", "ip4_addr", "astart", "protected")
-        }
+        copied = ("vm_cpus", "vm_os_type", "ip4_addr", "astart", "protected")
+        settings = {key: row.get(key) for key in copied}
         settings.update(vm_ram=to_bytes(row["vm_ram"]), bhyve_vnc_tcp_bind=bind, vnc_port=port)
         self.inventory.create_settings(jname, settings)
         self.inventory.register(row)

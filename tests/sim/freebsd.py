@@ -5,13 +5,20 @@ import pwd
 import sys
 
 from sim import procs, programs, quick_json
+from sim.addresses import bare
 from sim.kernel import Kernel
-from sim.layout import Layout
+from sim.layout import Layout, read, read_conf
 
 
 def main(program, root, argv):
     """Run one of the programs; its exit code."""
     return PROGRAMS[program](Layout(root), argv)
+
+
+def complain(text, code=1):
+    """Print an error; the exit code for it."""
+    sys.stderr.write(text + "\n")
+    return code
 
 
 PARAMETERS = {
@@ -27,8 +34,7 @@ PARAMETERS = {
 
 def ipv4(jail):
     """The IPv4 addresses of a jail, as jls shows them."""
-    items = [item.rpartition("#")[2].split("/")[0] for item in jail["ip4"].split(",")]
-    return ",".join(item for item in items if item.count(".") == 3)
+    return ",".join(item for item in map(bare, jail["ip4"].split(",")) if item.count(".") == 3)
 
 
 def jls(layout, argv):
@@ -47,14 +53,12 @@ def jls(layout, argv):
     kernel = Kernel(layout)
     found = sorted(kernel.jails().items(), key=lambda item: item[1]["jid"])
     if wanted is not None:
-        found = [item for item in [kernel.find(wanted)] if item]
+        found = list(filter(None, [kernel.find(wanted)]))
         if not found:
-            sys.stderr.write(f'jls: jail "{wanted}" not found\n')
-            return 1
+            return complain(f'jls: jail "{wanted}" not found')
     unknown = [name for name in parameters if name not in PARAMETERS]
     if unknown:
-        sys.stderr.write(f"jls: unknown parameter: {unknown[0]}\n")
-        return 1
+        return complain(f"jls: unknown parameter: {unknown[0]}")
     if as_json:
         print_json(found)
     elif parameters or flags & set("nshq"):
@@ -79,22 +83,16 @@ def print_parameters(found, parameters, flags):
 
 
 def print_json(found):
-    """The output of libxo."""
-    entries = [
-        {
-            "jid": jail["jid"],
-            "ipv4": ipv4(jail).split(",")[0],
-            "hostname": jail["hostname"],
-            "path": jail["path"],
-            "name": name,
-        }
-        for name, jail in found
-    ]
+    entries = []
+    for name, jail in found:
+        entry = {"jid": jail["jid"], "ipv4": ipv4(jail).split(",")[0]}
+        entries.append({**entry, "hostname": jail["hostname"], "path": jail["path"], "name": name})
     print(quick_json.dumps({"__version": "2", "jail-information": {"jail": entries}}))
 
 
 def jexec(layout, argv):
     """jexec [-l] [-n] [-d dir] [-u user | -U user] jail [command ...]"""
+    usage = "usage: jexec [-l] [-d working-directory] [-u username | -U username]"
     user = directory = ""
     words = list(argv)
     while words and words[0].startswith("-") and words[0] != "--":
@@ -104,20 +102,15 @@ def jexec(layout, argv):
         elif flag[1:2] == "d":
             directory = flag[2:] or words.pop(0)
         elif flag.strip("-ln"):
-            sys.stderr.write(
-                "usage: jexec [-l] [-d working-directory] [-u username | -U username]\n"
-            )
-            return 1
+            return complain(usage)
     if words[:1] == ["--"]:
         words.pop(0)
     if not words:
-        sys.stderr.write("usage: jexec [-l] [-d working-directory] [-u username | -U username]\n")
-        return 1
+        return complain(usage)
     kernel = Kernel(layout)
     found = kernel.find(words[0])
     if not found:
-        sys.stderr.write(f'jexec: jail "{words[0]}" not found\n')
-        return 1
+        return complain(f'jexec: jail "{words[0]}" not found')
     return execute(kernel, found[0], words[1:] or ["/bin/sh"], dict(os.environ), user, directory)
 
 
@@ -135,13 +128,11 @@ def execute(kernel, name, argv, environment, user="", directory=""):
         try:
             entry = pwd.getpwnam(user)
         except KeyError:
-            sys.stderr.write(f"jexec: {user}: no such user\n")
-            return 1
+            return complain(f"jexec: {user}: no such user")
     try:
         os.chdir(os.path.join(data, directory.lstrip("/")))
     except OSError as error:
-        sys.stderr.write(f"jexec: chdir(): {error.strerror}\n")
-        return 1
+        return complain(f"jexec: chdir(): {error.strerror}")
     if user and user != "root":
         os.initgroups(user, entry.pw_gid)
         os.setgid(entry.pw_gid)
@@ -154,8 +145,8 @@ def execute(kernel, name, argv, environment, user="", directory=""):
     try:
         os.execvpe(program, [program, *argv[1:]], environment)
     except OSError as error:
-        sys.stderr.write(f"jexec: {argv[0]}: {error.strerror}\n")
-        return 127 if isinstance(error, FileNotFoundError) else 126
+        code = 127 if isinstance(error, FileNotFoundError) else 126
+        return complain(f"jexec: {argv[0]}: {error.strerror}", code)
 
 
 def inside(layout, data, program):
@@ -170,38 +161,29 @@ def inside(layout, data, program):
 def ps(layout, argv):
     """ps -J jail -o pid= -o comm="""
     if argv[:1] != ["-J"] or argv[2:] != ["-o", "pid=", "-o", "comm="]:
-        sys.stderr.write("ps: only -J JAIL -o pid= -o comm= is simulated\n")
-        return 64
-    found = Kernel(layout).find(argv[1])
-    if not found:
-        sys.stderr.write(f"ps: Invalid jail ID: {argv[1]}\n")
-        return 1
+        return complain("ps: only -J JAIL -o pid= -o comm= is simulated", 64)
     kernel = Kernel(layout)
+    found = kernel.find(argv[1])
+    if not found:
+        return complain(f"ps: Invalid jail ID: {argv[1]}")
     name, jail = found
-    for pid, _ in sorted(
-        procs.family([jail["holder"], *filter(None, jail["pids"])], kernel.marker(name, jail))
-    ):
-        try:
-            with open(f"/proc/{pid}/comm", encoding="utf-8") as source:
-                print(f"{pid:5} {source.read().strip()}")
-        except FileNotFoundError:
-            continue
+    idents = [jail["holder"], *filter(None, jail["pids"])]
+    for pid, _ in sorted(procs.family(idents, kernel.marker(name, jail))):
+        comm = read(f"/proc/{pid}/comm", missing="")
+        if comm:
+            print(f"{pid:5} {comm.strip()}")
     return 0
 
 
 def rctl(layout, argv):
     """rctl -u jail:NAME: print DIR/kernel/rctl/NAME; without that file RACCT is disabled."""
     if argv[:1] != ["-u"] or not argv[1:2] or not argv[1].startswith("jail:"):
-        sys.stderr.write("usage: rctl -u filter\n")
-        return 64
+        return complain("usage: rctl -u filter", 64)
     try:
-        with open(os.path.join(layout.kernel, "rctl", argv[1][5:]), encoding="utf-8") as source:
-            sys.stdout.write(source.read())
+        sys.stdout.write(read(os.path.join(layout.kernel, "rctl", argv[1][5:])))
     except FileNotFoundError:
-        sys.stderr.write(
-            "rctl: RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable\n"
-        )
-        return 1
+        problem = "RACCT/RCTL present, but disabled; enable using kern.racct.enable=1 tunable"
+        return complain(f"rctl: {problem}")
     return 0
 
 
@@ -210,15 +192,14 @@ def this_jail(layout):
     name, jid = os.environ["CBSD_SIM_JAIL"].rsplit(":", 2)[1:]
     kernel = Kernel(layout)
     jail = kernel.read()["jails"].get(name)
-    return (kernel, name, jail) if jail and str(jail["jid"]) == jid else (kernel, name, None)
+    return kernel, name, jail if jail and str(jail["jid"]) == jid else None
 
 
 def service(layout, argv):
     """service -e | service NAME VERB"""
     kernel, name, jail = this_jail(layout)
     if not jail:
-        sys.stderr.write("service: the jail is gone\n")
-        return 1
+        return complain("service: the jail is gone")
     from sim.services import Services  # not needed by most, and not cheap
 
     services = Services(kernel, name, jail)
@@ -229,8 +210,7 @@ def service(layout, argv):
         return 0
     words = [word for word in argv if not word.startswith("-")]
     if len(words) < 2:
-        sys.stderr.write("usage: service <rc.d script> start|stop|etc.\n")
-        return 1
+        return complain("usage: service <rc.d script> start|stop|etc.")
     code, text = services.run(words[0], words[1])
     sys.stdout.write(text)
     return code
@@ -250,22 +230,20 @@ def sysrc(layout, argv):
             names_only, delete = names_only or "n" in word, delete or "x" in word
         else:
             words.append(word)
-    from sim.services import RcConf
+    from sim.services import write_conf
 
-    conf, code = RcConf(path), 0
+    code = 0
     for word in words:
         key, assigned, value = word.partition("=")
-        known = conf.read()
+        known = read_conf(path)
         if assigned:
-            conf.write(**{key: value})
+            write_conf(path, {**known, key: value})
             print(value if names_only else f"{key}: {known.get(key, '')} -> {value}")
         elif key not in known:
-            sys.stderr.write(f"sysrc: unknown variable '{key}'\n")
-            code = 1
+            code = complain(f"sysrc: unknown variable '{key}'")
         elif delete:
             del known[key]
-            os.unlink(path)
-            conf.write(**known)
+            write_conf(path, known)
         else:
             print(known[key] if names_only else f"{key}: {known[key]}")
     return code
@@ -283,8 +261,7 @@ def jails_astart(layout, argv):
         if Kernel(layout).vm_pid(jname):
             programs.run([cbsd, "bstop", f"jname={jname}"])
     for jname in inventory.names("emulator='jail'"):
-        # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, so nothing is
-        # stopped.
+        # A typing error of CBSD 14.1.3a (jails-astart:27): `name=` is no key, nothing is stopped.
         programs.run([cbsd, "jstop", f"name={jname}"], stdout=programs.DEVNULL)
     return 0
 
@@ -298,7 +275,10 @@ def astart(layout, cbsd):
     running = []
     for command, emulator in (("jstart", "jail"), ("bstart", "bhyve")):
         names = inventory.names(f"emulator='{emulator}'")
-        chosen = [name for name in names if autostarted(inventory, name, emulator)]
+        if emulator == "bhyve":  # its own settings have the word
+            chosen = [name for name in names if inventory.settings(name).get("astart") == "1"]
+        else:
+            chosen = [name for name in names if inventory.value(name, "astart") == "1"]
         if chosen:
             argv = [cbsd, command, "inter=0", *chosen]
             null = {"stdin": programs.DEVNULL, "stdout": programs.DEVNULL}
@@ -308,33 +288,17 @@ def astart(layout, cbsd):
     return 0
 
 
-def autostarted(inventory, jname, emulator):
-    """astart of a machine is in its own settings."""
-    if emulator == "bhyve":
-        return inventory.settings(jname).get("astart") == "1"
-    return inventory.value(jname, "astart") == "1"
-
-
 def bhyverun(layout, argv):
     """share/bhyverun.sh -c CONF: the guest has powered itself off, bhyve has ended."""
     jname = os.path.basename(os.path.dirname(argv[argv.index("-c") + 1]))
     kernel = Kernel(layout)
     kernel.destroy_vm(jname)
-    cbsd = os.path.join(layout.bin, "cbsd")
-    times = 2 if "--twice" in argv else 1
-    stops = [[cbsd, "bstop", "cbsd_queue_name=none", f"jname={jname}"]] * times
+    stop = [os.path.join(layout.bin, "cbsd"), "bstop", "cbsd_queue_name=none", f"jname={jname}"]
+    stops = [stop] * (2 if "--twice" in argv else 1)
     for process in [programs.Program(stop, stdin=programs.DEVNULL) for stop in stops]:
         process.wait()
     return 0
 
 
-PROGRAMS = {
-    "jls": jls,
-    "jexec": jexec,
-    "sysrc": sysrc,
-    "ps": ps,
-    "rctl": rctl,
-    "service": service,
-    "jails-astart": jails_astart,
-    "bhyverun.sh": bhyverun,
-}
+PROGRAMS = {function.__name__: function for function in (jls, jexec, sysrc, ps, rctl, service)}
+PROGRAMS.update({"jails-astart": jails_astart, "bhyverun.sh": bhyverun})

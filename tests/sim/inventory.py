@@ -111,9 +111,8 @@ class Inventory:
 
     def names(self, condition="1"):
         """Names of environments, in the order in which they were created."""
-        return [
-            row[0] for row in self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")
-        ]
+        rows = self.rows(f"SELECT jname FROM jails WHERE {condition} ORDER BY rowid")
+        return [row[0] for row in rows]
 
     def value(self, jname, column):
         """One column of one row as text, '' when there is none."""
@@ -131,9 +130,8 @@ class Inventory:
     def load(self, jname):
         """The row of an environment, live: what sourcing rcconf.subr sets (and repairs).
 
-        None when there is no such environment. An empty dictionary when the database is missing, or
-        when the name has a blank, whose second word CBSD takes for the name of another database:
-        both count as "exists".
+        None when there is no such environment. An empty dictionary, which counts as "exists", when
+        the database is missing, or the name has a blank: its second word names another database.
         """
         if " " in jname or not self.exists():
             return {}
@@ -156,14 +154,10 @@ class Inventory:
         jname, status = row["jname"], row["status"]
         jid = self.kernel.jid(jname)
         if row["emulator"] == "bhyve" and os.path.exists(self.kernel.vmm(jname)):
-            if status != "3":
-                status = "1"
-            # A machine without a known pid counts as running all the same.
-            jid = int(row["jid"]) or 1
+            status = "3" if status == "3" else "1"
+            jid = int(row["jid"]) or 1  # without a known pid it counts as running all the same
             row["jid"] = str(jid)
-        fixes = {}
-        if str(jid) != row["jid"]:
-            fixes["jid"] = jid
+        fixes = {"jid": jid} if str(jid) != row["jid"] else {}
         if status in "01" and status != str(int(jid != 0)):
             status = fixes["status"] = str(int(jid != 0))
         row.update(jid=str(jid), status=status)
@@ -176,7 +170,6 @@ class Inventory:
         return addresses.lease(self.layout.settings()["ippool"], used)
 
     def settings_file(self, jname):
-        """A machine's own database."""
         return self.layout.system(jname, "local.sqlite")
 
     def settings(self, jname):
@@ -201,7 +194,6 @@ class Inventory:
         self.write(f"INSERT INTO settings ({','.join(known)}) VALUES ({quoted})", path)
 
     def set_setting(self, jname, column, value):
-        """Change one setting of a machine."""
         self.write(f"UPDATE settings SET {column}='{value}'", self.settings_file(jname))
 
 

@@ -212,15 +212,11 @@ def populate(row, wanted):
 
 
 def enjoy(session, jname):
-    """What jcreate says when the jail is there."""
-    hints = [("To edit VM properties use", f"cbsd jconfig jname={jname}")]
-    hints += [
-        (f"To {verb} VM use", f"cbsd j{verb} {jname}") for verb in ("start", "stop", "remove")
-    ]
-    hints.append(("For attach VM console use", f"cbsd jlogin {jname}"))
     session.note("")
-    for text, command in hints:
-        session.note(text, command)
+    session.note("To edit VM properties use", f"cbsd jconfig jname={jname}")
+    for verb in ("start", "stop", "remove"):
+        session.note(f"To {verb} VM use", f"cbsd j{verb} {jname}")
+    session.note("For attach VM console use", f"cbsd jlogin {jname}")
     session.note("")
     session.note(f"Creating {jname} complete", "Enjoy!")
 
@@ -250,7 +246,6 @@ def jstart(session):
 
 
 def wait_delay(delay):
-    """`delay=N`."""
     try:
         time.sleep(float(delay or 0))
     except ValueError:
@@ -565,7 +560,6 @@ def check_data(session, old, new):
 
 
 def move_fstab(layout, old, new):
-    """The fstab directory moves with the jail."""
     source, target = layout.work("jails-fstab", old), layout.work("jails-fstab", new)
     if os.path.isdir(source):
         os.rename(source, target)
@@ -644,7 +638,6 @@ def refuse_online(session, kind, name, jid):
 
 
 def clone_fstab(layout, old, new):
-    """The fstab directory of a clone."""
     source, target = layout.work("jails-fstab", old), layout.work("jails-fstab", new)
     os.makedirs(target, exist_ok=True)
     if os.path.isdir(source):

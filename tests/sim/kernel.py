@@ -12,7 +12,7 @@ import sys
 import time
 
 from sim import procs, programs, quick_json
-from sim.layout import write_atomic
+from sim.layout import read, write, write_atomic
 
 SLEEP = "/bin/sleep"
 TCPD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "tcpd.py")
@@ -31,11 +31,7 @@ class Kernel:
 
     def read(self):
         """The state, as it was at one instant."""
-        try:
-            with open(self.file, encoding="utf-8") as source:
-                return {**EMPTY, **quick_json.loads(source.read())}
-        except FileNotFoundError:
-            return quick_json.loads(quick_json.dumps(EMPTY))
+        return quick_json.loads(read(self.file, missing=quick_json.dumps(EMPTY)))
 
     def write(self, state):
         """Replace the state, and what `jls name` reads of it (see `node.JLS`)."""
@@ -62,9 +58,7 @@ class Kernel:
         """name -> record of the jails that exist."""
         found = self.read()["jails"]
         holders = {name: tuple(jail["holder"] or ()) for name, jail in found.items()}
-        alive = {
-            holder for holder in set(holders.values()) if procs.alive(holder)
-        }  # a benchmark has one for all
+        alive = set(filter(procs.alive, set(holders.values())))  # a benchmark has one for all
         return {name: jail for name, jail in found.items() if holders[name] in alive}
 
     def jid(self, name):
@@ -85,15 +79,8 @@ class Kernel:
     def jail_environment(self, name, jail, inherited):
         """The environment of a process that is started in a jail."""
         key, _, value = self.marker(name, jail).partition("=")
-        path = ":".join(
-            [
-                os.path.join(jail["data"], "bin"),
-                os.path.join(jail["data"], "usr/local/bin"),
-                self.layout.jailbin,
-                "/sbin:/bin:/usr/sbin:/usr/bin",
-            ]
-        )
-        return {**inherited, key: value, "PATH": path}
+        own = f"{jail['data']}/bin:{jail['data']}/usr/local/bin:{self.layout.jailbin}"
+        return {**inherited, key: value, "PATH": f"{own}:/sbin:/bin:/usr/sbin:/usr/bin"}
 
     def create_jail(self, name, path, data, hostname, addresses):
         """`jail -c`: the new jid, 0 if the kernel refuses, None if it has a jail of that name."""
@@ -104,14 +91,8 @@ class Kernel:
                 return None
             if name in state["fail_start"]:
                 return 0
-            jail = {
-                "jid": state["next_jid"],
-                "path": path,
-                "data": data,
-                "hostname": hostname,
-                "ip4": addresses,
-                "pids": [],
-            }
+            jail = {"jid": state["next_jid"], "path": path, "data": data, "hostname": hostname}
+            jail.update(ip4=addresses, pids=[])
             state["next_jid"] += 1
             environment = self.jail_environment(name, jail, {})
             jail["holder"] = spawn([f"{name}: init", "infinity"], SLEEP, environment)
@@ -135,9 +116,8 @@ class Kernel:
         """`jail -r`: every process of the jail is killed, then the jail is gone."""
         jail = self.read()["jails"].get(name)
         if jail:
-            procs.exterminate(
-                [jail["holder"], *filter(None, jail["pids"])], self.marker(name, jail)
-            )
+            idents = [jail["holder"], *filter(None, jail["pids"])]
+            procs.exterminate(idents, self.marker(name, jail))
             with self.changing() as state:
                 if state["jails"].get(name, {}).get("jid") == jail["jid"]:
                     del state["jails"][name]
@@ -173,8 +153,7 @@ class Kernel:
                 command = [sys.executable, "-IS", TCPD, *options]
                 pids.append(spawn(command, sys.executable, environment))
             state["vms"][name] = {"holder": holder, "pids": pids, "marker": f"CBSD_SIM_VM={marker}"}
-        with open(self.vmm(name), "w", encoding="utf-8"):
-            pass
+        write(self.vmm(name))
         return holder[0]
 
     def destroy_vm(self, name):
@@ -230,8 +209,7 @@ class Kernel:
         """Register this process, so that a power failure of the node finds it; the record."""
         record = os.path.join(self.runs, str(os.getpid()))
         os.makedirs(self.runs, exist_ok=True)
-        with open(record, "w", encoding="utf-8") as out:
-            out.write(quick_json.dumps(procs.identity(os.getpid())))
+        write(record, quick_json.dumps(procs.identity(os.getpid())))
         return record
 
     def running_commands(self):
@@ -239,8 +217,7 @@ class Kernel:
         found = []
         for name in os.listdir(self.runs) if os.path.isdir(self.runs) else ():
             try:
-                with open(os.path.join(self.runs, name), encoding="utf-8") as source:
-                    found.append(quick_json.loads(source.read()))
+                found.append(quick_json.loads(read(os.path.join(self.runs, name))))
             except (FileNotFoundError, ValueError):
                 pass
         return found

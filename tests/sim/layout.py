@@ -89,7 +89,6 @@ def read_conf(path):
 
 
 def write(path, text=""):
-    """Make a file of this text."""
     with open(path, "w", encoding="utf-8") as out:
         out.write(text)
 

@@ -110,7 +110,6 @@ def status_word(row):
 
 
 def jail_cell(row, column):
-    """One cell of jls."""
     if column == "ip4_addr":
         return without_interface(row.get("ip4_addr", "")) or "0"
     return row.get(column, "0" if column == "etcver" else "")

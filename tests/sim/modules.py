@@ -4,9 +4,8 @@ import os
 
 from sim import programs, shell
 from sim.jails import HOOK_DIRS, copy_tree
-from sim.layout import HOST_PATH, VERSION
+from sim.layout import HOST_PATH, VERSION, read, read_conf, write
 from sim.machines import HOOK_DIRS as VM_HOOK_DIRS
-from sim.session import read_conf
 
 DIRECTORIES = """etc/defaults export ftmp import jails jails-data jails-fstab jails-rcconf
 jails-system modules nodes share src tmp var/db var/log var/run var/spool vm"""
@@ -20,7 +19,7 @@ def module(session):
     if args["mode"] == "list":
         return list_modules(session)
     if args["mode"] not in ("install", "upgrade"):
-        session.fail(f"{{N1}}module: unknown mode: {{N2}}{args['mode']}{{N0}}")
+        session.fail("module: unknown mode", args["mode"])
     return fetch(session, names[-1] if names else "", args["mode"], args["version"] or "main")
 
 
@@ -33,9 +32,8 @@ def fetch(session, name, mode, version):
         tool = f"{REAL_PREFIX}/bin/cfetch -u"
         return complain(session, f"unable to fetch metadata via: {tool} {{N2}}{raw}")
     if not directory:
-        return complain(
-            session, f"unable to extract MODULE_DIR= variable from manifest: {{N2}}{raw}"
-        )
+        text = "unable to extract MODULE_DIR= variable from manifest"
+        return complain(session, f"{text}: {{N2}}{raw}")
     if not directory.startswith(f"{REAL_PREFIX}/modules"):
         text = f"MODULE_DIR != {REAL_PREFIX}/modules in manifest: {{N2}}{directory}"
         return complain(session, text)
@@ -55,7 +53,7 @@ def fetch(session, name, mode, version):
     clone = ["clone", "--quiet", "--depth=1", "--single-branch", url, target]
     code = git(session, clone, "clone error")
     if code == 0:
-        session.say(f"{{N1}}module: module installed: {{N2}}{name}{{N0}}", stream=2)
+        session.say("module: module installed", name, stream=2)
     return code
 
 
@@ -88,16 +86,11 @@ def list_modules(session):
     for entry in sorted(os.listdir(base)):
         if entry.endswith(".d") and os.path.isfile(os.path.join(base, entry, "metadata.conf")):
             session.write(f"{entry[:-2]:19}  {'on' if entry in wanted else 'off':3}\n")
-    return 0
 
 
 def enabled(layout):
     """The lines of etc/modules.conf."""
-    try:
-        with open(layout.work("etc/modules.conf"), encoding="utf-8") as source:
-            lines = [line.strip() for line in source]
-    except FileNotFoundError:
-        return []
+    lines = map(str.strip, read(layout.work("etc/modules.conf"), missing="").splitlines())
     return [line for line in lines if line and not line.startswith("#")]
 
 
@@ -106,7 +99,6 @@ def initenv(session):
     session.parse(optional="inter")
     initialise(session.layout)
     session.say("{N1}initenv done{N0}")
-    return 0
 
 
 def initialise(layout):
@@ -120,16 +112,13 @@ def initialise(layout):
         if not os.path.isdir(skeleton):
             for directory in directories:
                 os.makedirs(os.path.join(skeleton, directory))
-                with open(os.path.join(skeleton, directory, "placeholder"), "w", encoding="utf-8"):
-                    pass
+                write(os.path.join(skeleton, directory, "placeholder"))
             shipped = os.path.join(layout.distdir, "share", name)
             if os.path.isdir(shipped):
                 copy_tree(shipped, skeleton)
     if not os.path.exists(layout.work("etc/modules.conf")):
-        with open(layout.work("etc/modules.conf"), "w", encoding="utf-8") as out:
-            out.write("pkg.d\nbsdconf.d\nzfsinstall.d\n")
-    with open(layout.work("ver"), "w", encoding="utf-8") as out:
-        out.write(VERSION)
+        write(layout.work("etc/modules.conf"), "pkg.d\nbsdconf.d\nzfsinstall.d\n")
+    write(layout.work("ver"), VERSION)
     link_commands(layout)
     write_inventory(layout)
 
@@ -160,21 +149,12 @@ def secure_commands(path):
 def write_inventory(layout):
     """nc.inventory is written anew: what was added by hand is lost."""
     settings = layout.settings()
-    lines = {
-        "nodename": settings["nodename"],
-        "nodeip": "127.0.0.1",
-        "nodeippool": settings["ippool"],
-        "jnameserver": "127.0.0.1",
-        "zfsfeat": "0",
-        "racct": "0",
-        "vnet": "0",
-        "sqlreplica": "1",
-        "parallel": "5",
-        "workdir": layout.workdir,
-    }
+    lines = {"nodename": settings["nodename"], "nodeippool": settings["ippool"]}
+    lines.update(dict.fromkeys(("nodeip", "jnameserver"), "127.0.0.1"))
+    lines.update(zfsfeat=0, racct=0, vnet=0, sqlreplica=1, parallel=5, workdir=layout.workdir)
     lines.update({f"mod_{entry.removesuffix('.d')}_enabled": "YES" for entry in enabled(layout)})
-    with open(layout.work("nc.inventory"), "w", encoding="utf-8") as out:
-        out.writelines(f'{key}="{value}";\n' for key, value in lines.items())
+    text = "".join(f'{key}="{value}";\n' for key, value in lines.items())
+    write(layout.work("nc.inventory"), text)
     os.chmod(layout.work("nc.inventory"), 0o640)
 
 
@@ -184,30 +164,19 @@ def run_script(session, path):
     It gets CBSD's variables and a few of its functions; see share/subr of the simulated
     distribution.
     """
-    layout = session.layout
-    subr = os.path.join(layout.distdir, "subr")
-    variables = {
-        **read_conf(layout.work("nc.inventory")),
-        **{name: "" for name in ("N0_COLOR", "N1_COLOR", "N2_COLOR", "H3_COLOR", "W1_COLOR")},
-        "nodename": layout.nodename(),
-        "distdir": layout.distdir,
-        "subrdir": subr,
-        "subr": os.path.join(subr, "nc.subr"),
-        "cbsdinit": os.path.join(subr, "cbsdinit.subr"),
-        "system": os.path.join(subr, "empty.subr"),
-        "strings": os.path.join(subr, "empty.subr"),
-        "tools": os.path.join(subr, "empty.subr"),
-        "jrcconf": os.path.join(subr, "rcconf.subr"),
-        "jailsysdir": layout.work("jails-system"),
-        "moduledir": layout.work("modules"),
-        "dbdir": layout.work("var/db"),
-        "ftmpdir": layout.work("ftmp"),
-        "ECHO": "echo",
-        "SED_CMD": "/bin/sed",
-        "AWK_CMD": "/usr/bin/awk",
-        "PATH": f"{layout.bin}/commands:{HOST_PATH}",
-    }
-    os.execve("/bin/sh", ["/bin/sh", path, *session.argv], {**session.environment, **variables})
+    layout, subr = session.layout, os.path.join(session.layout.distdir, "subr")
+    files = {"subr": "nc", "cbsdinit": "cbsdinit", "jrcconf": "rcconf"}
+    files.update(dict.fromkeys(("system", "strings", "tools"), "empty"))
+    variables = {f"{colour}_COLOR": "" for colour in ("N0", "N1", "N2", "H3", "W1")}
+    variables.update(nodename=layout.nodename(), distdir=layout.distdir, subrdir=subr)
+    variables.update({key: f"{subr}/{name}.subr" for key, name in files.items()})
+    variables.update(jailsysdir=layout.work("jails-system"), moduledir=layout.work("modules"))
+    variables.update(dbdir=layout.work("var/db"), ftmpdir=layout.work("ftmp"), ECHO="echo")
+    variables.update(SED_CMD="/bin/sed", AWK_CMD="/usr/bin/awk")
+    variables["PATH"] = f"{layout.bin}/commands:{HOST_PATH}"
+    inventory = read_conf(layout.work("nc.inventory"))
+    environment = {**session.environment, **inventory, **variables}
+    os.execve("/bin/sh", ["/bin/sh", path, *session.argv], environment)
     raise shell.Exit(126)
 
 
@@ -238,5 +207,4 @@ def write_subr(layout):
     directory = os.path.join(layout.distdir, "subr")
     os.makedirs(directory, exist_ok=True)
     for name, text in SUBR.items():
-        with open(os.path.join(directory, name), "w", encoding="utf-8") as out:
-            out.write(text)
+        write(os.path.join(directory, name), text)

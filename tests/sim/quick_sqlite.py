@@ -12,7 +12,6 @@ else:
 
         @staticmethod
         def lru_cache(maxsize=128, typed=False):
-            """The decorator, without statistics."""
             return lambda function: _lru_cache_wrapper(function, maxsize, typed, tuple)
 
     sys.modules["functools"] = _Functools

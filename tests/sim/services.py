@@ -11,7 +11,8 @@ import sys
 
 from sim import procs, programs
 from sim.addresses import Addresses
-from sim.kernel import TCPD, spawn
+from sim.kernel import TCPD, spawn, unlink
+from sim.layout import read, read_conf, write
 from sim.tcpd import listen
 
 NGINX = "/usr/sbin/nginx"
@@ -44,29 +45,10 @@ http {{
 """
 
 
-class RcConf:
-    """A jail's `etc/rc.conf`, as sysrc(8) edits it."""
-
-    def __init__(self, path):
-        self.path = path
-
-    def read(self):
-        """The assignments."""
-        found = {}
-        if os.path.exists(self.path):
-            with open(self.path, encoding="utf-8") as source:
-                for line in source:
-                    key, equals, value = line.strip().partition("=")
-                    if equals and not key.startswith("#"):
-                        found[key] = value.strip("\"'")
-        return found
-
-    def write(self, **settings):
-        """Set variables; the others stay."""
-        known = {**self.read(), **settings}
-        os.makedirs(os.path.dirname(self.path), exist_ok=True)
-        with open(self.path, "w", encoding="utf-8") as out:
-            out.writelines(f'{key}="{value}"\n' for key, value in known.items())
+def write_conf(path, settings):
+    """Make an rc.conf of these variables, as sysrc(8) does."""
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    write(path, "".join(f'{key}="{value}"\n' for key, value in settings.items()))
 
 
 class Services:
@@ -75,38 +57,29 @@ class Services:
     def __init__(self, kernel, name, jail):
         self.kernel, self.name, self.jail = kernel, name, jail
         self.data = jail["data"]
-        self.conf = RcConf(os.path.join(self.data, "etc/rc.conf"))
+
+    def conf(self):
+        return read_conf(os.path.join(self.data, "etc/rc.conf"))
 
     def packages(self):
-        """The installed packages."""
-        path = os.path.join(self.data, "var/db/sim-packages")
-        if not os.path.exists(path):
-            return []
-        with open(path, encoding="utf-8") as source:
-            return source.read().split()
+        return read(os.path.join(self.data, "var/db/sim-packages"), missing="").split()
 
     def enabled(self, service):
         """Whether rc.conf wants the service; tcpd runs unless it is switched off."""
-        default = "YES" if service == "tcpd" else "NO"
-        return self.conf.read().get(f"{service}_enable", default).upper() in (
-            "YES",
-            "TRUE",
-            "ON",
-            "1",
-        )
+        word = self.conf().get(f"{service}_enable", "YES" if service == "tcpd" else "NO")
+        return word.upper() in ("YES", "TRUE", "ON", "1")
 
     def boot(self):
         """/etc/rc: start what is installed and enabled."""
         for service in self.packages():
-            self._pidfile(service, remove=True)
+            unlink(self._pidfile(service))
             if service in STARTERS and self.enabled(service):
                 self._start(service)
 
     def pid(self, service):
         """The pid of a running service, else 0."""
         try:
-            with open(self._pidfile(service), encoding="utf-8") as source:
-                pid = int(source.read())
+            pid = int(read(self._pidfile(service)))
         except (FileNotFoundError, ValueError):
             return 0
         return pid if procs.alive(procs.identity(pid)) else 0
@@ -118,42 +91,25 @@ class Services:
             return 1, f"{service} does not exist in {where}, or is not executable\n"
         forced = verb.startswith(("one", "force"))
         plain = verb.removeprefix("one").removeprefix("force")
-        if (
-            not forced
-            and plain in ("start", "stop", "restart", "reload")
-            and not self.enabled(service)
-        ):
-            return 1, (
-                f"Cannot '{verb}' {service}. Set {service}_enable to YES in /etc/rc.conf or use"
-                f" 'one{verb}' instead of '{verb}'.\n"
-            )
+        changes = plain in ("start", "stop", "restart", "reload")
+        if changes and not forced and not self.enabled(service):
+            how = f"Set {service}_enable to YES in /etc/rc.conf or use 'one{verb}'"
+            return 1, f"Cannot '{verb}' {service}. {how} instead of '{verb}'.\n"
         if plain == "restart":
             stopped = self._stop(service)[1]
             code, text = self._start(service)
             return code, stopped + text
-        actions = {
-            "start": self._start,
-            "stop": self._stop,
-            "status": self._status,
-            "reload": self._reload,
-        }
-        if plain not in actions:
+        if plain not in ("start", "stop", "status", "reload"):
             return 1, f"/usr/local/etc/rc.d/{service}: unknown directive '{verb}'.\n"
-        return actions[plain](service)
+        return getattr(self, f"_{plain}")(service)
 
-    def _pidfile(self, service, remove=False):
-        path = os.path.join(self.data, f"var/run/{service}.pid")
-        if remove and os.path.exists(path):
-            os.unlink(path)
-        return path
+    def _pidfile(self, service):
+        return os.path.join(self.data, f"var/run/{service}.pid")
 
     def _status(self, service):
         pid = self.pid(service)
-        return (
-            (0, f"{service} is running as pid {pid}.\n")
-            if pid
-            else (1, f"{service} is not running.\n")
-        )
+        found = f"running as pid {pid}" if pid else "not running"
+        return int(not pid), f"{service} is {found}.\n"
 
     def _reload(self, service):
         pid = self.pid(service)
@@ -170,7 +126,7 @@ class Services:
         ident = procs.identity(pid)
         procs.kill([ident], programs.SIGTERM)
         procs.wait_gone([ident], STOP_TIMEOUT)
-        self._pidfile(service, remove=True)
+        unlink(self._pidfile(service))
         return 0, f"Stopping {service}.\nWaiting for PIDS: {pid}.\n"
 
     def _start(self, service):
@@ -188,16 +144,10 @@ class Services:
 
     def _start_nginx(self, address):
         """nginx itself returns when it listens; the text of the problem otherwise."""
-        for directory in (
-            "var/tmp",
-            "var/log",
-            "usr/local/www/nginx",
-            "usr/local/etc/nginx/conf.d",
-        ):
+        for directory in "var/tmp var/log usr/local/www/nginx usr/local/etc/nginx/conf.d".split():
             os.makedirs(os.path.join(self.data, directory), exist_ok=True)
         conf = os.path.join(self.data, "var/run/nginx.conf")
-        with open(conf, "w", encoding="utf-8") as out:
-            out.write(NGINX_CONF.format(data=self.data, address=address, name=self.name))
+        write(conf, NGINX_CONF.format(data=self.data, address=address, name=self.name))
         log = os.path.join(self.data, "var/log/nginx-error.log")
         environment = self.kernel.jail_environment(self.name, self.jail, {})
         null = {"stdin": programs.DEVNULL, "stdout": programs.DEVNULL}
@@ -208,15 +158,14 @@ class Services:
     def _start_tcpd(self, address):
         """Listen here and hand the socket over: then it accepts connections at once."""
         try:
-            listener = listen(address, int(self.conf.read().get("tcpd_port", "8080")))
+            listener = listen(address, int(self.conf().get("tcpd_port", "8080")))
         except (OSError, ValueError) as error:
             return f"{error}\n"
         argv = [sys.executable, "-IS", TCPD, "--fd", str(listener.fileno()), self.name]
         environment = self.kernel.jail_environment(self.name, self.jail, {})
         pid = spawn(argv, sys.executable, environment, [listener.fileno()])[0]
         listener.close()
-        with open(self._pidfile("tcpd"), "w", encoding="utf-8") as out:
-            out.write(str(pid))
+        write(self._pidfile("tcpd"), str(pid))
         return ""
 
 
@@ -227,8 +176,7 @@ def install(data, packages, sysrc):
     """`pkglist=` and `sysrc=` of jcreate: into the root of the jail, where clones find it."""
     path = os.path.join(data, "var/db/sim-packages")
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    names = [package.rpartition("/")[2] for package in packages.split()]
-    with open(path, "w", encoding="utf-8") as out:
-        out.writelines(name + "\n" for name in names)
+    write(path, "".join(package.rpartition("/")[2] + "\n" for package in packages.split()))
     settings = dict(word.split("=", 1) for word in sysrc.split() if "=" in word)
-    RcConf(os.path.join(data, "etc/rc.conf")).write(**settings)
+    conf = os.path.join(data, "etc/rc.conf")
+    write_conf(conf, {**read_conf(conf), **settings})

@@ -79,7 +79,6 @@ class Session:
 
     @staticmethod
     def write(text, stream=1):
-        """Print a text as it is."""
         data = text.encode(errors="surrogateescape")
         while data:
             data = data[os.write(stream, data) :]

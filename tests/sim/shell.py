@@ -122,7 +122,6 @@ class Arguments:
         return self.given.get(key, "")
 
     def first(self):
-        """`$1`."""
         return self.raw[0] if self.raw else ""
 
 

@@ -24,7 +24,6 @@ def answer(client, body):
 
 
 def listen(address, port):
-    """A listening TCP socket."""
     listener = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     listener.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
     listener.bind((address, port))
@@ -33,7 +32,6 @@ def listen(address, port):
 
 
 def main(args):
-    """Serve until killed."""
     if args[0] == "--fd":
         listener, name = _socket.socket(fileno=int(args[1])), args[2]
     else:
