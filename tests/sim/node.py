@@ -25,7 +25,7 @@ from sim.cbsd import COMMANDS  # noqa: E402
 from sim.inventory import Inventory  # noqa: E402
 from sim.jails import remove  # noqa: E402
 from sim.kernel import Kernel  # noqa: E402
-from sim.layout import DEFAULTS, HOST_PATH, Layout  # noqa: E402
+from sim.layout import DEFAULTS, HOST_PATH, Layout, read, write  # noqa: E402
 
 # Isolated, without site: a simulated command starts in a few hundredths of a second.
 PYTHON = getattr(sys, "_base_executable", None) or sys.executable
@@ -89,27 +89,20 @@ class Node:
         self.inventory = Inventory(self.layout, self.kernel)
 
     def create(self, name=DEFAULTS["nodename"], configured=True, **settings):
-        """Make the node: `settings` as in `sim.layout.DEFAULTS`.
-
-        With `configured=False` its rc.conf names no workdir, so that the environment has to.
-        """
+        """Make the node: `settings` as in DEFAULTS; `configured`: rc.conf names its workdir."""
         layout = self.layout
         if os.path.exists(layout.simconf):
             raise Error(f"{self.root} is a node already")
         os.makedirs(layout.path("etc"), exist_ok=True)
-        with open(layout.simconf, "w", encoding="utf-8") as out:
-            json.dump({**DEFAULTS, "nodename": name, **settings}, out, indent=1)
+        write(layout.simconf, json.dumps({**DEFAULTS, "nodename": name, **settings}, indent=1))
         for path in (layout.vmm, layout.kernel, layout.path("log"), layout.jailbin, layout.bin):
             os.makedirs(path, exist_ok=True)
         for directory in ("modules", "rc.d", "share", "sudoexec"):
             os.makedirs(os.path.join(layout.distdir, directory))
         os.makedirs(layout.workdir)
-        with open(layout.rcconf, "w", encoding="utf-8") as out:
-            out.write(
-                f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n' if configured else ""
-            )
-        with open(layout.work("nodename"), "w", encoding="utf-8") as out:
-            out.write(name + "\n")
+        rcconf = f'cbsd_workdir="{layout.workdir}"\ncbsdd_enable="YES"\n'
+        write(layout.rcconf, rcconf if configured else "")
+        write(layout.work("nodename"), name + "\n")
         self._install_programs()
         modules.initialise(layout)
         modules.write_subr(layout)
@@ -120,31 +113,29 @@ class Node:
         return self
 
     def _install_programs(self):
-        layout = self.layout
-        self._wrapper(os.path.join(layout.bin, "cbsd"), CBSD_WRAPPER, 0o550)
-        for program in ("jexec", "sysrc", "ps", "rctl"):
-            self._wrapper(os.path.join(layout.bin, program), PROGRAM_WRAPPER, program=program)
-        self._wrapper(os.path.join(layout.bin, "jls"), JLS)
-        self._wrapper(os.path.join(layout.bin, ".jls"), PROGRAM_WRAPPER, program="jls")
-        for program in ("service", "sysrc"):
-            self._wrapper(os.path.join(layout.jailbin, program), PROGRAM_WRAPPER, program=program)
-        for directory, program in (("rc.d", "jails-astart"), ("share", "bhyverun.sh")):
-            path = os.path.join(layout.distdir, directory, program)
-            self._wrapper(path, PROGRAM_WRAPPER, program=program)
-        commands = os.path.join(layout.bin, "commands")
+        layout, commands = self.layout, os.path.join(self.layout.bin, "commands")
         os.makedirs(commands)
+        self._wrapper(os.path.join(layout.bin, "cbsd"), CBSD_WRAPPER)
+        self._wrapper(os.path.join(layout.bin, "jls"), JLS)
         self._wrapper(os.path.join(commands, ".command"), BUILTIN_WRAPPER)
+        places = {layout.bin: ("jexec", "sysrc", "ps", "rctl", ".jls")}
+        places[layout.jailbin] = ("service", "sysrc")
+        places[os.path.join(layout.distdir, "rc.d")] = ("jails-astart",)
+        places[os.path.join(layout.distdir, "share")] = ("bhyverun.sh",)
+        for place, names in places.items():
+            for name in names:
+                program = name.lstrip(".")
+                self._wrapper(os.path.join(place, name), PROGRAM_WRAPPER, program=program)
+        os.chmod(os.path.join(layout.bin, "cbsd"), 0o550)
         for command in (*COMMANDS, "cbsdsqlro", "cbsdsqlrw"):
             os.symlink(".command", os.path.join(commands, command))
-        os.symlink(
-            "../../../../bin/commands/initenv", os.path.join(layout.distdir, "sudoexec/initenv")
-        )
+        initenv = os.path.join(layout.distdir, "sudoexec/initenv")
+        os.symlink("../../../../bin/commands/initenv", initenv)
 
-    def _wrapper(self, path, template, mode=0o755, **values):
-        text = template.format(python=PYTHON, tests=os.path.dirname(HERE), root=self.root, **values)
-        with open(path, "w", encoding="utf-8") as out:
-            out.write(text)
-        os.chmod(path, mode)
+    def _wrapper(self, path, template, **values):
+        tests = os.path.dirname(HERE)
+        write(path, template.format(python=PYTHON, tests=tests, root=self.root, **values))
+        os.chmod(path, 0o755)
 
     def destroy(self):
         """End every process of the node and remove it. A second time does nothing."""
@@ -177,16 +168,9 @@ class Node:
 
     def environment(self, **changes):
         """The environment in which a program should run cbsd; `changes` with None remove."""
-        environment = {
-            "PATH": HOST_PATH,
-            "HOME": "/root",
-            "TERM": "xterm",
-            "workdir": self.workdir,
-            "NOCOLOR": "1",
-            "NOINTER": "1",
-            "NO_CBSD_HISTORY": "yes",
-            **changes,
-        }
+        environment = {"PATH": HOST_PATH, "HOME": "/root", "TERM": "xterm", "workdir": self.workdir}
+        environment.update(NOCOLOR="1", NOINTER="1", NO_CBSD_HISTORY="yes")
+        environment.update(changes)
         return {key: value for key, value in environment.items() if value is not None}
 
     def cbsd(self, *argv, env=None, timeout=60, **options):
@@ -194,17 +178,10 @@ class Node:
 
         The process group is killed when the time is up: SIGTERM would not end it.
         """
-        process = subprocess.Popen(
-            [os.path.join(self.bin, "cbsd"), *argv],
-            env=self.environment(**(env or {})),
-            cwd="/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-            text=True,
-            **options,
-        )
+        options.update(env=self.environment(**(env or {})), cwd="/", start_new_session=True)
+        options.update(dict.fromkeys(("stdout", "stderr"), subprocess.PIPE), text=True)
+        command = [os.path.join(self.bin, "cbsd"), *argv]
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, **options)
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
@@ -217,21 +194,17 @@ class Node:
         """What the kernel has, and what is injected."""
         state = self.kernel.read()
         vms = {name: self.kernel.vm_pid(name) for name in state["vms"]}
-        with open(self.kernel.boot_id_file, encoding="utf-8") as boot_id:
-            boot_id = boot_id.read().strip()
         return {
-            "boot_id": boot_id,
+            "boot_id": read(self.kernel.boot_id_file).strip(),
             "jails": {name: jail["jid"] for name, jail in self.kernel.jails().items()},
             "vms": {name: pid for name, pid in vms.items() if pid},
             **{key: state[key] for key in ("fail_start", "slow", "off")},
         }
 
     def log(self):
-        """The records of log/cbsd.log."""
         return read_log(self.layout.cbsd_log)
 
     def hooks_log(self):
-        """The records of log/hooks.log."""
         return read_log(self.layout.hooks_log)
 
     def crash(self, name):
@@ -263,8 +236,8 @@ class Node:
             raise Error(f"no machine {name}")
         if service != "tcpd":
             raise Error(f"a guest cannot run {service}")
-        with open(self.layout.data(name, "sim-guest.json"), "w", encoding="utf-8") as out:
-            json.dump({"port": port, "boot_delay": boot_delay}, out)
+        text = json.dumps({"port": port, "boot_delay": boot_delay})
+        write(self.layout.data(name, "sim-guest.json"), text)
 
     def guest_poweroff(self, name, twice=False):
         """The guest switches itself off: bhyverun.sh calls bstop, so both stop hooks run.
@@ -325,18 +298,12 @@ class Node:
 
 
 def read_log(path):
-    """The records of a log."""
-    if not os.path.exists(path):
-        return []
-    with open(path, encoding="utf-8") as source:
-        return [json.loads(line) for line in source]
+    return [json.loads(line) for line in read(path, missing="").splitlines()]
 
 
 def parser():
-    """The options of this program."""
-    top = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    top = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     top.add_argument("--root", required=True, help="directory of the node")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
@@ -350,9 +317,7 @@ def parser():
     create.add_argument("--name", default=DEFAULTS["nodename"])
     create.add_argument("--nic", default=DEFAULTS["nic"])
     create.add_argument("--jid-start", type=int, default=DEFAULTS["jid_start"])
-    create.add_argument(
-        "--ippool", default=DEFAULTS["ippool"], help="what ip4_addr=DHCP takes from"
-    )
+    create.add_argument("--ippool", default=DEFAULTS["ippool"], help="for ip4_addr=DHCP")
     command("reset", "a new node with a fixture of the recorded cases", "fixture")
     command("destroy", "end all its processes and remove it")
     command("status", "what the kernel has, as JSON")
@@ -364,17 +329,13 @@ def parser():
     slow.add_argument("--stop", type=float, default=0.0, metavar="SECONDS")
     off = command("off", "what its address does while it is down", "name")
     off.add_argument("mode", choices=("refuse", "blackhole"))
-    off.add_argument(
-        "--ports", default="80,8080", type=lambda text: [int(p) for p in text.split(",")]
-    )
+    off.add_argument("--ports", type=int, nargs="*", default=[80, 8080])
     guest = command("guest", "what the guest in a machine runs", "name")
     guest.add_argument("--service", default="tcpd")
     guest.add_argument("--port", type=int, default=8080)
     guest.add_argument("--boot-delay", type=float, default=0.5, metavar="SECONDS")
     poweroff = command("guest-poweroff", "the guest switches itself off", "name")
-    poweroff.add_argument(
-        "--twice", action="store_true", help="the stop hooks run twice, concurrently"
-    )
+    poweroff.add_argument("--twice", action="store_true", help="run its hooks twice, concurrently")
     command("guest-reboot", "the guest restarts", "name")
     boot = command("boot", "the node reboots")
     boot.add_argument("--no-astart", action="store_true", help="start nothing")
@@ -383,7 +344,6 @@ def parser():
 
 
 def main(argv=None):
-    """The program."""
     options = vars(parser().parse_args(argv))
     node, command = Node(options.pop("root")), options.pop("command")
     if command == "boot":
