@@ -16,10 +16,8 @@ import pytest
 from sim import Node, procs
 from sim.node import Error
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0,
-    reason="needs root: simulated jails listen on port 80 and commands are only for root",
-)
+REASON = "needs root: simulated jails listen on port 80 and commands are only for root"
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason=REASON)
 NODE_PROGRAM = pathlib.Path(__file__).with_name("node.py")
 
 
@@ -32,10 +30,8 @@ def node(tmp_path):
 
 def jail(node, name, address, *options, start=True):
     """A jail with a small service on port 8080."""
-    words = [f"jname={name}", f"ip4_addr={address}", "inter=0", "quiet=1", *options]
-    if not any(option.startswith("pkglist=") for option in options):
-        words.append("pkglist=tcpd")
-    done = node.cbsd("jcreate", *words)
+    words = [f"jname={name}", f"ip4_addr={address}", "inter=0", "quiet=1", "pkglist=tcpd"]
+    done = node.cbsd("jcreate", *words, *options)
     assert done.returncode == 0, done.stdout + done.stderr
     if start:
         node.cbsd("jstart", f"jname={name}")
@@ -43,17 +39,33 @@ def jail(node, name, address, *options, start=True):
 
 
 def machine(node, name, address, *options):
-    """A stopped machine."""
     words = [f"jname={name}", f"ip4_addr={address}", "vm_ram=1g", "vm_cpus=1", "vm_os_type=linux"]
     done = node.cbsd("bcreate", *words, "inter=0", *options)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def hook(node, name, directory, text, file="hook"):
-    """Install a hook."""
-    path = pathlib.Path(node.layout.system(name, directory, file))
-    path.write_text(f"#!/bin/sh\n{text}\n")
+def script(path, text, shell="/bin/sh"):
+    path = pathlib.Path(path)
+    path.write_text(f"#!{shell}\n{text}\n")
     path.chmod(0o755)
+
+
+def hook(node, name, directory, text="true"):
+    script(node.layout.system(name, directory, "hook"), text)
+
+
+def hooked(node):
+    """The directories of the hooks that ran."""
+    return [entry["dir"] for entry in node.hooks_log()]
+
+
+def run(*argv, **options):
+    return subprocess.run(argv, capture_output=True, text=True, **options)
+
+
+def begin(node, *argv, **options):
+    options.update(env=node.environment(), stdout=subprocess.DEVNULL)
+    return subprocess.Popen([f"{node.bin}/cbsd", *argv], **options)
 
 
 def row(node, name):
@@ -62,7 +74,6 @@ def row(node, name):
 
 
 def fetch(address, port=80):
-    """The body of an HTTP answer."""
     with urllib.request.urlopen(f"http://{address}:{port}/", timeout=5) as answer:
         return answer.read().decode()
 
@@ -77,7 +88,6 @@ def connects(address, port):
 
 
 def eventually(condition, seconds=5):
-    """Wait for a condition."""
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen"
@@ -101,9 +111,6 @@ def runs(command):
     return any(line.rstrip() == command for line in processes_with(command))
 
 
-# -- jails -----------------------------------------------------------------------------------------
-
-
 def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
     jail(node, "lb1", "127.79.1.11/8", "pkglist=nginx", "sysrc=nginx_enable=YES")
     assert "lb1" in fetch("127.79.1.11")
@@ -111,10 +118,8 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
     assert status.returncode == 0 and status.stdout.startswith("nginx is running as pid ")
     assert node.cbsd("jexec", "jname=lb1", "service", "nginx", "stop").returncode == 0
     assert not connects("127.79.1.11", 80)
-    status = subprocess.run(
-        [f"{node.bin}/jexec", "lb1", "service", "nginx", "status"], capture_output=True
-    )
-    assert (status.returncode, status.stdout) == (1, b"nginx is not running.\n")
+    status = run(f"{node.bin}/jexec", "lb1", "service", "nginx", "status")
+    assert (status.returncode, status.stdout) == (1, "nginx is not running.\n")
     node.cbsd("jrestart", "jname=lb1")
     assert "lb1" in fetch("127.79.1.11")
 
@@ -122,28 +127,23 @@ def test_nginx_of_a_jail_is_real_and_service_stop_stops_it(node):
 def test_a_service_that_is_not_enabled_does_not_run(node):
     jail(node, "lb1", "127.79.1.12", "pkglist=nginx")
     assert not connects("127.79.1.12", 80)
-    assert (
-        "Cannot 'start' nginx"
-        in node.cbsd("jexec", "jname=lb1", "service", "nginx", "start").stdout
-    )
+    refused = node.cbsd("jexec", "jname=lb1", "service", "nginx", "start")
+    assert "Cannot 'start' nginx" in refused.stdout
     node.cbsd("jexec", "jname=lb1", "service", "nginx", "onestart")
     assert connects("127.79.1.12", 80)
 
 
 def test_an_address_that_this_machine_does_not_have_is_never_used(node):
     jail(node, "far", "10.20.30.40/24", "pkglist=nginx tcpd", "sysrc=nginx_enable=YES")
-    jid = node.kernel.jid("far")
-    status = subprocess.run(
-        [f"{node.bin}/jexec", str(jid), "service", "nginx", "status"], capture_output=True
-    )
-    assert status.stdout == b"nginx is not running.\n"
+    status = run(f"{node.bin}/jexec", str(node.kernel.jid("far")), "service", "nginx", "status")
+    assert status.stdout == "nginx is not running.\n"
 
 
 @pytest.mark.parametrize("end", ["crash", "jstop"])
 def test_every_process_of_a_jail_ends_with_it(node, end):
     jail(node, "a", "127.79.1.13")
-    script = "setsid sleep 4321 & sleep 4322 & exec sleep 4323"
-    running = subprocess.Popen([f"{node.bin}/jexec", "a", "sh", "-c", script])
+    code = "setsid sleep 4321 & sleep 4322 & exec sleep 4323"
+    running = subprocess.Popen([f"{node.bin}/jexec", "a", "sh", "-c", code])
     sleepers = ("sleep 4321", "sleep 4322", "sleep 4323")
     eventually(lambda: all(map(runs, sleepers)))
     node.crash("a") if end == "crash" else node.cbsd("jstop", "jname=a")
@@ -156,13 +156,12 @@ def test_a_crash_runs_no_hook_and_leaves_the_row_stale(node):
     jail(node, "a", "127.79.1.14")
     jid = node.kernel.jid("a")
     for directory in ("master_prestop.d", "master_poststop.d", "master_prestart.d"):
-        hook(node, "a", directory, "true")
+        hook(node, "a", directory)
     node.crash("a")
-    assert row(node, "a") == (jid, 1)
-    assert node.hooks_log() == []
+    assert row(node, "a") == (jid, 1) and node.hooks_log() == []
     assert "Off" in node.cbsd("jls", "a").stdout
     node.cbsd("jstart", "jname=a")
-    assert [entry["dir"] for entry in node.hooks_log()] == ["master_prestart.d"]
+    assert hooked(node) == ["master_prestart.d"]
     assert node.kernel.jid("a") == jid + 1
 
 
@@ -175,11 +174,9 @@ def test_a_jail_whose_init_is_killed_is_gone(node):
 
 def test_programs_of_a_jail_are_looked_up_in_its_root_first(node):
     jail(node, "a", "127.79.1.16")
-    program = pathlib.Path(node.layout.data("a", "usr/local/bin/check"))
-    program.write_text("#!/bin/sh\necho in $PWD; exit 7\n")
-    program.chmod(0o755)
+    script(node.layout.data("a", "usr/local/bin/check"), "echo in $PWD; exit 7")
     for argv in (["/usr/local/bin/check"], ["check"], ["sh", "-c", "check"]):
-        done = subprocess.run([f"{node.bin}/jexec", "a", *argv], capture_output=True, text=True)
+        done = run(f"{node.bin}/jexec", "a", *argv)
         assert (done.returncode, done.stdout) == (7, f"in {node.layout.data('a')}\n")
     assert node.cbsd("jexec", "jname=a", "/usr/local/bin/check").returncode == 7
 
@@ -196,12 +193,11 @@ def test_an_image_carries_system_directory_and_data(node):
     monit = pathlib.Path(node.layout.system("a", "monit"))
     monit.mkdir()
     (monit / "monitrc").write_text("check a")
-    hook(node, "a", "master_poststart.d", "true")
+    hook(node, "a", "master_poststart.d")
     assert node.cbsd("jexport", "jname=a").returncode == 0
-    image = node.layout.work("export/a.img")
-    assert "already exist" in node.cbsd("jimport", f"jname={image}").stdout
-    done = node.cbsd("jimport", f"jname={image}", "newjname=b", "newip=127.79.1.20")
-    assert done.returncode == 0
+    image = f"jname={node.layout.work('export/a.img')}"
+    assert "already exist" in node.cbsd("jimport", image).stdout
+    assert node.cbsd("jimport", image, "newjname=b", "newip=127.79.1.20").returncode == 0
     assert pathlib.Path(node.layout.system("b", "monit/monitrc")).read_text() == "check a"
     node.cbsd("jstart", "jname=b")
     assert fetch("127.79.1.20", 8080) == "OK b\n"
@@ -211,15 +207,9 @@ def test_an_image_carries_system_directory_and_data(node):
 def test_two_starts_at_once_both_run_prestart_and_one_fails(node):
     jail(node, "a", "127.79.1.21", start=False)
     hook(node, "a", "master_prestart.d", "sleep 0.3")
-    argv = [f"{node.bin}/cbsd", "jstart", "jname=a"]
-    both = [
-        subprocess.Popen(argv, env=node.environment(), stdout=subprocess.DEVNULL) for _ in range(2)
-    ]
+    both = [begin(node, "jstart", "jname=a") for _ in range(2)]
     assert sorted(process.wait() for process in both) == [0, 1]
     assert len(node.hooks_log()) == 2
-
-
-# -- faults ----------------------------------------------------------------------------------------
 
 
 def test_an_address_that_is_off_refuses_or_swallows(node):
@@ -252,10 +242,7 @@ def test_a_start_that_fails_exits_with_0_until_it_is_allowed_again(node):
 def test_sigterm_does_not_end_a_command_but_sigkill_does_and_leaves_half_a_start(node):
     jail(node, "a", "127.79.1.24", start=False)
     node.slow("a", start=30)
-    argv = [f"{node.bin}/cbsd", "jstart", "jname=a"]
-    process = subprocess.Popen(
-        argv, env=node.environment(), stdout=subprocess.DEVNULL, start_new_session=True
-    )
+    process = begin(node, "jstart", "jname=a", start_new_session=True)
     eventually(lambda: node.kernel.jid("a"))
     os.kill(process.pid, signal.SIGTERM)
     with pytest.raises(subprocess.TimeoutExpired):
@@ -281,17 +268,10 @@ def test_a_killed_bstop_leaves_maintenance_that_bstart_refuses_and_bstop_clears(
     assert node.kernel.vm_pid("vm1")
 
 
-# -- machines --------------------------------------------------------------------------------------
-
-
 def test_a_machine_from_start_to_stop(node):
     machine(node, "vm1", "127.79.1.51")
-    for directory in (
-        "master_prestart.d",
-        "master_poststart.d",
-        "master_prestop.d",
-        "master_poststop.d",
-    ):
+    for word in ("prestart", "poststart", "prestop", "poststop"):
+        directory = f"master_{word}.d"
         hook(node, "vm1", directory, f'echo "{directory} $jid $status" >> {node.root}/seen')
     node.guest("vm1", port=8080, boot_delay=0.2)
     done = node.cbsd("bstart", "jname=vm1")
@@ -304,12 +284,9 @@ def test_a_machine_from_start_to_stop(node):
     node.cbsd("bstop", "jname=vm1")
     assert not connects("127.79.1.51", 8080)
     assert not os.path.exists(f"{node.root}/dev/vmm/vm1")
-    assert pathlib.Path(f"{node.root}/seen").read_text().splitlines() == [
-        "master_prestart.d 0 0",
-        "master_poststart.d 0 0",
-        f"master_prestop.d {pid} 1",
-        f"master_poststop.d {pid} 1",
-    ]
+    seen = pathlib.Path(f"{node.root}/seen").read_text().splitlines()
+    assert seen[:2] == ["master_prestart.d 0 0", "master_poststart.d 0 0"]
+    assert seen[2:] == [f"master_prestop.d {pid} 1", f"master_poststop.d {pid} 1"]
     assert [int(value) for value in row(node, "vm1")] == [0, 0]
 
 
@@ -320,13 +297,10 @@ def test_a_running_machine_refuses_a_second_start_and_jail_commands_miss_it(node
     again = node.cbsd("bstart", "jname=vm1")
     assert (again.returncode, again.stdout) == (1, f"Jail vm1 already running, jid: {pid}\n")
     by_word = node.cbsd("jstop", "vm1")
-    assert (by_word.returncode, by_word.stdout) == (
-        1,
-        "For bhyve jail use: cbsd bstop vm1 instead\n",
-    )
+    assert by_word.stdout == "For bhyve jail use: cbsd bstop vm1 instead\n"
+    assert by_word.returncode == 1
     restart = node.cbsd("jrestart", "vm1")
-    missing = 'No such jail: jname="vm1"\n'
-    done = "jrestart done in 0 seconds\n"
+    missing, done = 'No such jail: jname="vm1"\n', "jrestart done in 0 seconds\n"
     assert (restart.returncode, restart.stdout) == (0, missing * 2 + done * 2)
     assert node.cbsd("jstatus", "vm1").stdout == f"{pid}\n"
     node.cbsd("brestart", "vm1")
@@ -335,22 +309,14 @@ def test_a_running_machine_refuses_a_second_start_and_jail_commands_miss_it(node
 
 def test_a_guest_that_powers_off_runs_both_stop_hooks(node):
     machine(node, "vm1", "127.79.1.53")
-    hook(
-        node,
-        "vm1",
-        "master_prestop.d",
-        f"ps -o args= $(ps -o ppid= $PPID) >> {node.root}/ancestors",
-    )
-    hook(node, "vm1", "master_poststop.d", "true")
+    ancestors = f"ps -o args= $(ps -o ppid= $PPID) >> {node.root}/ancestors"
+    hook(node, "vm1", "master_prestop.d", ancestors)
+    hook(node, "vm1", "master_poststop.d")
     node.cbsd("bstart", "jname=vm1")
     node.guest_poweroff("vm1")
-    assert [entry["dir"] for entry in node.hooks_log()] == ["master_prestop.d", "master_poststop.d"]
+    assert hooked(node) == ["master_prestop.d", "master_poststop.d"]
     assert "bhyverun.sh" in pathlib.Path(f"{node.root}/ancestors").read_text()
-    assert [entry["argv"] for entry in node.log()][-1] == [
-        "bstop",
-        "cbsd_queue_name=none",
-        "jname=vm1",
-    ]
+    assert node.log()[-1]["argv"] == ["bstop", "cbsd_queue_name=none", "jname=vm1"]
     assert not node.kernel.vm_pid("vm1")
     node.cbsd("bstart", "jname=vm1")
     node.guest_poweroff("vm1", twice=True)
@@ -360,31 +326,28 @@ def test_a_guest_that_powers_off_runs_both_stop_hooks(node):
 def test_a_guest_that_reboots_gets_another_pid_and_only_its_own_hook(node):
     machine(node, "vm1", "127.79.1.54")
     for directory in ("master_reboot.d", "master_prestop.d", "master_poststart.d"):
-        hook(node, "vm1", directory, "true")
+        hook(node, "vm1", directory)
     node.cbsd("bstart", "jname=vm1")
     before, hooks = node.kernel.vm_pid("vm1"), len(node.hooks_log())
     node.guest_reboot("vm1")
     assert node.kernel.vm_pid("vm1") not in (0, before)
     assert row(node, "vm1")[0] == node.kernel.vm_pid("vm1")
-    assert [entry["dir"] for entry in node.hooks_log()[hooks:]] == ["master_reboot.d"]
-
-
-# -- the host --------------------------------------------------------------------------------------
+    assert hooked(node)[hooks:] == ["master_reboot.d"]
 
 
 def test_a_boot_loses_everything_and_starts_what_has_astart_side_by_side(node):
     for number, name in enumerate(("a", "b", "c"), 25):
         jail(node, name, f"127.79.1.{number}", f"astart={int(name != 'c')}")
         hook(node, name, "master_poststart.d", "sleep 0.5")
-        hook(node, name, "master_prestop.d", "true")
+        hook(node, name, "master_prestop.d")
     boot_id = pathlib.Path(node.kernel.boot_id_file).read_text()
     node.boot(astart=False)
     assert pathlib.Path(node.kernel.boot_id_file).read_text() != boot_id
     assert node.status()["jails"] == {} and row(node, "a")[0] != 0
     assert node.hooks_log() == []
     node.boot()
-    assert sorted(node.status()["jails"].values()) == [1, 2]
-    assert set(node.status()["jails"]) == {"a", "b"}
+    found = node.status()["jails"]
+    assert set(found) == {"a", "b"} and sorted(found.values()) == [1, 2]
     first, second = node.hooks_log()
     assert max(first["start"], second["start"]) < min(first["end"], second["end"])
 
@@ -411,7 +374,7 @@ def test_destroy_leaves_no_process_and_may_be_repeated(node):
     node.off("off", "blackhole", [8080])
     node.slow("lb1", stop=60)
     subprocess.Popen([f"{node.bin}/jexec", "lb1", "sleep", "4324"])
-    stopping = subprocess.Popen([f"{node.bin}/cbsd", "jstop", "jname=lb1"], env=node.environment())
+    stopping = begin(node, "jstop", "jname=lb1")
     eventually(lambda: runs("sleep 4324") and len(node.kernel.running_commands()) == 1)
     state = node.kernel.read()
     started = [*state["jails"].values(), *state["vms"].values(), *state["off"].values()]
@@ -439,30 +402,18 @@ def test_the_program_does_what_the_class_does(tmp_path):
     root = str(tmp_path / "cli")
 
     def program(*argv):
-        command = [sys.executable, str(NODE_PROGRAM), "--root", root, *argv]
-        return subprocess.run(command, capture_output=True, text=True)
+        return run(sys.executable, str(NODE_PROGRAM), "--root", root, *argv)
 
     assert program("create", "--name", "hv9", "--jid-start", "40").returncode == 0
     node = Node(root)
     jail(node, "a", "127.79.1.31")
     assert json.loads(program("status").stdout)["jails"] == {"a": 40}
-    for argv in (
-        ["slow", "a", "--start", "0.1"],
-        ["off", "a", "blackhole", "--ports", "8080"],
-        ["fail-start", "a"],
-        ["fail-start", "--off", "a"],
-        ["crash", "a"],
-        ["boot", "--no-astart"],
-        ["boot"],
-        ["shutdown"],
-    ):
-        done = program(*argv)
-        assert done.returncode == 0, (argv, done.stderr)
+    faults = ["slow a --start 0.1", "off a blackhole --ports 8080", "fail-start a", "crash a"]
+    for line in (*faults, "fail-start --off a", "boot --no-astart", "boot", "shutdown"):
+        done = program(*line.split())
+        assert done.returncode == 0, (line, done.stderr)
     assert program("guest-poweroff", "nosuch").returncode == 1
     assert program("destroy").returncode == 0 and not os.path.exists(root)
-
-
-# -- programs of the base system -------------------------------------------------------------------
 
 
 def test_jls_of_the_base_system(node):
@@ -470,7 +421,7 @@ def test_jls_of_the_base_system(node):
     jail(node, "b", "127.79.1.33")
 
     def jls(*argv):
-        return subprocess.run([f"{node.bin}/jls", *argv], capture_output=True, text=True)
+        return run(f"{node.bin}/jls", *argv)
 
     table = jls().stdout.splitlines()
     assert table[0] == "   JID  IP Address      Hostname                      Path"
@@ -490,13 +441,13 @@ def test_jls_of_the_base_system(node):
     assert jls("name").stdout == jls("-q", "name").stdout == "a\nit's $0\n"
     missing = jls("-j", "x")
     assert (missing.returncode, missing.stderr) == (1, 'jls: jail "x" not found\n')
-    absent = subprocess.run([f"{node.bin}/jexec", "x", "true"], capture_output=True, text=True)
+    absent = run(f"{node.bin}/jexec", "x", "true")
     assert (absent.returncode, absent.stderr) == (1, 'jexec: jail "x" not found\n')
 
 
 def test_the_workdir_is_in_rc_conf(node):
-    argv = [f"{node.bin}/sysrc", "-f", f"{node.root}/etc/rc.conf", "-n", "cbsd_workdir"]
-    assert subprocess.run(argv, capture_output=True, text=True).stdout == node.workdir + "\n"
+    asked = run(f"{node.bin}/sysrc", "-f", f"{node.root}/etc/rc.conf", "-n", "cbsd_workdir")
+    assert asked.stdout == node.workdir + "\n"
     assert node.cbsd("jls", env={"workdir": None}).returncode == 0
 
 
@@ -511,9 +462,6 @@ def test_what_a_command_starts_inherits_no_descriptor_of_its_caller(node):
             assert held.name not in links
         fds = pathlib.Path(node.root, "fds").read_text().split()
         assert set(fds) == {"0", "1", "2", "3"}  # the last is that of `ls` itself
-
-
-# -- the inventory ---------------------------------------------------------------------------------
 
 
 def test_the_inventory_can_be_asked_with_one_process(node):
@@ -549,10 +497,8 @@ def test_restart_runs_its_stop_and_start_as_children(node):
     node.cbsd("jrestart", "jname=a")
     records = node.log()[before:]
     top = [entry for entry in records if not entry["nested"]]
-    assert [(entry["event"], entry["argv"][0]) for entry in top] == [
-        ("start", "jrestart"),
-        ("end", "jrestart"),
-    ]
+    assert [entry["event"] for entry in top] == ["start", "end"]
+    assert {entry["argv"][0] for entry in top} == {"jrestart"}
     nested = [entry for entry in records if entry["nested"] and entry["event"] == "end"]
     assert [(entry["argv"][0], entry["rc"]) for entry in nested] == [("jstop", 0), ("jstart", 0)]
     assert {entry["parent_pid"] for entry in nested} == {top[0]["pid"]}
@@ -562,14 +508,9 @@ def test_a_cbsdfile_restricts_commands_to_what_it_defines(node, tmp_path):
     jail(node, "a", "127.79.1.36")
     (tmp_path / "CBSDfile").write_text("jail_b()\n{\n\ttrue\n}\n")
     argv = [f"{node.bin}/cbsd", "jget", "jname=a", "ip4_addr"]
-    done = subprocess.run(
-        argv, cwd=tmp_path, env=node.environment(), capture_output=True, text=True
-    )
+    done = run(*argv, cwd=tmp_path, env=node.environment())
     assert (done.returncode, done.stdout) == (1, "jget: no such jail: a\n")
     assert "found CBSDfile" in done.stderr
-
-
-# -- modules ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -577,13 +518,11 @@ def repository(tmp_path):
     """A module in a local git repository."""
     path = tmp_path / "modules-hello"
     path.mkdir()
-    (path / "metadata.conf").write_text(
-        'MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n'
-    )
+    metadata = 'MODULE_NAME="hello"\nMODULE_DIR="/usr/local/cbsd/modules/hello.d"\n'
+    (path / "metadata.conf").write_text(metadata)
     (path / "securecmd").write_text('SECCMD="${SECCMD} hello jls"\n')
     for name in ("hello", "jls"):
-        (path / name).write_text('#!/bin/sh\necho hello from "$0" "$@"\n')
-        (path / name).chmod(0o755)
+        script(path / name, 'echo hello from "$0" "$@"')
     author = ["-c", "user.name=test", "-c", "user.email=test@example.net"]
     for argv in (["init", "-q"], ["add", "."], [*author, "commit", "-q", "-m", "module"]):
         subprocess.run(["git", *argv], cwd=path, check=True)
@@ -591,46 +530,39 @@ def repository(tmp_path):
 
 
 def test_a_module_is_cloned_enabled_and_wins_over_cbsd(node, repository):
-    assert node.cbsd("module", "mode=install", "hello").returncode == 1  # no network
+    install = ("module", "mode=install", "hello")
+    modules_conf = pathlib.Path(node.layout.work("etc/modules.conf"))
+    assert node.cbsd(*install).returncode == 1  # no network
     conf = pathlib.Path(node.layout.simconf)
     settings = {**json.loads(conf.read_text()), "module_url": {"hello": f"file://{repository}"}}
     conf.write_text(json.dumps(settings))
     target = pathlib.Path(node.layout.distdir, "modules/hello.d")
     target.mkdir()
-    assert node.cbsd("module", "mode=install", "hello").returncode == 0
+    assert node.cbsd(*install).returncode == 0
     assert not target.exists()  # an empty directory is removed, and nothing else happens
-    assert node.cbsd("module", "mode=install", "hello").returncode == 0
-    assert (target / "hello").exists()
-    again = node.cbsd("module", "mode=install", "hello")
+    assert node.cbsd(*install).returncode == 0 and (target / "hello").exists()
+    again = node.cbsd(*install)
     assert again.returncode == 1 and "already exist" in again.stderr
     assert node.cbsd("hello").returncode == 127
-    pathlib.Path(node.layout.work("etc/modules.conf")).write_text("hello.d\n")
+    modules_conf.write_text("hello.d\n")
     assert node.cbsd("initenv").returncode == 0
     assert node.cbsd("hello", "you").stdout.startswith("hello from ")
     assert node.cbsd("jls").stdout.startswith("hello from ")
-    assert 'mod_hello_enabled="YES"' in pathlib.Path(node.layout.work("nc.inventory")).read_text()
-    pathlib.Path(node.layout.work("etc/modules.conf")).write_text("")
+    inventory = pathlib.Path(node.layout.work("nc.inventory"))
+    assert 'mod_hello_enabled="YES"' in inventory.read_text()
+    modules_conf.write_text("")
     initenv = f"{node.layout.distdir}/sudoexec/initenv"
-    subprocess.run(
-        [initenv, "inter=0"], env=node.environment(), check=True, stdout=subprocess.DEVNULL
-    )
+    assert run(initenv, "inter=0", env=node.environment()).returncode == 0
     assert node.cbsd("hello").returncode == 127
-    assert "mod_hello" not in pathlib.Path(node.layout.work("nc.inventory")).read_text()
+    assert "mod_hello" not in inventory.read_text()
 
 
 def test_a_script_for_cbsds_own_shell_runs_as_a_module(node):
     jail(node, "a", "127.79.1.38", start=False)
-    script = pathlib.Path(node.layout.work("modules/hello"))
-    script.write_text(
-        "#!/usr/local/bin/cbsd\n"
-        'MYARG="jname"\n'
-        ". ${subr}\n"
-        ". ${cbsdinit}\n"
-        ". ${jrcconf}\n"
-        '[ $? -eq 1 ] && log_err 1 "No such jail: ${jname}"\n'
-        "echo ${jailsysdir}/${jname} $( jget jname=${jname} mode=quiet ip4_addr )\n"
-    )
-    script.chmod(0o755)
+    text = 'MYARG="jname"\n. ${subr}\n. ${cbsdinit}\n. ${jrcconf}\n'
+    text += '[ $? -eq 1 ] && log_err 1 "No such jail: ${jname}"\n'
+    text += "echo ${jailsysdir}/${jname} $( jget jname=${jname} mode=quiet ip4_addr )"
+    script(node.layout.work("modules/hello"), text, shell="/usr/local/bin/cbsd")
     assert node.cbsd("hello").stdout == "Please set hello: jname\n"
     assert node.cbsd("hello", "jname=nosuch").stdout == "No such jail: nosuch\n"
     assert node.cbsd("hello", "jname=a").stdout == f"{node.layout.system('a')} 127.79.1.38\n"
@@ -645,20 +577,16 @@ def test_initenv_never_touches_an_existing_skeleton(node):
 
 
 def test_the_queue_backend_is_called_around_each_operation(node):
-    backend = pathlib.Path(node.root, "backend")
-    backend.write_text(f'#!/bin/sh\necho "$*" >> {node.root}/queue\n')
-    backend.chmod(0o755)
-    modules_conf = pathlib.Path(node.layout.work("etc/modules.conf"))
-    modules_conf.write_text("cbsd_queue.d\n")
-    pathlib.Path(node.layout.work("etc/cbsd_queue.conf")).write_text(
-        f'cbsd_queue_backend="{backend}"\n'
-    )
+    backend, etc = f"{node.root}/backend", pathlib.Path(node.layout.work("etc"))
+    script(backend, f'echo "$*" >> {node.root}/queue')
+    (etc / "modules.conf").write_text("cbsd_queue.d\n")
+    (etc / "cbsd_queue.conf").write_text(f'cbsd_queue_backend="{backend}"\n')
     node.cbsd("initenv")
     jail(node, "a", "127.79.1.37", start=False)
-    pathlib.Path(node.root, "queue").unlink()
+    queue = pathlib.Path(node.root, "queue")
+    queue.unlink()
     node.cbsd("jstart", "jname=a")
-    queue = "cbsd_queue_name=/clonos/jailscontainers/ id=a cmd=jstart"
-    assert pathlib.Path(node.root, "queue").read_text().splitlines() == [
-        f"{queue} status=1 workdir={node.workdir}",
-        f"{queue} status=2 data_status=1 workdir={node.workdir}",
-    ]
+    words = "cbsd_queue_name=/clonos/jailscontainers/ id=a cmd=jstart"
+    states = ("status=1", "status=2 data_status=1")
+    expected = [f"{words} {state} workdir={node.workdir}" for state in states]
+    assert queue.read_text().splitlines() == expected
