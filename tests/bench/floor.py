@@ -20,29 +20,25 @@ import sys
 import time
 
 
-def manifest(root, before, durable, test, reload, target=None):
+def manifest(root, before, durable, test, reload):
     """
-    Return a manifest of all below ``root`` but what is in ``before``; ``target`` replaces ``root``.
+    Return a manifest of all below ``root`` but what is in ``before``.
 
-    durable
-        A function that says of a path below ``root`` whether its writer synced it.
-    test, reload
-        The two commands of monit.
+    ``durable`` says of a path whether its writer synced it; ``test`` and ``reload`` are the two
+    commands of monit.
     """
     files, links = {}, {}
-    target = target or root
     for top, _, names in os.walk(root):
         for name in names:
             path = os.path.join(top, name)
             if path in before:
                 continue
             info = os.lstat(path)
-            to = target + path[len(root) :]
             if stat.S_ISLNK(info.st_mode):
-                links[to] = os.readlink(path)
+                links[path] = os.readlink(path)
             elif stat.S_ISREG(info.st_mode):
                 with open(path, encoding="utf-8", errors="surrogateescape") as stream:
-                    files[to] = [stream.read(), stat.S_IMODE(info.st_mode), durable(path)]
+                    files[path] = [stream.read(), stat.S_IMODE(info.st_mode), durable(path)]
     return {"files": files, "links": links, "test": test, "reload": reload}
 
 

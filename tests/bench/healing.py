@@ -1,38 +1,20 @@
 """Detection, healing and restart storms, ours beside the rule in upstream's howto on monit."""
 
 import os
+import pathlib
 import shutil
 import subprocess
 import time
 
-from bench.nodes import (
-    Network,
-    add_jails,
-    first,
-    kill_service,
-    median,
-    most_at_once,
-    overlapping,
-    percentile,
-    reached,
-    require,
-    restarts,
-    say,
-)
+from bench import nodes
+from bench.nodes import Network, first, kill_service, median, reached, require, restarts, say
 
 POLL = 1  # seconds; all latencies are reported beside it
 FAILURES = 36
-PILLAR = {
-    "monit": {"poll": f"{POLL}s"},
-    "defaults": {
-        "interval": f"{POLL}s",
-        "timeout": "1s",
-        "failure_threshold": 2,
-        "start_period": "15s",
-        "restart": {"attempts": 100, "interval": "10m", "delay": "1s"},
-    },
-    "groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}},
-}
+DEFAULTS = {"interval": f"{POLL}s", "timeout": "1s", "failure_threshold": 2, "start_period": "15s"}
+DEFAULTS["restart"] = {"attempts": 100, "interval": "10m", "delay": "1s"}
+GROUPS = {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}
+PILLAR = {"monit": {"poll": f"{POLL}s"}, "defaults": DEFAULTS, "groups": GROUPS}
 
 
 def starting(node, name):
@@ -62,7 +44,7 @@ def live(node, names, seconds=60):
 def prepared(bench, minion, jails, package="tcpd", **pillar):
     """A node with the formula applied and these jails healthy."""
     node = bench.node(minion)
-    add_jails(node, jails, package)
+    nodes.add_jails(node, jails, package)
     node.pillar({**PILLAR, **pillar})
     results = node.apply()
     require(all(r["result"] for r in results), node.summary(results))
@@ -81,11 +63,11 @@ def heal(bench):
             raise RuntimeError(f"{env} is not healthy again: {node.status()[env]}")
         kind = "crash" if number % 3 == 2 else "service"
         time.sleep(0.37 * POLL * (number % 5))  # failures come at any moment of monit's cycle
+        began = time.time()
         if kind == "crash":
-            began = time.time()
             node.sim.crash(env)
         else:
-            began = kill_service(node, env)
+            kill_service(node, env)
         healed = reached(node, env, "healed", began)
         taken[kind].append((first(node, env, "failing", began) - began, healed - began))
         if number % 12 == 11:
@@ -95,7 +77,7 @@ def heal(bench):
     keys = {"heal_failures": len(both), "heal_poll_s": POLL, "heal_failure_threshold": 2}
     for at, word in enumerate(("detect", "heal")):
         keys[f"{word}_s_median"] = round(median([pair[at] for pair in both]), 2)
-        keys[f"{word}_s_p95"] = round(percentile([pair[at] for pair in both], 95), 2)
+        keys[f"{word}_s_p95"] = round(nodes.percentile([pair[at] for pair in both], 95), 2)
         for kind, pairs in taken.items():
             keys[f"{word}_{kind}_s_median"] = round(median([pair[at] for pair in pairs]), 2)
     return keys
@@ -136,14 +118,13 @@ def delay(bench):
         took = touched[0][2] - touched[0][1]
         say(f"    the restart took {took:.1f} s")
     bench.drop(node)
-    return {
-        "detect_alone_s_median": round(median(alone), 2),
-        "detect_during_restart_s_median": round(median(during), 2),
-        "detect_during_restart_s_max": round(max(during), 2),
-        "detect_delay_restart_s": round(took, 1),
-        # The slowest of those during the restart against the middle of the others.
-        "detect_delay_during_restart_polls": round(max(0.0, max(during) - median(alone)) / POLL, 2),
-    }
+    # The slowest of those during the restart against the middle of the others.
+    polls = max(0.0, max(during) - median(alone)) / POLL
+    keys = {"detect_alone_s_median": median(alone), "detect_during_restart_s_max": max(during)}
+    keys["detect_during_restart_s_median"] = median(during)
+    keys["detect_delay_during_restart_polls"] = polls
+    keys = {key: round(value, 2) for key, value in keys.items()}
+    return {**keys, "detect_delay_restart_s": round(took, 1)}
 
 
 # Storms
@@ -190,30 +171,23 @@ include {system}/*/monit/monitrc
 def upstream(bench, minion, jails, hooks, package=""):
     """A node as in upstream's howto: a rule for each jail, plain monit, and the module's hooks."""
     node = bench.node(minion)
-    add_jails(node, jails, package, port=80)
-    values = {
-        "system": node.sim.layout.work("jails-system"),
-        "monit": shutil.which("monit"),
-        "monitrc": node.monitrc,
-    }
+    nodes.add_jails(node, jails, package, port=80)
+    system = pathlib.Path(node.sim.layout.work("jails-system"))
+    values = {"system": system, "monit": shutil.which("monit"), "monitrc": node.monitrc}
     node.monitrc.write_text(PLAIN.format(poll=POLL, root=node.root, **values))
     node.monitrc.chmod(0o600)
+    scripts = {"master_poststart.d": POSTSTART, "master_prestop.d": PRESTOP} if hooks else {}
+    cbsd = os.path.join(node.sim.bin, "cbsd")
     for env, address in jails.items():
-        folder = os.path.join(values["system"], env, "monit")
-        os.mkdir(folder)
-        rule = {"cbsd": os.path.join(node.sim.bin, "cbsd"), "env": env, "address": address}
-        template = RULE.format(**{**rule, "env": "%%JNAME%%", "address": "%%IPV4_FIRST%%"})
-        for name, text in (("monitrc.tpl", template), ("monitrc", RULE.format(**rule))):
-            with open(os.path.join(folder, name), "w", encoding="utf-8") as out:
-                out.write(text)
-        scripts = (
-            (("master_poststart.d", POSTSTART), ("master_prestop.d", PRESTOP)) if hooks else ()
-        )
-        for directory, text in scripts:
-            path = os.path.join(values["system"], env, directory, "monit.sh")
-            with open(path, "w", encoding="utf-8") as out:
-                out.write(text.format(**values))
-            os.chmod(path, 0o755)
+        folder = system / env / "monit"
+        folder.mkdir()
+        template = RULE.format(cbsd=cbsd, env="%%JNAME%%", address="%%IPV4_FIRST%%")
+        (folder / "monitrc.tpl").write_text(template)
+        (folder / "monitrc").write_text(RULE.format(cbsd=cbsd, env=env, address=address))
+        for directory, text in scripts.items():
+            path = system / env / directory / "monit.sh"
+            path.write_text(text.format(**values))
+            path.chmod(0o755)
     return node
 
 
@@ -229,62 +203,44 @@ def storm(bench):
     blocks = {"rule": "127.77.23.1", "module": "127.77.23.3"}
     blocks.update(ours="127.77.23.5", guard="127.77.23.7")
     envs = {name: {f"s{i}": f"{block}{i}" for i in range(ENVS)} for name, block in blocks.items()}
-    ours = {"groups": {"all": {"match": "*", "checks": {"app": {"type": "tcp", "port": 8080}}}}}
-    ours["defaults"] = {**PILLAR["defaults"], "start_period": "5s"}
-    budget = {"max_concurrent": BUDGET, "storm_window": "2m"}
-    networks = {
-        name: bench.hold(Network(list(found.values()), 8080)) for name, found in envs.items()
-    }
-    nodes = {
-        "rule": upstream(bench, "rule", envs["rule"], hooks=False),
-        "module": upstream(bench, "module", envs["module"], hooks=True),
-        "ours": prepared(
-            bench, "ours", envs["ours"], "", budget={**budget, "storm_min": ENVS + 1}, **ours
-        ),
-        "guard": prepared(
-            bench, "guard", envs["guard"], "", budget={**budget, "storm_min": 5}, **ours
-        ),
-    }
+    networks = {n: bench.hold(Network([*found.values()], 8080)) for n, found in envs.items()}
+    hosts = {}
+    for name, hooks in (("rule", False), ("module", True)):
+        hosts[name] = upstream(bench, name, envs[name], hooks)
+    for name, least in (("ours", ENVS + 1), ("guard", 5)):
+        budget = {"max_concurrent": BUDGET, "storm_window": "2m", "storm_min": least}
+        pillar = {"defaults": {**DEFAULTS, "start_period": "5s"}, "budget": budget}
+        hosts[name] = prepared(bench, name, envs[name], "", **pillar)
     for name in ("rule", "module"):
         networks[name].port = 80
-        start(nodes[name], envs[name])
+        start(hosts[name], envs[name])
     for name in ("ours", "guard"):
         networks[name].answer()
-        live(nodes[name], envs[name])
-    for name, node in nodes.items():
+        live(hosts[name], envs[name])
+    for name, node in hosts.items():
         for env in envs[name]:
             node.sim.slow(env, **SLOW)
         networks[name].blackhole()
     began = time.time()
     for name in ("rule", "module"):
-        plain_monit(nodes[name])
+        plain_monit(hosts[name])
     say(f"    {ENVS} envs on each of four nodes are cut off; watched for {WATCHED} s")
     while time.time() < began + WATCHED:
         time.sleep(min(25, max(0, began + WATCHED - time.time())))
-        counts = ", ".join(f"{name} {len(restarts(node, began))}" for name, node in nodes.items())
+        counts = ", ".join(f"{name} {len(restarts(node, began))}" for name, node in hosts.items())
         say(f"    {time.time() - began:4.0f} s: restarts begun: {counts}")
-    found = {name: restarts(node, began) for name, node in nodes.items()}
-    alerts = sum(
-        r["transition"] == "storm" for env in envs["guard"] for r in nodes["guard"].history(env)
-    )
-    for node in nodes.values():
+    found = {name: restarts(node, began) for name, node in hosts.items()}
+    records = [r for env in envs["guard"] for r in hosts["guard"].history(env)]
+    alerts = sum(r["transition"] == "storm" for r in records)
+    for node in hosts.values():
         bench.drop(node)
     for network in networks.values():
         network.close()
-    return {
-        "storm_envs": ENVS,
-        "storm_watched_s": WATCHED,
-        "storm_restart_takes_s": sum(SLOW.values()),
-        "storm_upstream_restarts": len(found["rule"]),
-        "storm_upstream_max_concurrent": most_at_once(found["rule"]),
-        "storm_overlapping_restarts": overlapping(found["rule"]),
-        "storm_module_restarts": len(found["module"]),
-        "storm_module_max_concurrent": most_at_once(found["module"]),
-        "storm_module_overlapping_restarts": overlapping(found["module"]),
-        "storm_budget": BUDGET,
-        "storm_restarts": len(found["ours"]),
-        "storm_max_concurrent": most_at_once(found["ours"]),
-        "storm_ours_overlapping_restarts": overlapping(found["ours"]),
-        "storm_guard_restarts": len(found["guard"]),
-        "storm_guard_alerts": alerts,
-    }
+    keys = {"storm_envs": ENVS, "storm_watched_s": WATCHED, "storm_budget": BUDGET}
+    keys.update(storm_restart_takes_s=sum(SLOW.values()), storm_guard_alerts=alerts)
+    for name, word in (("rule", "upstream_"), ("module", "module_"), ("ours", "")):
+        keys[f"storm_{word}restarts"] = len(found[name])
+        keys[f"storm_{word}max_concurrent"] = nodes.most_at_once(found[name])
+    for name, word in (("rule", ""), ("module", "module_"), ("ours", "ours_")):
+        keys[f"storm_{word}overlapping_restarts"] = nodes.overlapping(found[name])
+    return {**keys, "storm_guard_restarts": len(found["guard"])}

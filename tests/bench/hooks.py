@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import time
 
-from bench.healing import PILLAR, plain_monit, prepared, start, starting, upstream
+from bench.healing import DEFAULTS, GROUPS, plain_monit, prepared, start, starting, upstream
 from bench.nodes import first, idle, median, percentile, reloads, require, until
 
 STARTS = 25
@@ -16,7 +16,6 @@ MANY = 100
 
 
 def cbsd(node, *argv):
-    """Run one command; returns how long it took in ms."""
     began = time.perf_counter()
     done = node.sim.cbsd(*argv)
     took = 1000 * (time.perf_counter() - began)
@@ -43,8 +42,8 @@ def unhook(node, env):
 
 def hook(bench):
     """What the hooks add to a start, alone and while a hundred are on their way."""
-    watched = {"groups": {"all": {**PILLAR["groups"]["all"], "match": "hooked"}}}
-    node = prepared(bench, "hook", {"plain": "127.77.24.100", "hooked": "127.77.24.101"}, **watched)
+    names, group = {"plain": "127.77.24.100", "hooked": "127.77.24.101"}, GROUPS["all"]
+    node = prepared(bench, "hook", names, groups={"all": {**group, "match": "hooked"}})
     unhook(node, "plain")
     took, waited = {"plain": [], "hooked": []}, []
     for _ in range(STARTS):
@@ -59,7 +58,7 @@ def hook(bench):
 
     other = upstream(bench, "module", {"m0": "127.77.24.110"}, hooks=True, package="tcpd")
     plain_monit(other)
-    theirs, since = [], time.time()
+    theirs = []
     for _ in range(UPSTREAM):
         since = time.time()
         cbsd(other, "jstart", "jname=m0", "inter=0")
@@ -79,24 +78,20 @@ def hook(bench):
     bench.drop(node)
     ran = (len(staggered), len(waited))
     require(ran == (STAGGERED, STARTS), f"hooks ran for {ran} of {STAGGERED, STARTS} starts")
-    return {
-        "start_without_hooks_ms_median": round(median(took["plain"]), 1),
-        "start_with_hooks_ms_median": round(median(took["hooked"]), 1),
-        "hook_added_ms_median": round(median(took["hooked"]) - median(took["plain"]), 1),
-        "hook_waited_ms_median": round(median(waited), 1),
-        "hook_added_ms_median_staggered_100": round(median(staggered), 1),
-        "hook_added_ms_p99_staggered_100": round(percentile(staggered, 99), 1),
-        "upstream_hook_ms_median": round(median(theirs), 1),
-        "hook_speedup_over_upstream": round(median(theirs) / median(waited), 1),
-    }
+    plain, hooked = median(took["plain"]), median(took["hooked"])
+    keys = {"start_without_hooks_ms_median": plain, "start_with_hooks_ms_median": hooked}
+    keys.update(hook_added_ms_median=hooked - plain, hook_waited_ms_median=median(waited))
+    keys["hook_added_ms_median_staggered_100"] = median(staggered)
+    keys["hook_added_ms_p99_staggered_100"] = percentile(staggered, 99)
+    keys["upstream_hook_ms_median"] = median(theirs)
+    keys["hook_speedup_over_upstream"] = median(theirs) / median(waited)
+    return {key: round(value, 1) for key, value in keys.items()}
 
 
 def parallel(bench):
     """Start a hundred envs at once, then once more after a power failure: reloads, envs watched."""
     many = {f"p{i}": f"127.77.25.{1 + i}" for i in range(MANY)}
-    node = prepared(
-        bench, "parallel", many, **{"defaults": {**PILLAR["defaults"], "start_period": "120s"}}
-    )
+    node = prepared(bench, "parallel", many, defaults={**DEFAULTS, "start_period": "120s"})
     before = reloads(node)
     took = start(node, many)
     began = time.monotonic()
@@ -113,14 +108,10 @@ def parallel(bench):
 
     all_watched()
     settled = time.monotonic() - began
-    keys = {
-        "parallel_starts": MANY,
-        "parallel_starts_s": round(took, 1),
-        "parallel_starts_100_reloads": reloads(node) - before,
-        "parallel_starts_100_monitored": watched(),
-        "parallel_starts_100_healthy": healthy(),
-        "parallel_starts_healthy_after_s": round(settled, 1),
-    }
+    keys = {"parallel_starts": MANY, "parallel_starts_s": round(took, 1)}
+    keys["parallel_starts_100_reloads"] = reloads(node) - before
+    keys.update(parallel_starts_100_monitored=watched(), parallel_starts_100_healthy=healthy())
+    keys["parallel_starts_healthy_after_s"] = round(settled, 1)
     node.kill_monit()
     node.kill_agent()
     node.sim.kernel.power_off()

@@ -72,7 +72,6 @@ class Bench:
         return node
 
     def drop(self, node):
-        """End all processes of one node."""
         root = str(node.root)
         with contextlib.suppress(Exception), node.sim.kernel.changing() as state:
             jails_there, state["jails"] = state["jails"].values(), {}
@@ -119,9 +118,8 @@ class Bench:
 
 def processes_of(root):
     """The identities of all processes whose command line names ``root``, but this one."""
-    lines = subprocess.run(
-        ["ps", "-axww", "-o", "pid=", "-o", "command="], capture_output=True, text=True, check=True
-    )
+    ps = ["ps", "-axww", "-o", "pid=", "-o", "command="]
+    lines = subprocess.run(ps, capture_output=True, text=True, check=True)
     found = [line.split(None, 1) for line in lines.stdout.splitlines()]
     pids = [int(words[0]) for words in found if len(words) == 2 and root in words[1]]
     return [ident for pid in pids if pid != os.getpid() and (ident := procs.identity(pid))]
@@ -134,8 +132,7 @@ def add_jails(node, addresses, package="tcpd", port=8080):
     """
     Create the jails ``{name: IPv4 address}`` as jcreate leaves them, in one transaction.
 
-    package
-        What runs in them: ``tcpd`` listens on ``port``; empty for nothing.
+    ``package`` runs in them: ``tcpd`` listens on ``port``; empty for nothing.
     """
     layout = node.sim.layout
     rows = [row_of(layout, name, ip4_addr=addr, astart="0") for name, addr in addresses.items()]
@@ -200,19 +197,17 @@ def kill_service(node, env, service="tcpd"):
 
 def first(node, env, transition, since):
     """When ``env`` went through ``transition`` for the first time after ``since``, or None."""
-    times = [
-        r["time"] for r in node.history(env) if r["transition"] == transition and r["time"] >= since
-    ]
-    return min(times, default=None)
+    times = [r["time"] for r in node.history(env) if r["transition"] == transition]
+    return min((moment for moment in times if moment >= since), default=None)
 
 
 def reached(node, env, transition, since, seconds=60):
     """The same, waited for."""
-    return until(
-        lambda: first(node, env, transition, since),
-        seconds,
-        lambda: f"{env} {transition}\n{node.agent_log()}",
-    )
+
+    def problem():
+        return f"{env} {transition}\n{node.agent_log()}"
+
+    return until(lambda: first(node, env, transition, since), seconds, problem)
 
 
 class Network:
@@ -242,9 +237,8 @@ class Network:
             except OSError:
                 return
             with contextlib.suppress(OSError), client:
-                client.sendall(
-                    b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\nOK\n"
-                )
+                head = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nConnection: close\r\n\r\n"
+                client.sendall(head + b"OK\n")
                 client.shutdown(socket.SHUT_WR)
                 client.settimeout(2)
                 while client.recv(4096):  # to close before the question is read is a reset
@@ -304,20 +298,17 @@ def restarts(node, since=0):
     """
     found, stopped = [], {}
     for command in commands(node):
-        if command.begin < since:
+        verb, env = command.argv[0], command.env
+        if command.begin < since or (command.nested and verb != "jrestart"):
             continue
-        verb = command.argv[0]
-        if verb == "jrestart" and command.children:
-            found.append((command.env, command.begin, command.end))
-        elif verb == "jstop" and not command.nested:
-            stopped[command.env] = len(found)
-            found.append((command.env, command.begin, float("inf")))
-        elif verb == "jstart" and not command.nested:
-            if command.env in stopped:
-                at = stopped.pop(command.env)
-                found[at] = (command.env, found[at][1], command.end)
-            else:
-                found.append((command.env, command.begin, command.end))
+        if verb == "jstop":
+            stopped[env] = len(found)
+            found.append((env, command.begin, float("inf")))
+        elif verb == "jstart" and env in stopped:
+            at = stopped.pop(env)
+            found[at] = (env, found[at][1], command.end)
+        elif verb == "jstart" or (verb == "jrestart" and command.children):
+            found.append((env, command.begin, command.end))
     return sorted(found, key=lambda r: r[1])
 
 

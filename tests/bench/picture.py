@@ -1,5 +1,6 @@
 """build/bench.svg: the cost of a highstate over the number of envs, beside the alternatives."""
 
+import itertools
 import math
 
 INK, GREY, LIGHT = "#222222", "#666666", "#dddddd"
@@ -16,10 +17,8 @@ BARS = 600  # where the bars begin
 
 
 def text(x, y, words, size=13, anchor="start", colour=INK, weight="normal"):
-    return (
-        f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}" fill="{colour}" '
-        f'font-weight="{weight}">{words}</text>'
-    )
+    place = f'x="{x:.1f}" y="{y:.1f}" font-size="{size}" text-anchor="{anchor}"'
+    return f'<text {place} fill="{colour}" font-weight="{weight}">{words}</text>'
 
 
 def line(x1, y1, x2, y2, colour=LIGHT, width=1, dashed=False):
@@ -35,15 +34,10 @@ def seconds(value):
 
 def lines(found):
     """Cost over envs, both axes logarithmic."""
-    points = {
-        (side, turn): [
-            (size, found[f"{side}_{turn}_s_{size}"])
-            for size in SIZES
-            if f"{side}_{turn}_s_{size}" in found
-        ]
-        for side in SIDES
-        for turn in TURNS
-    }
+    points = {}
+    for side, turn in itertools.product(SIDES, TURNS):
+        pairs = [(size, found.get(f"{side}_{turn}_s_{size}")) for size in SIZES]
+        points[side, turn] = [(size, value) for size, value in pairs if value is not None]
     values = [max(y, 0.001) for series in points.values() for _, y in series]
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     title = "Cost of a highstate over the number of envs, 3 checks each"
@@ -57,16 +51,13 @@ def lines(found):
 
     for power in range(low, high + 1):
         _, y = at(10, 10**power)
-        out += [
-            line(LEFT, y, LEFT + WIDE, y),
-            text(LEFT - 8, y + 4, seconds(10**power).replace(".0", ""), 12, "end", GREY),
-        ]
+        label = seconds(10**power).replace(".0", "")
+        out += [line(LEFT, y, LEFT + WIDE, y), text(LEFT - 8, y + 4, label, 12, "end", GREY)]
+    bottom = TOP + HIGH
     for size in SIZES:
         x, _ = at(size, 1)
-        out += [
-            line(x, TOP, x, TOP + HIGH),
-            text(x, TOP + HIGH + 18, f"{size:,} envs", 12, "middle", GREY),
-        ]
+        label = text(x, bottom + 18, f"{size:,} envs", 12, "middle", GREY)
+        out += [line(x, TOP, x, bottom), label]
     for (side, turn), series in points.items():
         colour = SIDES[side][1]
         places = [at(*point) for point in series]
@@ -75,15 +66,13 @@ def lines(found):
         out += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{colour}"/>' for x, y in places]
     x = LEFT
     for label, colour in SIDES.values():
-        out += [
-            f'<circle cx="{x + 5}" cy="{TOP + HIGH + 44}" r="5" fill="{colour}"/>',
-            text(x + 16, TOP + HIGH + 48, label),
-        ]
+        out.append(f'<circle cx="{x + 5}" cy="{bottom + 44}" r="5" fill="{colour}"/>')
+        out.append(text(x + 16, bottom + 48, label))
         x += 34 + 7 * len(label)
     for number, (turn, label) in enumerate(TURNS.items()):
         x = LEFT + 130 * number
-        out += [line(x, TOP + HIGH + 66, x + 28, TOP + HIGH + 66, INK, 2, turn == "second")]
-        out += [text(x + 34, TOP + HIGH + 70, label)]
+        out.append(line(x, bottom + 66, x + 28, bottom + 66, INK, 2, turn == "second"))
+        out.append(text(x + 34, bottom + 70, label))
     return out
 
 

@@ -32,25 +32,14 @@ def events(bench):
     return fleet.measure(60)
 
 
-PARTS = {
-    "hook": hooks.hook,
-    "parallel": hooks.parallel,
-    "heal": healing.heal,
-    "delay": healing.delay,
-    "storm": healing.storm,
-    "converge": scale.converge,
-    "count": scale.count,
-    "bad": scale.bad,
-    "agent": scale.agent,
-    "events": events,
-    "huge": scale.huge,
-}
+PARTS = [hooks.hook, hooks.parallel, healing.heal, healing.delay, healing.storm, scale.converge]
+PARTS += [scale.count, scale.bad, scale.agent, events, scale.huge]
+PARTS = {part.__name__: part for part in PARTS}
 
 
 def main():
-    options = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     options.add_argument("parts", nargs="*", metavar="PART", help=" ".join(PARTS))
     options.add_argument("--record", action="store_true", help="append a row to docs/benchmarks.md")
     given = options.parse_args()

@@ -5,6 +5,7 @@ import fcntl
 import json
 import math
 import os
+import pathlib
 import re
 import shutil
 import subprocess
@@ -19,20 +20,10 @@ from bench.nodes import PREFIX, REPO, add_rows, idle, median, reloads, require, 
 SIZES = (10, 100, 1000)
 ROUNDS = 3
 ADDRESS = "127.77.23.200"  # of all envs; their checks are looked at after a reload and once an hour
-PILLAR = {
-    "monit": {"poll": "30s"},
-    "defaults": {"interval": "1h"},
-    "groups": {
-        "all": {
-            "match": "e*",
-            "checks": {
-                "http": {"type": "http", "port": 80, "path": "/"},
-                "ssh": {"type": "tcp", "port": 22},
-                "alive": {"type": "running"},
-            },
-        }
-    },
-}
+HTTP = {"type": "http", "port": 80, "path": "/"}
+CHECKS = {"http": HTTP, "ssh": {"type": "tcp", "port": 22}, "alive": {"type": "running"}}
+PILLAR = {"monit": {"poll": "30s"}, "defaults": {"interval": "1h"}}
+PILLAR["groups"] = {"all": {"match": "e*", "checks": CHECKS}}
 # What always changes: Salt's own cache and logs, locks, the simulated kernel and inventory.
 NOT_COUNTED = re.compile(
     r"(salt|log|kernel|var/run|etc/salt|var/db/monit\.|usr/jails/var/db)(/|\Z|.*)|.*/agent\.log\Z"
@@ -84,23 +75,19 @@ class Side:
             took = time.perf_counter() - began
             for stream in (out, log):
                 stream.seek(0)
-            text = out.read().decode()
+            text, problem = out.read().decode(), log.read().decode()
         try:
             results = json.loads(text)["local"]
         except (ValueError, KeyError):
-            raise RuntimeError(f"{' '.join(words)}: {text}{log.read().decode()}") from None
+            raise RuntimeError(f"{' '.join(words)}: {text}{problem}") from None
         return took, usage.ru_maxrss / 1024, results
 
     def apply(self, under=(), failing=(), settle=True):
         """
         Apply its states; returns (seconds less the wait for monit, megabytes, that wait, results).
 
-        under
-            The command that runs salt-call.
-        failing
-            The states that must fail, and no others.
-        settle
-            Whether an agent that was woken is waited for.
+        ``under`` is the command that runs salt-call. The states in ``failing`` must fail, and no
+        others. An agent that was woken is waited for if ``settle``.
         """
         before = reloads(self.node)
         self.forget_wait()
@@ -160,16 +147,10 @@ class Idiomatic(Side):
         node.monitrc.write_text(f"{text}include {system}/*/monit/monitrc\n")
         node.monitrc.chmod(0o600)
         (node.root / "salt/files/idiomatic").symlink_to(REPO / "tests/bench/idiomatic")
-        settings = {
-            "target": system,
-            "monit": shutil.which("monit"),
-            "monitrc": str(node.monitrc),
-            "wake": str(node.wake),
-            "envs": dict.fromkeys(names(self.size), ADDRESS),
-        }
-        (node.root / "salt/pillar/cbsd_monit.sls").write_text(
-            "#!json\n" + json.dumps({"idiomatic": settings})
-        )
+        settings = {"target": system, "monit": shutil.which("monit"), "wake": str(node.wake)}
+        settings.update(monitrc=str(node.monitrc), envs=dict.fromkeys(names(self.size), ADDRESS))
+        pillar = node.root / "salt/pillar/cbsd_monit.sls"
+        pillar.write_text("#!json\n" + json.dumps({"idiomatic": settings}))
 
 
 class Floor(Side):
@@ -193,7 +174,6 @@ class Floor(Side):
 
 
 def paths(root):
-    """All files and links below ``root``."""
     return {os.path.join(top, name) for top, _, files in os.walk(root) for name in files}
 
 
@@ -201,19 +181,16 @@ def manifest(side, before):
     """The manifest of what the first run of ``side`` has written, for ``Floor``."""
     root, node = str(side.node.root), side.node
     monit = [shutil.which("monit"), "-c", str(node.monitrc)]
-    # Salt's own file states sync nothing.
-    unsynced = (str(node.wake.parent), os.path.join(root, "etc/cron.d"))
+    # Salt's own file states sync nothing, and the agent not what a next pass makes again:
+    # renderings, first-seen records.
+    unsynced = (str(node.wake.parent), f"{root}/etc/cron.d", str(node.state_dir / "envs"))
+    again = ("/monit/monitrc", "/monit/history.jsonl")
 
     def durable(path):
-        """Nor does the agent sync what a next pass makes again: renderings, first-seen records."""
-        again = ("/monit/monitrc", "/monit/history.jsonl")
-        return not path.startswith((*unsynced, str(node.state_dir / "envs"))) and not path.endswith(
-            again
-        )
+        return not path.startswith(unsynced) and not path.endswith(again)
 
     skipped = {p for p in paths(root) if NOT_COUNTED.match(os.path.relpath(p, root))}
-    # The control file was there before, and is written again.
-    kept = before - {str(node.monitrc)}
+    kept = before - {str(node.monitrc)}  # it was there before, and is written again
     return floor.manifest(root, kept | skipped, durable, [*monit, "-t"], [*monit, "reload"])
 
 
@@ -242,40 +219,27 @@ def converge(bench):
             costs.setdefault(("floor", "first", size), []).append(written["seconds"])
             for side in (*sides, ground):
                 side.drop()
-        words = [
-            f"{key[0]} {key[1]} {median(values):.2f} s"
-            for key, values in costs.items()
-            if key[2] == size
-        ]
+        words = [f"{key[0]} {key[1]} {median(costs[key]):.2f} s" for key in costs if key[2] == size]
         say(f"    {size} envs: " + ", ".join(words))
     cost = {key: median(values) for key, values in costs.items()}
-    keys = {
-        "converge_rounds": ROUNDS,
-        "verify_wait_s": round(median(waits), 2),
-        "sync_modules_s": round(median(syncs), 2),
-    }
+    keys = {"converge_rounds": ROUNDS, "verify_wait_s": round(median(waits), 2)}
+    keys["sync_modules_s"] = round(median(syncs), 2)
     for (name, turn, size), value in cost.items():
         keys[f"{name}_{turn}_s_{size}"] = round(value, 3)
     for turn in ("first", "second"):
         for size in SIZES:
             ratio = cost["idiomatic", turn, size] / cost["ours", turn, size]
             keys[f"{turn}_speedup_over_idiomatic_{size}"] = round(ratio, 2)
-        keys[f"growth_exponent_{turn}"] = round(
-            math.log10(cost["ours", turn, 1000] / cost["ours", turn, 100]), 3
-        )
+        growth = math.log10(cost["ours", turn, 1000] / cost["ours", turn, 100])
+        keys[f"growth_exponent_{turn}"] = round(growth, 3)
     for size in SIZES:
-        floor_s = cost["floor", "first", size]
-        keys[f"floor_speedup_over_idiomatic_{size}"] = round(
-            cost["idiomatic", "first", size] / floor_s, 2
-        )
-        keys[f"first_vs_floor_{size}"] = round(cost["ours", "first", size] / floor_s, 2)
+        ours, theirs, least = (cost[name, "first", size] for name in ("ours", "idiomatic", "floor"))
+        keys[f"floor_speedup_over_idiomatic_{size}"] = round(theirs / least, 2)
+        keys[f"first_vs_floor_{size}"] = round(ours / least, 2)
     keys["growth_exponent"] = max(keys["growth_exponent_first"], keys["growth_exponent_second"])
-    keys["peak_rss_mb_1000"] = round(
-        max(peaks["ours", turn, 1000] for turn in ("first", "second")), 1
-    )
-    keys["idiomatic_peak_rss_mb_1000"] = round(
-        max(peaks["idiomatic", t, 1000] for t in ("first", "second")), 1
-    )
+    for name, prefix in (("ours", ""), ("idiomatic", "idiomatic_")):
+        peak = max(peaks[name, turn, 1000] for turn in ("first", "second"))
+        keys[f"{prefix}peak_rss_mb_1000"] = round(peak, 1)
     keys["floor_peak_rss_mb_1000"] = round(written["megabytes"], 1)
     keys["floor_first_writes_1000"] = written["files"] + len(content["links"])
     keys["floor_first_bytes_1000"] = written["bytes"]
@@ -289,14 +253,12 @@ def snapshot(root):
     """{path: what says that it was written} of all that is counted below ``root``."""
     found = {}
     for top, folders, files in os.walk(root):
-        folders[:] = [
-            f for f in folders if not NOT_COUNTED.match(os.path.relpath(os.path.join(top, f), root))
-        ]
+        below = os.path.relpath(top, root)
+        folders[:] = [f for f in folders if not NOT_COUNTED.match(os.path.normpath(f"{below}/{f}"))]
         for name in files:
-            path = os.path.join(top, name)
-            if not NOT_COUNTED.match(os.path.relpath(path, root)):
-                info = os.lstat(path)
-                found[path] = (info.st_ino, info.st_mtime_ns, info.st_size)
+            if not NOT_COUNTED.match(os.path.normpath(f"{below}/{name}")):
+                info = os.lstat(os.path.join(top, name))
+                found[os.path.join(top, name)] = (info.st_ino, info.st_mtime_ns, info.st_size)
     return found
 
 
@@ -306,20 +268,14 @@ def counted(side):
     with tempfile.NamedTemporaryFile("r", prefix=PREFIX) as trace, no_agent(side.node):
         before = snapshot(root)
         calls = ["-e", "trace=clone,clone3,fork,vfork", "-e", "signal=none"]
-        side.apply(
-            under=["strace", "-f", "-qq", "--seccomp-bpf", *calls, "-o", trace.name], settle=False
-        )
+        strace = ["strace", "-f", "-qq", "--seccomp-bpf", *calls, "-o", trace.name]
+        side.apply(under=strace, settle=False)
         made = processes(trace)
         after = snapshot(root)
     written = [path for path, stamp in after.items() if before.get(path) != stamp]
-    gone = len(set(before) - set(after))
+    writes = len(written) + len(set(before) - set(after))
     size = sum(after[path][2] for path in written if not os.path.islink(path))
-    return {
-        "processes": made,
-        "writes": len(written) + gone,
-        "bytes": size,
-        "reloads": side.reloads,
-    }
+    return {"processes": made, "writes": writes, "bytes": size, "reloads": side.reloads}
 
 
 def processes(trace):
@@ -344,9 +300,8 @@ def no_agent(node):
         with contextlib.suppress(FileExistsError):  # one that a hook has just woken
             ticket.mkdir(parents=True)
             break
-    stand_in = subprocess.Popen(
-        [sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")]
-    )
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)", str(node.wake.parent / "agent")]
+    stand_in = subprocess.Popen(sleep)
     (ticket / "pid").write_text(f"{stand_in.pid}\n")
     with open(node.run_dir / "agent.lock", "w", encoding="ascii") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # or `sync` takes the ticket for a stale one
@@ -376,9 +331,8 @@ def count(bench):
             side.drop()
     more = abs(keys["processes_1000"] - keys["processes_100"])  # at most, a wake of the agent: 4
     require(more <= 4, f"the number of processes grows with the envs: {keys}")
-    require(
-        keys["second_processes_1000"] == keys["second_processes_100"], f"the second run: {keys}"
-    )
+    same = keys["second_processes_1000"] == keys["second_processes_100"]
+    require(same, f"the second run: {keys}")
     wrote = [keys[f"second_{what}_1000"] for what in ("writes", "bytes", "reloads")]
     require(wrote == [0, 0, 0], f"a second run wrote: {keys}")
     return keys
@@ -417,26 +371,21 @@ def bad(bench):
     drift(side)
     say(f"    {culprit} is named: {status[culprit]['quarantined']}")
     side.drop()
-    return {
-        "clean_publish_s_1000": round(median(took["clean"]), 2),
-        "bad_env_publish_s_1000": round(median(took["bad"]), 2),
-        "bad_env_vs_clean_1000": round(median(took["bad"]) / median(took["clean"]), 2),
-        "bad_env_live_1000": len(envs - {culprit}),
-    }
+    clean, bad_env = median(took["clean"]), median(took["bad"])
+    keys = {"clean_publish_s_1000": round(clean, 2), "bad_env_publish_s_1000": round(bad_env, 2)}
+    keys["bad_env_vs_clean_1000"] = round(bad_env / clean, 2)
+    return {**keys, "bad_env_live_1000": len(envs - {culprit})}
 
 
 def drift(side):
     """Change by hand what is live, and narrow the group: a run repairs this and nothing else."""
     node, left = side.node, names(side.size)[:120]
     system = node.sim.layout.work("jails-system")
-    template, hook, alien = (
-        os.path.join(system, env, name)
-        for env, name in zip(left, ("monit/monitrc.tpl", "remove.d/cbsd_monit", "remove.d/mine"))
-    )
+    changed = ("monit/monitrc.tpl", "remove.d/cbsd_monit", "remove.d/mine")
+    template, hook, alien = (os.path.join(system, *pair) for pair in zip(left, changed))
     os.unlink(hook)
     for path in (template, alien, node.state_dir / "published"):
-        with open(path, "w", encoding="utf-8") as out:
-            out.write("# by hand\n")
+        pathlib.Path(path).write_text("# by hand\n")
     group = {**PILLAR["groups"]["all"], "match": ["e000*", "e0010*", "e0011*"]}
     node.pillar({**PILLAR, "groups": {"all": group}})
     side.apply()
@@ -446,8 +395,8 @@ def drift(side):
     texts = [env for env in names(side.size) if os.path.exists(f"{system}/{env}/monit/monitrc.tpl")]
     require(texts == left and os.path.islink(hook), f"{len(texts)} envs have their checks")
     for path, by_hand in ((template, False), (alien, True)):
-        with open(path, encoding="utf-8") as source:
-            require(("by hand" in source.read()) is by_hand, f"{path} is not as it should be")
+        same = ("by hand" in pathlib.Path(path).read_text()) is by_hand
+        require(same, f"{path} is not as it should be")
 
 
 def huge(bench):
@@ -462,15 +411,12 @@ def huge(bench):
     live = {name.partition(".")[0] for name in known}
     require(live == set(names(size)), f"monit watches {len(live)} of {size} envs")
     side.drop()
-    return {
-        "ours_first_s_10000": round(first[0] - ping, 2),
-        "ours_second_s_10000": round(second[0] - ping, 2),
-        "second_reloads_10000": side.reloads,
-        "verify_wait_s_10000": round(first[2], 2),
-        "peak_rss_mb_10000": round(max(first[1], second[1]), 1),
-        "live_envs_10000": len(live),
-        "live_services_10000": len(known),
-    }
+    keys = {"live_envs_10000": len(live), "live_services_10000": len(known)}
+    keys["second_reloads_10000"] = side.reloads
+    for turn, (took, _, _, _) in (("first", first), ("second", second)):
+        keys[f"ours_{turn}_s_10000"] = round(took - ping, 2)
+    keys["verify_wait_s_10000"] = round(first[2], 2)
+    return {**keys, "peak_rss_mb_10000": round(max(first[1], second[1]), 1)}
 
 
 class Peak(threading.Thread):
@@ -491,7 +437,7 @@ class Peak(threading.Thread):
 
 def agent(bench):
     """The agent's start, its pass, the look of each cycle, and its memory."""
-    keys, times = {}, {"agent_start_ms": [], "look_ms_100": []}
+    times = {"agent_start_ms": [], "look_ms_100": []}
     side = Ours(bench, 100)
     side.apply()
     with no_agent(side.node):
@@ -500,20 +446,18 @@ def agent(bench):
                 began = time.perf_counter()
                 side.node.agent(*words)
                 times[key].append(1000 * (time.perf_counter() - began))
-    for key, values in times.items():
-        keys[key] = round(median(values), 1)
+    keys = {key: round(median(values), 1) for key, values in times.items()}
     side.drop()
     for size in (10, 1000):
         side = Ours(bench, size)
         side.apply()
-        times = {"start": [], "pass": []}
-        peak = 0.0
+        times, peak = {"start": [], "pass": []}, 0.0
+        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
         for _ in range(10):
             for what, words in zip(times, (["history", names(size)[0]], ["sync", "--json"])):
                 began = time.perf_counter()
-                streams = {"stdin": subprocess.DEVNULL, "stderr": subprocess.PIPE}
                 argv = [str(side.node.wake), *words]
-                process = subprocess.Popen(argv, stdout=subprocess.PIPE, **streams)
+                process = subprocess.Popen(argv, stderr=subprocess.PIPE, **streams)
                 watch = Peak(process.pid)
                 watch.start()
                 process.communicate()
@@ -521,8 +465,8 @@ def agent(bench):
                 watch.join()
                 peak = max(peak, watch.megabytes)
                 idle(side.node)
-        keys[f"agent_start_ms_median_{size}"] = round(median(times["start"]), 1)
-        keys[f"agent_pass_ms_median_{size}"] = round(median(times["pass"]), 1)
+        for what, values in times.items():
+            keys[f"agent_{what}_ms_median_{size}"] = round(median(values), 1)
         keys[f"agent_rss_mb_{size}"] = round(peak, 1)
         side.drop()
     return keys
