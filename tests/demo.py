@@ -24,19 +24,14 @@ from node_on_salt import SaltNode  # noqa: E402
 
 ROOT = REPO / ".demo"
 ADDRESS = {"lb1": "127.77.0.11", "db1": "127.77.0.12"}
+DEFAULTS = {"interval": "1s", "timeout": "2s", "failure_threshold": 2, "start_period": "20s"}
+DEFAULTS["on_failure"] = "restart"
+DEFAULTS["restart"] = {"attempts": 3, "interval": "10m", "delay": "5s"}
+HTTP = {"type": "http", "port": 80, "path": "/", "content": "lb1"}
 PILLAR = {
     "monit": {"poll": "1s"},
-    "defaults": {
-        "interval": "1s",
-        "timeout": "2s",
-        "failure_threshold": 2,
-        "start_period": "20s",
-        "on_failure": "restart",
-        "restart": {"attempts": 3, "interval": "10m", "delay": "5s"},
-    },
-    "profiles": {
-        "nginx": {"checks": {"http": {"type": "http", "port": 80, "path": "/", "content": "lb1"}}}
-    },
+    "defaults": DEFAULTS,
+    "profiles": {"nginx": {"checks": {"http": HTTP}}},
     "envs": {
         "lb1": {"profiles": ["nginx"], "checks": {"alive": {"type": "running"}}},
         "db1": {"checks": {"app": {"type": "tcp", "port": 8080}}},
@@ -60,10 +55,9 @@ def show(text, indent="    "):
 
 def serves(address):
     """True if nginx answers there."""
-    with contextlib.suppress(OSError), urllib.request.urlopen(
-        f"http://{address}/", timeout=0.5
-    ) as answer:
-        return answer.status == 200
+    with contextlib.suppress(OSError):
+        with urllib.request.urlopen(f"http://{address}/", timeout=0.5) as answer:
+            return answer.status == 200
     return False
 
 
@@ -99,12 +93,9 @@ class Watch:
             time.sleep(0.1)
         commands = self.node.commands()[self.commands :]
         starts = [c for c in commands if c[:1] == ["jstart"] and f"jname={self.env}" in c]
-        return {
-            "env": self.env,
-            "detected_s": None if detected is None else round(detected, 1),
-            "healed_s": None if healed is None else round(healed, 1),
-            "restarts": len(starts),
-        }
+        times = {"detected_s": detected, "healed_s": healed}
+        times = {key: None if value is None else round(value, 1) for key, value in times.items()}
+        return {"env": self.env, **times, "restarts": len(starts)}
 
 
 def main():
@@ -143,20 +134,11 @@ def play(node):
     show(node.summary(node.apply()))
 
     step("lb1 with nginx and db1 are created, as anybody would: cbsd jcreate …")
-    for env, package, setting in (
-        ("lb1", "nginx", "nginx_enable=YES"),
-        ("db1", "tcpd", "tcpd_port=8080"),
-    ):
-        words = [
-            "jcreate",
-            f"jname={env}",
-            f"ip4_addr={ADDRESS[env]}",
-            f"pkglist={package}",
-            f"sysrc={setting}",
-            "inter=0",
-        ]
-        say("    cbsd " + " ".join(words))
-        node.sim.cbsd(*words)
+    packages = {"lb1": ("nginx", "nginx_enable=YES"), "db1": ("tcpd", "tcpd_port=8080")}
+    for env, (package, setting) in packages.items():
+        words = f"jname={env} ip4_addr={ADDRESS[env]} pkglist={package} sysrc={setting} inter=0"
+        say(f"    cbsd jcreate {words}")
+        node.sim.cbsd("jcreate", *words.split())
 
     step("The formula again: the new envs get their checks")
     show(node.summary(node.apply()))
@@ -195,9 +177,8 @@ def play(node):
     step("Result (build/demo.json)")
     say("    env   failure   detected   healed   restarts")
     for f in failures:
-        cells = [
-            f"{f[k]:.1f} s" if f[k] is not None else "never" for k in ("detected_s", "healed_s")
-        ]
+        times = (f["detected_s"], f["healed_s"])
+        cells = ["never" if value is None else f"{value:.1f} s" for value in times]
         say(f"    {f['env']:<5} {f['kind']:<9} {cells[0]:<10} {cells[1]:<8} {f['restarts']}")
     say(f"    db1 was {'not touched' if same else 'TOUCHED'}")
     good = same and all(f["healed_s"] is not None and f["restarts"] == 1 for f in failures)

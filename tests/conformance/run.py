@@ -32,22 +32,14 @@ def replay(arguments, root, **options):
 
 def run(arguments, **options):
     """replay.py with these arguments, and with our cases unless others are named."""
-    if not any(
-        os.path.exists(argument) and not is_value(arguments, argument) for argument in arguments
-    ):
-        arguments = [*arguments, CASES]
-    command = [sys.executable, os.path.join(HERE, "replay.py"), *arguments]
+    before = ["", *arguments]  # what follows an option belongs to it
+    free = [word for word, last in zip(arguments, before) if not last.startswith("--")]
+    cases = [] if any(map(os.path.exists, free)) else [CASES]
+    command = [sys.executable, os.path.join(HERE, "replay.py"), *arguments, *cases]
     return subprocess.run(command, check=False, **options)
 
 
-def is_value(arguments, argument):
-    """Whether an argument belongs to the option before it."""
-    index = arguments.index(argument)
-    return index > 0 and arguments[index - 1].startswith("--")
-
-
 def main(arguments):
-    """The exit code of the replay."""
     if "--cbsd" in arguments:
         return run(arguments).returncode
     with tempfile.TemporaryDirectory(prefix="cbsd-node-") as directory:

@@ -11,9 +11,8 @@ sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import run as conformance  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
-    os.geteuid() != 0, reason="a simulated node needs root, as CBSD does"
-)
+REASON = "a simulated node needs root, as CBSD does"
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason=REASON)
 
 
 def test_every_recorded_case_replays_without_a_difference(tmp_path):
