@@ -82,7 +82,7 @@ def run(layout, command, arguments):
         module = __import__(f"sim.{COMMANDS[command]}", fromlist=[function])
         return getattr(module, function)(session) or 0
     except Exit as end:
-        return end.code
+        return end.args[0]
     except BrokenRow:
         session.say("export: =0: bad variable name", stream=2)
         return 2

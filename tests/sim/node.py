@@ -202,10 +202,10 @@ class Node:
         }
 
     def log(self):
-        return read_log(self.layout.cbsd_log)
+        return list(map(json.loads, read(self.layout.cbsd_log, missing="").splitlines()))
 
     def hooks_log(self):
-        return read_log(self.layout.hooks_log)
+        return list(map(json.loads, read(self.layout.hooks_log, missing="").splitlines()))
 
     def crash(self, name):
         """The kernel loses a jail or a machine: its processes die, CBSD learns nothing."""
@@ -295,10 +295,6 @@ class Node:
     def _program(self, argv, **changes):
         options = {"stdin": subprocess.DEVNULL, "capture_output": True, "check": False}
         subprocess.run(argv, env=self.environment(**changes), cwd="/", **options)
-
-
-def read_log(path):
-    return [json.loads(line) for line in read(path, missing="").splitlines()]
 
 
 def parser():

@@ -17,6 +17,7 @@ from sim.tcpd import listen
 
 NGINX = "/usr/sbin/nginx"
 STOP_TIMEOUT = 10
+NOT_RUNNING = "{0} not running? (check /var/run/{0}.pid).\n"
 
 # Serves the jail's index.html, or the jail's name; conf.d lets a test break it.
 NGINX_CONF = """\
@@ -114,7 +115,7 @@ class Services:
     def _reload(self, service):
         pid = self.pid(service)
         if not pid:
-            return 1, f"{service} not running? (check /var/run/{service}.pid).\n"
+            return 1, NOT_RUNNING.format(service)
         if service == "nginx":  # tcpd has no configuration to read again
             os.kill(pid, programs.SIGHUP)
         return 0, ""
@@ -122,7 +123,7 @@ class Services:
     def _stop(self, service):
         pid = self.pid(service)
         if not pid:
-            return 1, f"{service} not running? (check /var/run/{service}.pid).\n"
+            return 1, NOT_RUNNING.format(service)
         ident = procs.identity(pid)
         procs.kill([ident], programs.SIGTERM)
         procs.wait_gone([ident], STOP_TIMEOUT)

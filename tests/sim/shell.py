@@ -14,10 +14,6 @@ EMPTY_DIR = "/var/empty"
 class Exit(Exception):
     """The command ends with this exit code."""
 
-    def __init__(self, code):
-        super().__init__(code)
-        self.code = code
-
 
 def expand(word):
     """Pathname expansion; the working directory is empty, so only absolute patterns match."""
@@ -61,8 +57,7 @@ def fields(arguments):
 def tokens(arguments):
     """(key, value) or (None, word) for each argument.
 
-    An unclosed quote swallows the following arguments: the value grows, and is yielded again each
-    time.
+    An unclosed quote swallows the next arguments: the value grows, and is yielded again each time.
     """
     key, collected, opened = None, [], False
     for field in fields(arguments):
@@ -103,20 +98,16 @@ class Arguments:
     """
 
     def __init__(self, raw, declared, environment, reset):
-        self.raw = raw
-        self.given = {}
+        self.raw, self.given, self.words = raw, {}, []
         for key in declared:
             value = reset.get(key, environment.get(key, ""))
             self.given[key] = environment.get(f"H_CBSD_{key}") or value
-        self.words = []
         for key, value in tokens(raw):
             if key is None:
                 self.words.append(value)
-                continue
-            if key in self.given:
+            elif key in self.given:
                 # Variables that were set by earlier arguments can be used in later ones.
-                value = evaluate(value, {**environment, **self.given})
-                self.given[key] = value
+                self.given[key] = evaluate(value, {**environment, **self.given})
 
     def __getitem__(self, key):
         return self.given.get(key, "")
