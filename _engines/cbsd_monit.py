@@ -113,9 +113,8 @@ class Master:
         self.opts, self.timeout = opts, timeout
         self.channel = None
         masters = opts.get("master")
-        self.names = [
-            m for m in (masters if isinstance(masters, list) else [masters]) if isinstance(m, str)
-        ]
+        masters = masters if isinstance(masters, list) else [masters]
+        self.names = [name for name in masters if isinstance(name, str)]
         self.turn = 0
 
     @property
@@ -210,9 +209,8 @@ class Courier:
 
     def _begin(self):
         """Become the only reader for this master; False while a killed minion's engine still is."""
-        handle = os.open(
-            self._path(f"reader-{self.master.key}"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600
-        )
+        path = self._path(f"reader-{self.master.key}")
+        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
@@ -246,9 +244,8 @@ class Courier:
             return None
         before = self.position
         if records:
-            self.master.send(
-                f"cbsd_monit/{self.master.opts['id']}/batch", {"schema": SCHEMA, "records": records}
-            )
+            tag = f"cbsd_monit/{self.master.opts['id']}/batch"
+            self.master.send(tag, {"schema": SCHEMA, "records": records})
         for record in records:
             env, transition = record.get("env"), record.get("transition")
             if transition in ALONE and isinstance(env, str) and ENV.match(env):

@@ -44,14 +44,9 @@ __virtualname__ = "cbsd"
 __func_alias__ = {"exec_": "exec", "list_": "list", "set_": "set"}
 
 _PATHS = {
-    "cbsd": "/usr/local/bin/cbsd",
-    "jexec": "/usr/sbin/jexec",
-    "jls": "/usr/sbin/jls",
-    "rc_conf": "/etc/rc.conf",
-    "run": "/var/run/cbsd_monit",
-    "vmm": "/dev/vmm",
-    "workdir": None,
-}
+    "cbsd": "/usr/local/bin/cbsd", "jexec": "/usr/sbin/jexec", "jls": "/usr/sbin/jls",
+    "rc_conf": "/etc/rc.conf", "run": "/var/run/cbsd_monit", "vmm": "/dev/vmm", "workdir": None,
+}  # fmt: skip
 _PATH = "/sbin:/bin:/usr/sbin:/usr/bin:/usr/local/sbin:/usr/local/bin"
 _PREFIXES = {"jail": "j", "bhyve": "b"}
 _COLUMNS = "jname jid status emulator ip4_addr host_hostname path astart protected".split()
@@ -129,20 +124,15 @@ def _expect(valid, where, expected, got):
 
 def _check_names(verb, **names):
     for where, name in names.items():
-        _expect(
-            isinstance(name, str) and _NAME.match(name),
-            f"{verb}: {where}",
-            "the name of an env (1 to 100 of A-Z a-z 0-9 _ -, not beginning with -)",
-            name,
-        )
+        what = "the name of an env (1 to 100 of A-Z a-z 0-9 _ -, not beginning with -)"
+        _expect(isinstance(name, str) and _NAME.match(name), f"{verb}: {where}", what, name)
 
 
 def _check_seconds(verb, **durations):
     for where, seconds in durations.items():
         number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
-        _expect(
-            number and 0 < seconds < 1e6, f"{verb}: {where}", "a number of seconds above 0", seconds
-        )
+        valid = number and 0 < seconds < 1e6
+        _expect(valid, f"{verb}: {where}", "a number of seconds above 0", seconds)
 
 
 def _check_values(verb, values):
@@ -171,9 +161,8 @@ def _rc_conf_workdir(path):
         with open(path, encoding="utf-8", errors="replace") as rc_conf:
             lines = rc_conf.readlines()
     except OSError as err:
-        raise CommandExecutionError(
-            f"cbsd: {path} cannot be read: {err.strerror}; it names CBSD's workdir"
-        ) from err
+        what = f"{path} cannot be read: {err.strerror}; it names CBSD's workdir"
+        raise CommandExecutionError(f"cbsd: {what}") from err
     workdir = None
     for line in lines:
         with contextlib.suppress(ValueError):
@@ -223,14 +212,9 @@ def _run(where, argv, timeout, cause=None):
     if not os.access(argv[0], os.X_OK):
         raise CommandExecutionError(f"cbsd: {argv[0]} is missing or not executable on this node")
     environment = [
-        f"PATH={_PATH}",
-        "HOME=/root",
-        "TERM=xterm",
-        f"workdir={where['workdir']}",
-        "NOCOLOR=1",
-        "NOINTER=1",
-        "NO_CBSD_HISTORY=yes",
-    ]
+        f"PATH={_PATH}", "HOME=/root", "TERM=xterm", f"workdir={where['workdir']}", "NOCOLOR=1",
+        "NOINTER=1", "NO_CBSD_HISTORY=yes",
+    ]  # fmt: skip
     if cause:
         environment.append(f"CBSD_MONIT_CAUSE={cause}")
     ran = __salt__["cmd.run_all"](
@@ -347,17 +331,11 @@ def _row(record, jids, vms):
     elif record["status"] == "2" and not (running and emulator == "bhyve"):
         status = "slave"
     return {
-        "emulator": emulator,
-        "status": status,
-        "running": running,
-        "jid": (jid or None) if running else None,
-        "ip4_addr": record["ip4_addr"],
-        "host_hostname": record["host_hostname"],
-        "path": record["path"],
-        "astart": record["astart"] == "1",
-        "protected": record["protected"] == "1",
-        "broken": None,
-    }
+        "emulator": emulator, "status": status, "running": running,
+        "jid": (jid or None) if running else None, "ip4_addr": record["ip4_addr"],
+        "host_hostname": record["host_hostname"], "path": record["path"],
+        "astart": record["astart"] == "1", "protected": record["protected"] == "1", "broken": None,
+    }  # fmt: skip
 
 
 def _look(where, verb, name):
@@ -383,11 +361,9 @@ def _usable(verb, name, row):
 def _settings(where, verb, name, row, keys):
     """Return the settings ``keys`` of an env, or all (as CBSD answers for an unknown name)."""
     values = {
-        "emulator": row["emulator"],
-        "jid": str(row["jid"] or 0),
-        "jname": name,
+        "emulator": row["emulator"], "jid": str(row["jid"] or 0), "jname": name,
         "status": row["status"],
-    }
+    }  # fmt: skip
     asked = [key for key in keys if key not in values]
     if asked or not keys:
         ran = _cbsd(where, row["emulator"], "get", [f"jname={name}", *asked], _QUERY_TIMEOUT)

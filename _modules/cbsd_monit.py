@@ -262,9 +262,8 @@ def silence(env, until, reason, by="salt"):
     """
     moment = re.fullmatch(r"([0-9]+)([smhd]?)", str(until))
     if not moment:
-        raise SaltInvocationError(
-            f"until: expected seconds since 1970 or a duration such as 30m, got {until!r}"
-        )
+        what = f"expected seconds since 1970 or a duration such as 30m, got {until!r}"
+        raise SaltInvocationError(f"until: {what}")
     number, unit = int(moment.group(1)), moment.group(2)
     if unit:
         number = int(time.time()) + number * {"s": 1, "m": 60, "h": 3600, "d": 86400}[unit]

@@ -74,17 +74,12 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
             f"env {env} is on {node}, but the pillar gives it no policy: it has no entry in"
             " cbsd_monit:envs, and no group holds it"
         )
-    rendered = __salt__["cbsd_monit.render"](
-        spec,
-        node,
-        [row for row in envs if row["name"] == env],
-        monit_version=monit_version,
-        lookup=lookup,
-    )
+    rows = [row for row in envs if row["name"] == env]
+    there = {"monit_version": monit_version, "lookup": lookup}
+    rendered = __salt__["cbsd_monit.render"](spec, node, rows, **there)
     facts = _facts(env, {**meant["spec"]["lookup"], **(lookup or {})})
-    text = re.sub(
-        r"%%([A-Z0-9_]+)%%", lambda m: facts.get(m[1], m[0]), rendered["envs"][env]["monitrc.tpl"]
-    )
+    text = rendered["envs"][env]["monitrc.tpl"]
+    text = re.sub(r"%%([A-Z0-9_]+)%%", lambda m: facts.get(m[1], m[0]), text)
     traced = meant["origins"]["envs"][env]
     view = _View(meant, env, emulator, rendered["config"], _services(text))
     checks = {"env": view.alive()}
@@ -365,8 +360,7 @@ class _View:
                 return rows + self.end(restart, None, None)
             at = [ends[0][0] + low, max(ends[0][1] + high, at[1] + longest + grace)]
             usual = [
-                max(ends[1][0] + low, usual[0] + grace),
-                max(ends[1][1] + high, usual[1] + grace),
+                max(end + wait, now + grace) for end, wait, now in zip(ends[1], (low, high), usual)
             ]
         return rows
 
@@ -429,9 +423,8 @@ class _View:
             reason = f": {silence['reason']}" if silence["reason"] else ""
             found.append(f"silenced until {_time(silence['until'])} by {silence['by']}{reason}")
         for other in self.policy["depends_on"]:
-            after = f"; after {other} was restarted by the agent it is restarted, too" * (
-                other in self.policy["restart_with"]
-            )
+            again = other in self.policy["restart_with"]
+            after = f"; after {other} was restarted by the agent it is restarted, too" * again
             elsewhere = " (it is none of this node's: so it is not waited for)"
             here = "" if other in self.meant["policies"] else elsewhere
             found.append(f"depends on {other}: not healed while {other} is not well{here}{after}")
@@ -522,11 +515,8 @@ def text(found):
             lines.append(f"  counts as failed after {_case(check['detected'])}; {good}")
         for row in check["timeline"]:
             usual = f"{row['usual'][0]} - {row['usual'][1]} s" if row["usual"] else ""
-            bounds = (
-                f" [{row['at'][0]} - {row['at'][1]} s]"
-                if row["at"] and row["at"] != row["usual"]
-                else ""
-            )
+            at = row["at"]
+            bounds = f" [{at[0]} - {at[1]} s]" if at and at != row["usual"] else ""
             lines.append(f"  {usual:>16}  {row['what']}{bounds}")
     return "\n".join(lines)
 
@@ -538,10 +528,8 @@ def _case(times):
 
 def _table(settings, units):
     """Return key, value and origin of settings as aligned lines."""
-    rows = [
-        (key, _shown(row["value"], key.split(":")[-1] in units), row["from"])
-        for key, row in settings.items()
-    ]
+    seconds = {key: key.split(":")[-1] in units for key in settings}
+    rows = [(k, _shown(row["value"], seconds[k]), row["from"]) for k, row in settings.items()]
     return [f"  {line}" for line in table(rows, 40)]
 
 
@@ -559,11 +547,8 @@ def table(rows, widest):
 def _units():
     """Return the keys whose values are seconds."""
     tables = __salt__["cbsd_monit_schema.schema"]()
-    rows = [
-        tables["check"],
-        tables["sections"]["restart"],
-        *(kind["fields"] for kind in tables["checks"].values()),
-    ]
+    fields = (kind["fields"] for kind in tables["checks"].values())
+    rows = [tables["check"], tables["sections"]["restart"], *fields]
     return {key for table in rows for key, row in table.items() if row.get("unit") == "s"}
 
 
@@ -580,6 +565,5 @@ def _shown(value, seconds=False):
 
 
 def _time(moment):
-    return datetime.datetime.fromtimestamp(moment, datetime.timezone.utc).strftime(
-        "%Y-%m-%d %H:%M UTC"
-    )
+    utc = datetime.datetime.fromtimestamp(moment, datetime.timezone.utc)
+    return utc.strftime("%Y-%m-%d %H:%M UTC")

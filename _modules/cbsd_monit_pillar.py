@@ -199,9 +199,7 @@ REGEX = re.compile(
 
 def _read_regex(value):
     """Refuse what a node's C library cannot compile, or reads in another way than its author."""
-    plain = REGEX.sub(
-        lambda match: "x" if len(match[0]) > 1 and match[0][0] != "{" else match[0], value
-    )
+    plain = REGEX.sub(lambda m: "x" if len(m[0]) > 1 and m[0][0] != "{" else m[0], value)
     if REGEX.sub("", value) or re.search(r"[(^$][*+?{]|[(|]\||\|\)|\(\)|^\||\|$", plain):
         raise _Expected(
             "a POSIX extended regular expression ([0-9] for \\d, [[:space:]] for \\s, [{] for {; "
@@ -483,9 +481,8 @@ class _Reader:
             where = [*path, _part(name)]
             valid = isinstance(name, str) and re.fullmatch(CHECK, name, re.ASCII)
             if not valid or name == "env":
-                self.errors.expected(
-                    where, "a check's name (a letter or digit, then also _ and -; not env)", name
-                )
+                what = "a check's name (a letter or digit, then also _ and -; not env)"
+                self.errors.expected(where, what, name)
             elif value[name] is False:
                 result[name] = False
             else:
@@ -493,10 +490,8 @@ class _Reader:
         for lower in {name.lower() for name in result}:
             twins = sorted(name for name in result if name.lower() == lower)
             if len(twins) > 1:
-                self.errors.say(
-                    [*path, twins[1]],
-                    f"differs from {twins[0]!r} only in case, which monit ignores",
-                )
+                what = f"differs from {twins[0]!r} only in case, which monit ignores"
+                self.errors.say([*path, twins[1]], what)
         return result
 
     def check(self, value, scope, path, name):
@@ -519,10 +514,8 @@ class _Reader:
         else:
             kinds = self.inherited(name, scope, path)
             if not kinds:
-                self.errors.say(
-                    [*path, "type"],
-                    f"missing, and no profile or group gives a check {name!r} to change",
-                )
+                what = f"missing, and no profile or group gives a check {name!r} to change"
+                self.errors.say([*path, "type"], what)
                 return {}
         # Without a type it changes a check given elsewhere; one of the types there has to fit.
         tries = []
@@ -557,9 +550,8 @@ class _Reader:
                 checks = owner.get("checks") if isinstance(owner, dict) else None
                 check = checks.get(name) if isinstance(checks, dict) else None
                 kind = check.get("type") if isinstance(check, dict) else None
-                if isinstance(kind, str) and scope in self.tables["checks"].get(kind, {}).get(
-                    "scope", ()
-                ):
+                row = self.tables["checks"].get(kind, {}) if isinstance(kind, str) else {}
+                if scope in row.get("scope", ()):
                     yield kind
 
         entries = []
@@ -570,10 +562,8 @@ class _Reader:
         elif "envs" in path:
             env = path[path.index("envs") + 1]
             entries = [entry for entry in part("groups").values() if _matches(entry, env)]
-            entries += [
-                part("envs", env),
-                *(part("nodes", node, "envs", env) for node in part("nodes")),
-            ]
+            entries += [part("envs", env)]
+            entries += [part("nodes", node, "envs", env) for node in part("nodes")]
         return sorted({kind for entry in entries for kind in kinds(entry)})
 
     def slots(self, value, path):
@@ -600,43 +590,31 @@ class _Reader:
                 if profile not in read["profiles"]:
                     near = difflib.get_close_matches(profile, read["profiles"], 1, 0.5)
                     hint = f", did you mean {near[0]!r}?" if near else ""
-                    self.errors.say(
-                        ["cbsd_monit", *path, "profiles", str(number)],
-                        f"no profile {profile!r}{hint}",
-                    )
+                    where = ["cbsd_monit", *path, "profiles", str(number)]
+                    self.errors.say(where, f"no profile {profile!r}{hint}")
             if "raw" in entry and "raw" in entry.get("checks", {}):
-                self.errors.say(
-                    ["cbsd_monit", *path, "checks", "raw"],
-                    "the name is taken by the env's raw text",
-                )
+                where = ["cbsd_monit", *path, "checks", "raw"]
+                self.errors.say(where, "the name is taken by the env's raw text")
         for number, silence in enumerate(read["silences"]):
             if "group" in silence and silence["group"] not in read["groups"]:
-                self.errors.say(
-                    ["cbsd_monit", "silences", str(number), "group"],
-                    f"no group {silence['group']!r}",
-                )
+                where = ["cbsd_monit", "silences", str(number), "group"]
+                self.errors.say(where, f"no group {silence['group']!r}")
         self.loops(read["envs"], {}, [])
         for node, entry in read["nodes"].items():
             self.loops(read["envs"], entry.get("envs", {}), ["nodes", node])
 
     def loops(self, fleet, own, node):
         """Envs must not wait for each other, neither in the fleet nor with a node's own entries."""
-        waits = {
-            name: _names(
-                own.get(name, {}).get("depends_on", fleet.get(name, {}).get("depends_on", []))
-            )
-            for name in {**fleet, **own}
-        }
+        given = {name: {**fleet.get(name, {}), **own.get(name, {})} for name in {**fleet, **own}}
+        waits = {name: _names(entry.get("depends_on", [])) for name, entry in given.items()}
         loop = cycle(waits)
         if loop:
             first = loop[0]
             path = [*node, "envs", first] if "depends_on" in own.get(first, {}) else ["envs", first]
             if node and all("depends_on" not in own.get(name, {}) for name in loop):
                 return  # the fleet's, reported already
-            self.errors.say(
-                ["cbsd_monit", *path, "depends_on"],
-                f"{first!r} would wait for itself: {' -> '.join(loop)}",
-            )
+            what = f"{first!r} would wait for itself: {' -> '.join(loop)}"
+            self.errors.say(["cbsd_monit", *path, "depends_on"], what)
 
 
 def _names(dependencies):
@@ -702,9 +680,8 @@ def _rules(check, scope):
     kind = check["type"]
     if check.get("method") == "HEAD" and "content" in check:
         yield ["content"], "the answer to HEAD has no content"
-    if kind != "tls" and not check.get(
-        "tls", _tables()["checks"][kind]["fields"].get("tls", {}).get("default")
-    ):
+    encrypted = _tables()["checks"][kind]["fields"].get("tls", {}).get("default")
+    if kind != "tls" and not check.get("tls", encrypted):
         for key in ("verify", "certificate_valid"):
             if key in check and check[key] is not False:
                 yield [key], "needs tls: true"
@@ -735,9 +712,8 @@ def _defaults(name, **given):
     """Return a whole section: its defaults in normal form, with what is given over them."""
     reader = _Reader({})
     table = _tables()["sections"][name]
-    whole = reader.section(
-        {k: row["default"] for k, row in table.items() if row["type"] != "section"}, table, [name]
-    )
+    defaults = {k: row["default"] for k, row in table.items() if row["type"] != "section"}
+    whole = reader.section(defaults, table, [name])
     return {**whole, **given}
 
 
@@ -794,9 +770,8 @@ def gaps(checks, scope, path):
         if twins:
             errors.say(where, f"differs from {twins[0]!r} only in case, which monit ignores")
         if "type" not in check:
-            errors.say(
-                [*where, "type"], f"missing, and nothing here gives a check {name!r} to change"
-            )
+            what = f"missing, and nothing here gives a check {name!r} to change"
+            errors.say([*where, "type"], what)
             continue
         fields = _fields(check["type"], scope, whole=True)
         for key in check:
@@ -805,10 +780,9 @@ def gaps(checks, scope, path):
         for part, message in _rules(check, scope):
             errors.say([*where, *part], message)
         own = [key for key in tables["checks"][check["type"]]["fields"] if key in fields]
+        defaults = {key: fields[key]["default"] for key in own}
         result[name] = {
-            "defaults": {
-                key: fields[key]["default"] for key in own if fields[key]["default"] is not None
-            },
+            "defaults": {key: value for key, value in defaults.items() if value is not None},
             "inherits": [key for key in tables["check"] if key in fields],
         }
     errors.stop()

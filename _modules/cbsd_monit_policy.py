@@ -157,20 +157,16 @@ def for_node(spec, node, envs, origins=False):
             _sourced(s[name], f"{path}:{name}") for path, s in zip(paths, sources) if name in s
         ]
         layers = [f"{path}:{name}" for path, s in zip(paths, sources) if name in s]
-        groups = [
-            group
-            for group in sorted(spec["groups"])
-            if _holds(spec["groups"][group], name, emulator)
-        ]
+        known = sorted(spec["groups"].items())
+        groups = [group for group, entry in known if _holds(entry, name, emulator)]
         if not entries and not groups:
             continue
         own = _entry(entries)
         policy, checks, inside, used = _policy(fleet, name, emulator, groups, own, layers)
         if inside:
             left = ", ".join(inside)
-            result["warnings"].append(
-                f"{name} is a VM: checks that look into a jail are left out ({left})"
-            )
+            warning = f"{name} is a VM: checks that look into a jail are left out ({left})"
+            result["warnings"].append(warning)
         result["envs"][name] = _plain(own)
         result["policies"][name] = {
             "schema": 1,
@@ -275,13 +271,8 @@ def _acyclic(sources):
     """Refuse envs that wait for each other on this node: each entry alone may be harmless."""
     waits = {}
     for source in sources:
-        waits.update(
-            {
-                name: _needs(entry["depends_on"])["depends_on"]
-                for name, entry in source.items()
-                if "depends_on" in entry
-            }
-        )
+        named = {name: entry for name, entry in source.items() if "depends_on" in entry}
+        waits.update({n: _needs(e["depends_on"])["depends_on"] for n, e in named.items()})
     loop = __salt__["cbsd_monit_pillar.cycle"](waits)
     if loop:
         where, way = f"cbsd_monit:envs:{loop[0]}:depends_on", " -> ".join(loop)

@@ -163,11 +163,8 @@ def _tests(check):
     if kind in PROBES:
         return "program", ["status != 0"]
     if kind in LIMITS:
-        tests = [
-            words.format(write(check[k]))
-            for k, (words, write) in LIMITS[kind].items()
-            if k in check
-        ]
+        limits = LIMITS[kind].items()
+        tests = [words.format(write(check[k])) for k, (words, write) in limits if k in check]
         return kind, tests
     return "host", [_network(check)]
 
@@ -277,15 +274,13 @@ class _Templates:
                 tree = self.jinja.parse(text)
                 # What these two put out does not pass _finalize.
                 if next(tree.find_all((jinja2.nodes.FilterBlock, jinja2.nodes.CallBlock)), None):
-                    raise SaltInvocationError(
-                        "blocks {% filter %} and {% call %} are not available"
-                    )
+                    what = "blocks {% filter %} and {% call %} are not available"
+                    raise SaltInvocationError(what)
                 self.compiled[text] = self.jinja.from_string(text)
             result = self.compiled[text].render(**context)
         except jinja2.TemplateSyntaxError as err:
-            raise SaltInvocationError(
-                f"template {source}, line {err.lineno}: {err.message}"
-            ) from err
+            what = f"template {source}, line {err.lineno}: {err.message}"
+            raise SaltInvocationError(what) from err
         except (SaltInvocationError, jinja2.TemplateError) as err:
             raise SaltInvocationError(f"template {source}: {err}") from err
         except TEMPLATE_ERRORS as err:
@@ -448,9 +443,8 @@ def render(spec, node, envs, monit_version="5.33.0", template=None, templates=No
         shown = json.dumps(rest, sort_keys=True)  # what a template may see of the policy
         key = (source, text, own.get("raw"), shown)
         if key not in rules:  # most envs of a large node differ in their names only
-            services = [
-                _service(key, check, poll) for key, check in sorted(policy["checks"].items())
-            ]
+            rows = sorted(policy["checks"].items())
+            services = [_service(check, row, poll) for check, row in rows]
             late = [service["name"] for service in services if service["kind"] == "program"]
             rules[key] = (
                 late,

@@ -99,60 +99,27 @@ def _done(kind, default, doc, monit="", agent="", **more):
 
 LIMIT = {"min": 1, "max": 64}
 INHERITED = {
-    "interval": _done(
-        "duration",
-        "30s",
-        "time from one run of a check to the next",
+    "interval": _done("duration", "30s", "time from one run of a check to the next",
         "`every N cycles` of `monit:poll`, rounded up",
-        "where monit cannot run probes: runs them at it",
-        unit="s",
-        min=1,
-        max=86400,
-    ),
-    "timeout": _done(
-        "duration",
-        "5s",
-        "how long one run may take",
+        "where monit cannot run probes: runs them at it", unit="s", min=1, max=86400),
+    "timeout": _done("duration", "5s", "how long one run may take",
         "`with timeout N seconds`, rounded up; of each request of `ping`; for a probe 5 s more",
-        "ends a probe, and says so",
-        unit="s",
-        min=1,
-        max=3600,
-    ),
-    "failure_threshold": _done(
-        "threshold",
-        3,
-        "failed runs until the check counts as failed",
+        "ends a probe, and says so", unit="s", min=1, max=3600),
+    "failure_threshold": _done("threshold", 3, "failed runs until the check counts as failed",
         "`for N cycles`, `for N times within M cycles`: runs of the check",
         "an env that died has failed at once; a threshold of 1 waits up to 60 s for the others of a"
-        " storm",
-    ),
-    "success_threshold": _done(
-        "int",
-        1,
-        "good runs until it counts as good again",
-        "`else if succeeded for N cycles`",
-        "takes it from monit's status",
-        **LIMIT,
-    ),
-    "start_period": _done(
-        "duration",
-        "60s",
-        "time after a start in which failures do not count",
+        " storm"),
+    "success_threshold": _done("int", 1, "good runs until it counts as good again",
+        "`else if succeeded for N cycles`", "takes it from monit's status", **LIMIT),
+    "start_period": _done("duration", "60s", "time after a start in which failures do not count",
         "",
         "until it is over or all checks have succeeded the env is `starting`; begins anew with each"
-        " start and each heal",
-        unit="s",
-    ),
-    "on_failure": _done(
-        "ladder",
-        "restart",
-        "what to do, step by step, while it does not help",
+        " start and each heal", unit="s"),
+    "on_failure": _done("ladder", "restart", "what to do, step by step, while it does not help",
         "`exec` of `wake`, about every 30 s while it fails: monit itself never acts",
-        "one step per attempt, then verified by all checks; `alert` and `event` only tell",
-    ),
+        "one step per attempt, then verified by all checks; `alert` and `event` only tell"),
     "restart": _done("section", None, "how often and how fast", "", "each key below", of="restart"),
-}
+}  # fmt: skip
 POLICY = {
     **INHERITED,
     "heal": _done(
@@ -162,30 +129,25 @@ POLICY = {
 
 SECTIONS = {
     "cbsd_monit": {
-        "lookup": _row(
-            "section", None, "paths and names, only where the default is wrong", of="lookup"
-        ),
+        "lookup": _row("section", None, "paths and names, only where the default is wrong",
+            of="lookup"),
         "monit": _row("section", None, "the node's monit", of="monit"),
-        "defaults": _row(
-            "section", None, "inherited by node, group, env and check; the nearer wins", of="policy"
-        ),
+        "defaults": _row("section", None,
+            "inherited by node, group, env and check; the nearer wins", of="policy"),
         "budget": _row("section", None, "bounds of healing on one node", of="budget"),
         "nodes": _row("map", None, "by minion id or glob", keys="glob", of="node"),
         "profiles": _row("map", None, "reusable sets of checks", keys="word", of="profile"),
         "groups": _row("map", None, "envs by glob or emulator", keys="word", of="group"),
         "envs": _row("map", None, "jails and VMs by CBSD name", keys="env", of="env"),
-        "silences": _row(
-            "list", None, "times in which nothing is healed or announced", of="silence"
-        ),
-        "template": _row(
-            "salt_url", None, "template of the envs' rules instead of the shipped one"
-        ),
+        "silences": _row("list", None, "times in which nothing is healed or announced",
+            of="silence"),
+        "template": _row("salt_url", None,
+            "template of the envs' rules instead of the shipped one"),
         "events": _row("any", None, "settings of the event bus"),
     },
     "lookup": {
-        "workdir": _row(
-            "path", None, "CBSD's work directory; else what rc.conf says, else /usr/jails"
-        ),
+        "workdir": _row("path", None,
+            "CBSD's work directory; else what rc.conf says, else /usr/jails"),
         "distdir": _row("path", "/usr/local/cbsd", "where CBSD itself is installed"),
         "rc_conf": _row("path", "/etc/rc.conf", "the file that names CBSD's work directory"),
         "cbsd": _row("path", "/usr/local/bin/cbsd", "program"),
@@ -194,154 +156,74 @@ SECTIONS = {
         "ps": _row("path", "/bin/ps", "program"),
         "rctl": _row("path", "/usr/bin/rctl", "program"),
         "vmm": _row("path", "/dev/vmm", "directory with one node per running VM"),
-        "boot_id": _row(
-            "path", None, "file whose content is the boot's id; else the kernel is asked"
-        ),
+        "boot_id": _row("path", None,
+            "file whose content is the boot's id; else the kernel is asked"),
         "libexec": _row("path", "/usr/local/libexec/cbsd_monit", "directory of wake and the agent"),
         "config": _row("path", "/usr/local/etc/cbsd_monit.json", "the agent's configuration"),
         "state": _row("path", "/var/db/cbsd_monit", "directory of the agent's data"),
-        "run": _row(
-            "path", "/var/run/cbsd_monit", "directory of locks, markers and monit's socket"
-        ),
+        "run": _row("path", "/var/run/cbsd_monit",
+            "directory of locks, markers and monit's socket"),
         "monit": _row("path", "/usr/local/bin/monit", "program"),
         "monitrc": _row("path", "/usr/local/etc/monitrc", "monit's configuration"),
         "monit_start": _row("command", ["/usr/sbin/service", "monit", "onestart"], "starts monit"),
-        "minion_restart": _row(
-            "command",
-            ["/usr/sbin/service", "salt_minion", "restart"],
-            "restarts the Salt minion, once, for the events",
-        ),
-        "monitrc_sample": _row(
-            "path", "/usr/local/etc/monitrc.sample", "copied where there is no monitrc"
-        ),
-        "cron": _row(
-            "path", "/usr/local/etc/cron.d/cbsd_monit", "file with the line that runs sync"
-        ),
+        "minion_restart": _row("command", ["/usr/sbin/service", "salt_minion", "restart"],
+            "restarts the Salt minion, once, for the events"),
+        "monitrc_sample": _row("path", "/usr/local/etc/monitrc.sample",
+            "copied where there is no monitrc"),
+        "cron": _row("path", "/usr/local/etc/cron.d/cbsd_monit",
+            "file with the line that runs sync"),
         "python": _row("path", None, "interpreter of the agent; else Salt's own"),
         "package": _row("name", "monit", "package of monit; false: it is there already"),
-        "service": _row(
-            "name", "monit", "service of monit; false: started by monit_start, watched by cron"
-        ),
+        "service": _row("name", "monit",
+            "service of monit; false: started by monit_start, watched by cron"),
         "remove_package": _row("bool", False, "clean removes the package too"),
-        "skeletons": _row(
-            "list",
-            [],
-            "skeletons of your own profiles, paths or names below WORKDIR/share",
-            of="place",
-        ),
-        "module_url": _row(
-            "url", "https://github.com/cbsd/modules-monit.git", "CBSD's monit module"
-        ),
+        "skeletons": _row("list", [],
+            "skeletons of your own profiles, paths or names below WORKDIR/share", of="place"),
+        "module_url": _row("url", "https://github.com/cbsd/modules-monit.git",
+            "CBSD's monit module"),
         "rootgroup": _row("word", "wheel", "group of root"),
     },
     "monit": {
         "poll": _row("duration", "10s", "monit's cycle", unit="s", min=1, max=3600, whole=True),
-        "start_delay": _row(
-            "duration", "0s", "wait after a boot of the node", unit="s", max=86400, whole=True
-        ),
+        "start_delay": _row("duration", "0s", "wait after a boot of the node", unit="s", max=86400,
+            whole=True),
         "httpd": _row("section", None, "monit's control socket", of="httpd"),
         "include": _row("choice", "publish", "what monitrc includes", choices=["publish", "glob"]),
     },
     "httpd": {"unixsocket": _row("path", None, "default: monit.sock in lookup:state")},
     "policy": POLICY,
     "restart": {
-        "attempts": _done(
-            "int",
-            3,
-            "attempts within interval",
-            "",
-            "counts the heals that it began",
-            min=0,
-            max=1000,
-        ),
-        "interval": _done(
-            "duration",
-            "30m",
-            "the time attempts are counted in",
-            "",
-            "an attempt that is older counts no more",
-            unit="s",
-            min=1,
-        ),
-        "delay": _done(
-            "duration", "15s", "wait before the second attempt", "", "`backoff` meanwhile", unit="s"
-        ),
-        "delay_function": _done(
-            "choice",
-            "exponential",
-            "how the wait grows",
-            "",
-            "`exponential`: twice as long after each attempt",
-            choices=["constant", "exponential"],
-        ),
+        "attempts": _done("int", 3, "attempts within interval", "",
+            "counts the heals that it began", min=0, max=1000),
+        "interval": _done("duration", "30m", "the time attempts are counted in", "",
+            "an attempt that is older counts no more", unit="s", min=1),
+        "delay": _done("duration", "15s", "wait before the second attempt", "",
+            "`backoff` meanwhile", unit="s"),
+        "delay_function": _done("choice", "exponential", "how the wait grows", "",
+            "`exponential`: twice as long after each attempt", choices=["constant", "exponential"]),
         "max_delay": _done("duration", "5m", "the longest wait", "", "before jitter", unit="s"),
-        "jitter": _done(
-            "number",
-            0.25,
-            "share of the wait that is random",
-            "",
-            "0.25: three to five quarters of the wait",
-            min=0,
-            max=1,
-        ),
-        "reset_after": _done(
-            "duration",
-            "10m",
-            "healthy time that clears the count",
-            "",
-            "forgets the attempts then",
-            unit="s",
-        ),
-        "mode": _done(
-            "choice",
-            "fail",
-            "when attempts are used up: give up, or wait",
-            "",
+        "jitter": _done("number", 0.25, "share of the wait that is random", "",
+            "0.25: three to five quarters of the wait", min=0, max=1),
+        "reset_after": _done("duration", "10m", "healthy time that clears the count", "",
+            "forgets the attempts then", unit="s"),
+        "mode": _done("choice", "fail", "when attempts are used up: give up, or wait", "",
             "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when"
-            " the oldest counts no more",
-            choices=["fail", "delay"],
-        ),
-        "timeout": _done(
-            "duration",
-            "300s",
-            "how long one attempt may take",
-            "",
+            " the oldest counts no more", choices=["fail", "delay"]),
+        "timeout": _done("duration", "300s", "how long one attempt may take", "",
             "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is"
-            " late is killed with all its children",
-            unit="s",
-            min=1,
-        ),
+            " late is killed with all its children", unit="s", min=1),
     },
     "budget": {
-        "max_concurrent": _done(
-            "int", 1, "heals at the same time on a node", "", "others wait", min=1, max=1000
-        ),
-        "storm_threshold": _done(
-            "percent",
-            "50%",
-            "share of failing envs that stops healing",
-            "",
-            "more than this share of those that should run",
-        ),
-        "storm_min": _done(
-            "int", 5, "and at least so many of them", "", "both have to hold", min=1, max=100000
-        ),
-        "storm_window": _done(
-            "duration",
-            "2m",
-            "within this time",
-            "",
-            "begun to fail within it; what is dead is started all the same",
-            unit="s",
-        ),
-        "boot_grace": _done(
-            "duration",
-            "10m",
-            "no healing after a boot of the node",
-            "",
-            "an env that CBSD starts at boot is `starting` until then, or until it runs",
-            unit="s",
-        ),
+        "max_concurrent": _done("int", 1, "heals at the same time on a node", "", "others wait",
+            min=1, max=1000),
+        "storm_threshold": _done("percent", "50%", "share of failing envs that stops healing", "",
+            "more than this share of those that should run"),
+        "storm_min": _done("int", 5, "and at least so many of them", "", "both have to hold", min=1,
+            max=100000),
+        "storm_window": _done("duration", "2m", "within this time", "",
+            "begun to fail within it; what is dead is started all the same", unit="s"),
+        "boot_grace": _done("duration", "10m", "no healing after a boot of the node", "",
+            "an env that CBSD starts at boot is `starting` until then, or until it runs", unit="s"),
     },
     "node": {
         "defaults": _row("section", None, "nearer than the fleet's", of="policy"),
@@ -360,14 +242,10 @@ SECTIONS = {
     },
     "env": {
         "profiles": _row("list", None, "profiles by name", of="word"),
-        "depends_on": _done(
-            "dependencies",
-            None,
+        "depends_on": _done("dependencies", None,
             "envs that have to be well before this one is healed; with restart: true it is"
-            " restarted after them",
-            "",
-            "asks for their states on this node; an env of another node is not waited for",
-        ),
+            " restarted after them", "",
+            "asks for their states on this node; an env of another node is not waited for"),
         "checks": _row("checks", None, "nearer than the profiles'", scope="env"),
         "raw": _row("raw", None, "monit's own language"),
         "template": _row("salt_url", None, "template of this env's rules"),
@@ -385,7 +263,7 @@ SECTIONS = {
         "failures": _row("int", None, "failed runs", required=True, **LIMIT),
         "within": _row("int", None, "among so many runs", required=True, **LIMIT),
     },
-}
+}  # fmt: skip
 
 ADDRESS = {
     "address": _row("address", None, "default: the env's first address; on a node 127.0.0.1")
@@ -416,8 +294,7 @@ CHECKS = {
     "udp": {
         "doc": "a UDP port is not refused; monit waits 1.2 s for the refusal, in which it checks"
         " nothing else",
-        "scope": BOTH,
-        "fields": {**PORT, **ADDRESS},
+        "scope": BOTH, "fields": {**PORT, **ADDRESS},
     },
     "http": {
         "doc": "an HTTP or HTTPS request is answered",
@@ -430,8 +307,7 @@ CHECKS = {
             "content": _row("regex", None, "must match the body; POSIX extended"),
             "hostheader": _row("host", None, "the Host header"),
             "headers": _row("headers", None, "sent with the request"),
-            **ADDRESS,
-            **TLS,
+            **ADDRESS, **TLS,
         },
     },
     "tls": {
@@ -455,19 +331,16 @@ CHECKS = {
     },
     "exec": {
         "doc": "a program in the jail or on the host ends with 0",
-        "scope": BOTH,
-        "fields": PROGRAM,
+        "scope": BOTH, "fields": PROGRAM,
     },
     "service": {
         "doc": "an rc.d service of the jail runs",
-        "scope": ["env"],
-        "only": "jail",
+        "scope": ["env"], "only": "jail",
         "fields": {"name": _row("word", None, "the service", required=True)},
     },
     "unix": {
         "doc": "a UNIX socket in the jail accepts (asked by nc(1) in the jail)",
-        "scope": ["env"],
-        "only": "jail",
+        "scope": ["env"], "only": "jail",
         "fields": {"path": _row("path", None, "as seen in the jail", required=True)},
     },
     "filesystem": {
@@ -495,8 +368,7 @@ CHECKS = {
     },
     "process": {
         "doc": "processes run in the jail",
-        "scope": ["env"],
-        "only": "jail",
+        "scope": ["env"], "only": "jail",
         "fields": {
             "name": _row("word", None, "their exact command name, as ps(1) has it"),
             "pidfile": _row("path", None, "file in the jail whose process it must be"),
@@ -506,8 +378,7 @@ CHECKS = {
     },
     "file": {
         "doc": "a file exists in the jail",
-        "scope": ["env"],
-        "only": "jail",
+        "scope": ["env"], "only": "jail",
         "fields": {
             "path": _row("path", None, "as seen in the jail", required=True),
             "max_age": _row("duration", None, "since it was last written", unit="s", min=1),
@@ -517,8 +388,7 @@ CHECKS = {
     },
     "resource": {
         "doc": "the jail uses at most so much, as rctl(8) counts it; needs kern.racct.enable=1",
-        "scope": ["env"],
-        "only": "jail",
+        "scope": ["env"], "only": "jail",
         "fields": {
             **{k: _row("bytes", None, "at most") for k in RCTL_BYTES},
             **{k: _row("int", None, "at most", min=0, max=10**9) for k in RCTL_COUNTS},
@@ -526,7 +396,7 @@ CHECKS = {
             "pcpu": _row("int", None, "percent of one processor", min=0, max=100000),
         },
     },
-}
+}  # fmt: skip
 # monit's protocol tests and their usual port (None: it has none), and which may not use TCP.
 PROTOCOLS = {
     "clamav": 3310, "dns": 53, "dwp": None, "fail2ban": None, "ftp": 21, "gps": 2947, "imap": 143,

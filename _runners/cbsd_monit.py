@@ -100,9 +100,8 @@ def _shown(result, columns):
     rows = [[_cell(key, row.get(key)) for key in columns] for row in result["envs"]]
     lines = _table([columns, *rows], 60)
     lines += [f"{minion} does not answer" for minion in result.get("no_answer", ())]
-    lines += [
-        f"{minion}: {_clean(words)}" for minion, words in sorted(result.get("errors", {}).items())
-    ]
+    errors = sorted(result.get("errors", {}).items())
+    lines += [f"{minion}: {_clean(words)}" for minion, words in errors]
     return {"outputter": "txt", "data": "\n".join(lines)}
 
 
@@ -158,16 +157,8 @@ def fleet(tgt="*", tgt_type="glob", env=None, group=None, state=None, timeout=No
 
 def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
     states = [s.strip() for s in state.split(",")] if isinstance(state, str) else state
-    answers = _ask(
-        tgt,
-        "cbsd_monit_fleet.report",
-        tgt_type,
-        timeout,
-        env=env,
-        group=group,
-        state=states,
-        trouble=trouble,
-    )
+    wanted = {"env": env, "group": group, "state": states, "trouble": trouble}
+    answers = _ask(tgt, "cbsd_monit_fleet.report", tgt_type, timeout, **wanted)
     envs = []
     for minion in sorted(answers):
         for name, row in sorted(answers[minion].items()):
@@ -210,10 +201,8 @@ def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
     # An env that moved took its history along: the same record may come from two nodes.
     records = {r["id"]: r for minion in sorted(answers) for r in answers[minion]}
     newest = sorted(records.values(), key=lambda r: r["time"])[-int(limit) :]
-    return _shown(
-        _summary(answers, envs=newest),
-        ["time", "node", "env", "transition", "check", "reason", "attempt", "duration"],
-    )
+    columns = "time node env transition check reason attempt duration".split()
+    return _shown(_summary(answers, envs=newest), columns)
 
 
 def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="glob", timeout=None):
@@ -243,17 +232,8 @@ def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="g
     """
     _meant(env, group, node)
     who = who or salt.utils.user.get_specific_user()
-    answers = _ask(
-        node,
-        "cbsd_monit_fleet.silence",
-        tgt_type,
-        timeout,
-        until=until,
-        reason=reason,
-        by=who,
-        env=env,
-        group=group,
-    )
+    wanted = {"until": until, "reason": reason, "by": who, "env": env, "group": group}
+    answers = _ask(node, "cbsd_monit_fleet.silence", tgt_type, timeout, **wanted)
     return _summary(answers, silenced={m: envs for m, envs in sorted(answers.items()) if envs})
 
 
@@ -325,21 +305,16 @@ def rolling_restart(
     if asked.get("no_answer") or asked.get("errors"):
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
     rows = [r for r in asked["envs"] if r["state"] not in NOT_RESTARTED]
-    ill = [
-        f"{_place(r)} is {r['state']}: {r.get('reason', '')}"
-        for r in rows
-        if r["state"] != "healthy"
-    ]
+    ill = [row for row in rows if row["state"] != "healthy"]
+    ill = [f"{_place(row)} is {row['state']}: {row.get('reason', '')}" for row in ill]
     if ill:
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
     while rows:
         wave, rows = rows[:max_parallel], rows[max_parallel:]
-        _progress(
-            f"{len(done)} restarted, {len(wave) + len(rows)} to go: {', '.join(map(_place, wave))}"
-        )
-        bad = _restart(wave, timeout) or _settle(
-            wave, float(min_healthy_time), float(healthy_deadline), timeout
-        )
+        names = ", ".join(map(_place, wave))
+        _progress(f"{len(done)} restarted, {len(wave) + len(rows)} to go: {names}")
+        patience = float(min_healthy_time), float(healthy_deadline)
+        bad = _restart(wave, timeout) or _settle(wave, *patience, timeout)
         done += [_place(r) for r in wave if _place(r) not in bad]
         if bad:
             words = "; ".join(f"{place}: {why}" for place, why in sorted(bad.items()))
@@ -357,9 +332,8 @@ def _place(row):
 
 def _trouble(asked):
     words = [f"{minion} does not answer" for minion in asked.get("no_answer", ())]
-    return "; ".join(
-        words + [f"{minion}: {why}" for minion, why in sorted(asked.get("errors", {}).items())]
-    )
+    errors = sorted(asked.get("errors", {}).items())
+    return "; ".join([*words, *(f"{minion}: {why}" for minion, why in errors)])
 
 
 def _restart(wave, timeout):

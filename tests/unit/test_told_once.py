@@ -15,12 +15,10 @@ AGENT = "cbsd_monit/files/agent"
 REACTORS = ("cbsd_monit/reactor/notify.sls", "cbsd_monit/reactor/recheck.sls")
 # Files with a copy of the rule for an env's name, and what it is called there.
 NAMES = {
-    "_modules/cbsd.py": "_NAME",
-    "_engines/cbsd_monit.py": "ENV",
-    "_resources/cbsd/__init__.py": "ENV",
-    f"{AGENT}/node.py": "NAME",
+    "_modules/cbsd.py": "_NAME", "_engines/cbsd_monit.py": "ENV",
+    "_resources/cbsd/__init__.py": "ENV", f"{AGENT}/node.py": "NAME",
     **dict.fromkeys(REACTORS, "ENV"),
-}
+}  # fmt: skip
 
 
 def patterns(path):
@@ -66,13 +64,10 @@ def test_a_name_of_up_to_100_characters_is_one_everywhere(tmp_path, length, vali
     env = "x" * length
     run = {"retcode": 0, "stdout": "{}", "stderr": ""}
     salt = modules(
-        "cbsd_monit_schema",
-        "cbsd_monit_pillar",
-        "cbsd_monit_policy",
-        "cbsd_monit_node",
+        "cbsd_monit_schema", "cbsd_monit_pillar", "cbsd_monit_policy", "cbsd_monit_node",
         "cbsd_monit",
         **{"config.get": lambda key, default: default, "cmd.run_all": lambda *_, **__: run},
-    )
+    )  # fmt: skip
     asked = [
         lambda: salt["cbsd_monit.validate"]({"envs": {env: {}}}),
         lambda: salt["cbsd_monit.effective"]({}, "hv1", [{"name": env, "emulator": "jail"}]),

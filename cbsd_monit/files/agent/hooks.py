@@ -97,9 +97,6 @@ def _proof(line, env):
     return None
 
 
-# The inbox
-
-
 def waiting(node):
     """([(path, HookRecord)] of the inbox, oldest first; [path] of what is no record)."""
     folder = node.in_state("inbox")
@@ -137,9 +134,6 @@ def drop(paths):
         os.replace(paths[-1], os.path.join(folder, name.partition(".")[0] + ".done"))
         for mark in sorted(other for other in os.listdir(folder) if other.endswith(".done"))[:-1]:
             files.remove(os.path.join(folder, mark))
-
-
-# One hook, one env
 
 
 def _boots(env):
@@ -183,9 +177,6 @@ def apply(env, hook):
     elif kind == "master_reboot.d":
         env.enter_phase("restarting", "guest")  # no hook says when it is back in the kernel
         env["started"], env["warm"] = env.now.stamp(), False
-
-
-# Taking in
 
 
 def take_in_of(node, env):

@@ -103,9 +103,6 @@ def _services(content):
     return {n: (text.env, check) for text in content.texts for n, check in text.services().items()}
 
 
-# The envs' texts
-
-
 def wanted(node, survey):
     """Digest of what templates and facts ask for, whatever is published."""
     texts = _make(node, survey, survey.envs, {}, set(), {})
@@ -163,9 +160,6 @@ def _earlier(job, number):
     head, parts = generations.read(job.node, number)
     there = [name for name in sorted(parts) if name in job.envs and name in job.survey.rows]
     return Content(head, [text_.kept(name, parts[name]) for name in there])
-
-
-# Writing
 
 
 def _write(job, publication, content, refused_before, services_before):

@@ -243,19 +243,18 @@ def kept(env, part, rank=()):
 def _check_name(env, name, trusted, owners):
     """Raise EnvError if the env must not have a service of this name."""
     own = (env.lower(), service_prefix(env))
-    why = ""
     owner = owners.get(name.lower().partition(".")[0], env) if "." in name else env
+    service, why = "a service must not be called", ""
     if name.lower() in ("all", "_status"):
-        why = f"called {name}: monit takes it for a pattern or a page"
+        why = f"{service} {name}: monit takes it for a pattern or a page"
     elif name == "cbsd_monit-look" or name.startswith("node-") and name.lower() not in own:
-        why = f"called {name}: names of the node's own checks begin like that"
+        why = f"{service} {name}: names of the node's own checks begin like that"
     elif owner != env:
-        whose = f"which is a name of {owner}'s"
-        raise EnvError(f"a service of {env} must not be called {name}, {whose}")
+        why = f"a service of {env} must not be called {name}, which is a name of {owner}'s"
+    elif not trusted and name.lower() not in own and not name.startswith(own[1] + "."):
+        why = f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}"
     if why:
-        raise EnvError(f"a service must not be {why}")
-    if not trusted and name.lower() not in own and not name.startswith(own[1] + "."):
-        raise EnvError(f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}")
+        raise EnvError(why)
 
 
 def _commands(node, env, text, trusted):

@@ -52,11 +52,9 @@ def load_modules(minion_opts):
 def cbsd_lookup(cbsd_node):
     lookup = {name: f"{cbsd_node.bin}/{name}" for name in ("cbsd", "jls", "jexec")}
     return {
-        **lookup,
-        "rc_conf": f"{cbsd_node.root}/etc/rc.conf",
-        "vmm": f"{cbsd_node.root}/dev/vmm",
+        **lookup, "rc_conf": f"{cbsd_node.root}/etc/rc.conf", "vmm": f"{cbsd_node.root}/dev/vmm",
         "run": f"{cbsd_node.root}/run",
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture

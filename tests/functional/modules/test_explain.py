@@ -9,15 +9,11 @@ import pytest
 PILLAR = {
     "defaults": {"restart": {"attempts": 5}},
     "groups": {"web": {"match": "lb*", "interval": "20s"}},
-    "envs": {
-        "lb1": {
-            "checks": {
-                "http": {"type": "http", "path": "/healthz"},
-                "mem": {"type": "resource", "maxproc": 9},
-            }
-        }
-    },
-}
+    "envs": {"lb1": {"checks": {
+        "http": {"type": "http", "path": "/healthz"},
+        "mem": {"type": "resource", "maxproc": 9},
+    }}},
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

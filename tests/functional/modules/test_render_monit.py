@@ -47,9 +47,8 @@ cbsd_monit = load()
 
 @pytest.fixture
 def root():
-    path = pathlib.Path(
-        tempfile.mkdtemp(prefix="cmr", dir="/tmp")
-    )  # short: a unix socket's path has a limit
+    # short: a unix socket's path has a limit
+    path = pathlib.Path(tempfile.mkdtemp(prefix="cmr", dir="/tmp"))
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
@@ -61,13 +60,9 @@ def render(spec, root, env="lb1"):
     assert made["warnings"] == []
     facts = {
         "ENV": re.sub("[A-Z]", lambda match: f"={match[0].lower()}", env),
-        "JNAME": env,
-        "ADDRESS": ADDRESS,
-        "IPV4_FIRST": ADDRESS,
-        "IPV6_FIRST": "::1",
-        "WAKE": f"{root}/wake",
-        "DEAD": f"{root}/dead",
-    }
+        "JNAME": env, "ADDRESS": ADDRESS, "IPV4_FIRST": ADDRESS, "IPV6_FIRST": "::1",
+        "WAKE": f"{root}/wake", "DEAD": f"{root}/dead",
+    }  # fmt: skip
     template = made["envs"].get(env, {}).get("monitrc.tpl", "")
     rule = re.sub("%%([A-Z0-9_]+)%%", lambda match: facts[match[1]], template)
     return made["config"]["head"] + "\n" + rule
@@ -118,16 +113,10 @@ COMMON = {
 NETWORK = {"address": [None, "ipv4", "ipv6", "10.0.0.1", "2001:db8::1"]}
 TLS = [{}, {"tls": True}, {"tls": True, "verify": True, "certificate_valid": "30d"}]
 TEXTS = [
-    "OK [0-9]+",
-    '"status": *"(ok|degraded)"',
-    r"a\.b\\c",
-    "/slash",
-    "it's",
-    r"\\0x41 \"q\"",
+    "OK [0-9]+", '"status": *"(ok|degraded)"', r"a\.b\\c", "/slash", "it's", r"\\0x41 \"q\"",
     "$(x) `x` %s # [{}]",
-    "a{2,3}[[:space:]]",
-    "^$",
-]
+    "a{2,3}[[:space:]]", "^$",
+]  # fmt: skip
 HTTP = {
     "method": [None, "GET"],
     "path": [None, "/a/b?c=d&e=f,g;h:i@j=k!*+-_."],
@@ -157,11 +146,8 @@ def needed(kind):
     rows = cbsd_monit.schema()["checks"][kind]["fields"]
     given = {"port": 4711, "command": ["/bin/x", "a b", "-c=d"], "name": "nginx", "path": "/x"}
     more = {"process": {"pidfile": "/x"}, "resource": {"memoryuse": "2g"}}.get(kind, {})
-    return {
-        "type": kind,
-        **{key: given[key] for key, row in rows.items() if row.get("required")},
-        **more,
-    }
+    required = {key: given[key] for key, row in rows.items() if row.get("required")}
+    return {"type": kind, **required, **more}
 
 
 def test_every_type_with_everything_common_is_accepted(root):
@@ -170,17 +156,13 @@ def test_every_type_with_everything_common_is_accepted(root):
         if "env" not in row["scope"]:
             continue
         fields = row["fields"]
-        own = {
-            key: [None, *field["choices"]]
-            for key, field in fields.items()
-            if field["type"] == "choice"
+        choices = {
+            key: field["choices"] for key, field in fields.items() if field["type"] == "choice"
         }
+        own = {key: [None, *words] for key, words in choices.items()}
         own.update(NETWORK if "address" in fields else {})
-        more = [
-            {**check, **tls}
-            for check in product(**own)
-            for tls in (TLS if "tls" in fields else [{}])
-        ]
+        secure = TLS if "tls" in fields else [{}]
+        more = [{**check, **tls} for check in product(**own) for tls in secure]
         more = [more[n % len(more)] for n in range(max(len(more), 32))]
         checks += [{**needed(kind), **check} for check in spread(COMMON, more)]
     assert len(checks) > 1200
@@ -223,9 +205,8 @@ def test_checks_of_the_node_are_accepted(root):
         if "node" in row["scope"] and kind not in ("system", "filesystem", "exec")
     ]
     checks = spread(COMMON, [check for check in checks for _ in range(8)])
-    accepted(
-        {"nodes": {"hv1": {"checks": {f"c{n}": check for n, check in enumerate(checks)}}}}, root
-    )
+    named = {f"c{n}": check for n, check in enumerate(checks)}
+    accepted({"nodes": {"hv1": {"checks": named}}}, root)
 
 
 def test_names_of_any_shape_are_accepted(root):
@@ -237,24 +218,18 @@ def test_names_of_any_shape_are_accepted(root):
     assert 'check host "=a=l=l-_1.Http"' in text
     ran = subprocess.run(
         [MONIT, "-t", "-c", control(text, root)],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
-        "if failed port 25 protocol smtp then alert\n",
-        "# it's a comment\nif failed port 25\n"
-        '  send "EHLO x\\r\\n" expect "250.*" then alert # done\n\n\n',
-        'check process "%%JNAME%%-x" matching "^nginx: master"\n'
-        "  if cpu > 90% for 3 cycles then alert\n",
-    ],
-)
+@pytest.mark.parametrize("raw", [
+    "if failed port 25 protocol smtp then alert\n",
+    "# it's a comment\nif failed port 25\n"
+    '  send "EHLO x\\r\\n" expect "250.*" then alert # done\n\n\n',
+    'check process "%%JNAME%%-x" matching "^nginx: master"\n'
+    "  if cpu > 90% for 3 cycles then alert\n",
+])  # fmt: skip
 def test_raw_text_is_accepted(raw, root):
     accepted({"envs": {"lb1": {"raw": raw, "checks": {"up": {"type": "running"}}}}}, root)
 
@@ -333,16 +308,14 @@ class Server:
         self.flow.setdefault(path, []).append(request)
         code, body = 200, "hello world"
         words = path.split("/")
+        sent = request.headers["X-A"], request.headers["Host"]
         if path in self.bad or words[1] == "flap" and self.hits[path] % 3:
             code = 500
         elif words[1] == "code":
             code = int(words[2])
         elif words[1] == "text":
             body = f"<<{SPECIAL[int(words[2])]}>>"
-        elif words[1] == "header" and (request.headers["X-A"], request.headers["Host"]) != (
-            "b, c; (d)",
-            "www.example.org",
-        ):
+        elif words[1] == "header" and sent != ("b, c; (d)", "www.example.org"):
             code = 400
         elif words[1] == "method" and request.command != words[2]:
             code = 405
@@ -393,19 +366,12 @@ def certificate(root, days):
 # Bodies that hold what monit's strings and expressions treat in their own way; the check asks for
 # exactly that text.
 SPECIAL = [
-    'a"b',
-    "a'b",
-    "a\\b",
-    "\\0x22",
-    "/x",
+    'a"b', "a'b", "a\\b", "\\0x22", "/x",
     '" then exec "/bin/sh',
-    "a|b",
-    "$(x)",
-    "`x`",
-    "%s%n",
+    "a|b", "$(x)", "`x`", "%s%n",
     "{a} [b] #c",
     "\\n",
-]
+]  # fmt: skip
 
 
 def exactly(text):
@@ -418,11 +384,9 @@ class Daemon:
 
     def __init__(self, spec, root):
         self.root = root
-        self.process = subprocess.Popen(
-            [MONIT, "-I", "-c", control(render(spec, root), root)],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        command = [MONIT, "-I", "-c", control(render(spec, root), root)]
+        nowhere = subprocess.DEVNULL
+        self.process = subprocess.Popen(command, stdout=nowhere, stderr=nowhere)
 
     def services(self):
         """``{name: element}`` as monit's own status has it."""
@@ -438,15 +402,13 @@ class Daemon:
         return {service.findtext("name"): service for service in tree.iter("service")}
 
     def status(self, check):
-        return int(
-            self.services()[f"lb1.{check}" if "-" not in check else check].findtext("status")
-        )
+        name = f"lb1.{check}" if "-" not in check else check
+        return int(self.services()[name].findtext("status"))
 
     def woken(self, check):
         name = f"lb1.{check}" if "-" not in check else check
-        lines = (
-            (self.root / "woken").read_text().split("\n") if (self.root / "woken").exists() else []
-        )
+        woken = self.root / "woken"
+        lines = woken.read_text().split("\n") if woken.exists() else []
         return [line.split(" ", 1)[1] for line in lines if line.split(" ")[0] == name]
 
     def close(self):
@@ -471,15 +433,8 @@ def lab():
     """A monit that watches good and bad servers: ``(daemon, server)``."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="cmr", dir="/tmp"))
     server = Server(root)
-    for name, code in (
-        ("app", 0),
-        ("sick", 1),
-        ("turn", 0),
-        ("mute", 75),
-        ("procs", 0),
-        ("late", 1),
-        ("big", 1),
-    ):
+    codes = {"app": 0, "sick": 1, "turn": 0, "mute": 75, "procs": 0, "late": 1, "big": 1}
+    for name, code in codes.items():
         (root / f"probe-{name}").write_text(str(code))
         (root / f"says-{name}").write_text(f"{name} says")
     http_check = {"type": "http", "port": server.port}
@@ -520,14 +475,11 @@ def lab():
         "bad_500": {**http_check, "path": "/code/500"},
         "bad_text": {**http_check, "path": "/bad_text", "content": "^world"},
         "bad_header": {
-            **http_check,
-            "path": "/header",
-            "headers": {"X-A": "b"},
+            **http_check, "path": "/header", "headers": {"X-A": "b"},
             "hostheader": "www.example.org",
         },
         "bad_host": {
-            **http_check,
-            "path": "/header",
+            **http_check, "path": "/header",
             "headers": {"X-A": "b, c; (d)"},
             "hostheader": "example.org",
         },
@@ -536,10 +488,7 @@ def lab():
         "bad_udp": {"type": "udp", "port": closed_port(socket.SOCK_DGRAM)},
         "bad_tls": {"type": "tls", "port": server.port, "interval": 20},
         "bad_cert": {
-            "type": "tls",
-            "port": server.tls_port,
-            "certificate_valid": "30d",
-            "interval": 20,
+            "type": "tls", "port": server.tls_port, "certificate_valid": "30d", "interval": 20,
         },
         "bad_chain": {"type": "tls", "port": server.tls_port, "verify": True, "interval": 20},
         "bad_time": {**http_check, "path": "/slow/3", "timeout": "1s", "interval": 20},
@@ -552,7 +501,7 @@ def lab():
             f"not_s{n}": {**http_check, "path": "/text/6", "content": texts[n]}
             for n in (0, 2, 3, 5)
         },
-    }
+    }  # fmt: skip
     moving = {
         "turn": {"type": "service", "name": "nginx", "failure_threshold": 2},
         "flip": {**http_check, "path": "/flip", "failure_threshold": 3, "success_threshold": 2},
@@ -563,18 +512,14 @@ def lab():
     spec = {
         "monit": {"poll": 1},
         "defaults": {"interval": 1, "timeout": 2, "failure_threshold": 1},
-        "nodes": {
-            "hv1": {
-                "checks": {
-                    "good": {"type": "filesystem", "path": "/", "space": "100%"},
-                    "full": {"type": "system", "memory": "0.01%"},
-                    "gone": {"type": "exec", "command": ["/no/such/program"]},
-                    "fine": {"type": "exec", "command": ["/bin/sh", "-c", "exit 0"]},
-                }
-            }
-        },
+        "nodes": {"hv1": {"checks": {
+            "good": {"type": "filesystem", "path": "/", "space": "100%"},
+            "full": {"type": "system", "memory": "0.01%"},
+            "gone": {"type": "exec", "command": ["/no/such/program"]},
+            "fine": {"type": "exec", "command": ["/bin/sh", "-c", "exit 0"]},
+        }}},
         "envs": {"lb1": {"checks": {**good, **bad, **moving}}},
-    }
+    }  # fmt: skip
     daemon = Daemon(spec, root)
     daemon.good, daemon.bad_ones = sorted(good), sorted(bad)
     try:
@@ -621,9 +566,8 @@ def test_monit_reads_back_what_the_pillar_said(lab):
     assert (port.findtext("protocol"), port.findtext("type")) == ("HTTP", "TCP")
     assert port.findtext("request") == "/a?b=c&d=e,f;g"
     assert daemon.services()["lb1.udp"].find("port").findtext("type") == "UDP"
-    assert daemon.services()["lb1.https"].find("port").findtext("portnumber") == str(
-        server.tls_port
-    )
+    port = daemon.services()["lb1.https"].find("port").findtext("portnumber")
+    assert port == str(server.tls_port)
     request = server.flow["/a?b=c&d=e,f;g"][0]
     assert (request.command, request.path) == ("GET", "/a?b=c&d=e,f;g")
 
@@ -632,12 +576,8 @@ def test_the_nodes_own_checks_work(lab):
     daemon, _ = lab
     assert until(lambda: daemon.woken("node-full") and daemon.woken("node-gone"))
     assert daemon.status("node-full") and daemon.status("node-gone")
-    assert (
-        daemon.status("node-good")
-        == daemon.status("node-fine")
-        == daemon.status("cbsd_monit-look")
-        == 0
-    )
+    for name in ("node-good", "node-fine", "cbsd_monit-look"):
+        assert daemon.status(name) == 0
     assert not daemon.woken("node-good") and not daemon.woken("node-fine")
 
 
@@ -715,37 +655,24 @@ def test_failures_and_recoveries_are_seen_when_explain_says(root):
     checks = {
         "quick": {"type": "http", "port": server.port, "path": "/quick", "failure_threshold": 3},
         "seldom": {
-            "type": "http",
-            "port": server.port,
-            "path": "/seldom",
-            "interval": 3,
+            "type": "http", "port": server.port, "path": "/seldom", "interval": 3,
             "failure_threshold": 2,
         },
         "probe": {
-            "type": "exec",
-            "command": ["/x"],
-            "interval": 2,
-            "failure_threshold": 2,
+            "type": "exec", "command": ["/x"], "interval": 2, "failure_threshold": 2,
             "success_threshold": 2,
         },
         "slow": {
-            "type": "exec",
-            "command": ["/x"],
-            "interval": 2,
-            "timeout": 2,
-            "failure_threshold": 2,
+            "type": "exec", "command": ["/x"], "interval": 2, "timeout": 2, "failure_threshold": 2,
         },
-    }
+    }  # fmt: skip
     probes = ("probe", "slow")
     for name in probes:
         (root / f"probe-{name}").write_text("0")
         (root / f"says-{name}").write_text("no")
     (root / "slow-slow").write_text("1.5")
-    spec = {
-        "monit": {"poll": 1},
-        "defaults": {"interval": 1, "timeout": 1},
-        "envs": {"lb1": {"checks": checks}},
-    }
+    spec = {"monit": {"poll": 1}, "defaults": {"interval": 1, "timeout": 1}}
+    spec["envs"] = {"lb1": {"checks": checks}}
     explain = cbsd_monit.__salt__["cbsd_monit_explain.explain"]
     told = explain(spec, "hv1", [{"name": "lb1", "emulator": "jail"}], "lb1")["checks"]
 
@@ -769,22 +696,15 @@ def test_failures_and_recoveries_are_seen_when_explain_says(root):
                 for name in checks:
                     turn(name, bad)
                 while len(took) < len(checks) and time.monotonic() - began < 20:
-                    took.update(
-                        {
-                            n: time.monotonic() - began
-                            for n in checks
-                            if n not in took and seen(n, bad)
-                        }
-                    )
+                    new = [n for n in checks if n not in took and seen(n, bad)]
+                    took.update({n: time.monotonic() - began for n in new})
                     time.sleep(0.02)
                 for name in checks:
                     bounds = told[name]["detected" if bad else "recovered"]
-                    early = bounds["best"] - (
-                        1.6 if name == "slow" else 0.1
-                    )  # it may be under way already
-                    late = (
-                        bounds["worst"] * 1.1 + 0.3
-                    )  # monit's second is a bit longer than a second
+                    # it may be under way already
+                    early = bounds["best"] - (1.6 if name == "slow" else 0.1)
+                    # monit's second is a bit longer than a second
+                    late = bounds["worst"] * 1.1 + 0.3
                     if not early <= took.get(name, 99) <= late:
                         off.append((name, bad, took.get(name), bounds))
         assert off == []

@@ -45,16 +45,11 @@ def states():
     root = tempfile.mkdtemp(prefix="cs", dir="/tmp")
     opts = salt.config.minion_config(None, minion_id="hv1")
     opts.update(
-        root_dir=root,
-        cachedir=f"{root}/cache",
-        extension_modules=f"{root}/ext",
-        sock_dir=f"{root}/sock",
-        pki_dir=f"{root}/pki",
-        log_file=f"{root}/log",
-        file_client="local",
+        root_dir=root, cachedir=f"{root}/cache", extension_modules=f"{root}/ext",
+        sock_dir=f"{root}/sock", pki_dir=f"{root}/pki", log_file=f"{root}/log", file_client="local",
         module_dirs=[str(REPO / "_modules")],
         states_dirs=[str(REPO / "_states")],
-    )
+    )  # fmt: skip
     loaders = Loaders(opts)
     loaders.states.rendering = loaders.modules.cbsd_monit.render
     yield loaders.states
@@ -70,16 +65,11 @@ def lookup(tmp_path):
     )
     (tmp_path / "sample").write_text(SAMPLE.format(root=tmp_path))
     return {
-        "workdir": f"{tmp_path}/jails",
-        "state": f"{tmp_path}/state",
-        "run": f"{tmp_path}/run",
-        "libexec": f"{tmp_path}/libexec",
-        "config": f"{tmp_path}/config",
-        "monit": MONIT,
-        "monitrc": f"{tmp_path}/monitrc",
-        "monitrc_sample": f"{tmp_path}/sample",
+        "workdir": f"{tmp_path}/jails", "state": f"{tmp_path}/state", "run": f"{tmp_path}/run",
+        "libexec": f"{tmp_path}/libexec", "config": f"{tmp_path}/config", "monit": MONIT,
+        "monitrc": f"{tmp_path}/monitrc", "monitrc_sample": f"{tmp_path}/sample",
         "monit_start": ["/bin/false"],
-    }
+    }  # fmt: skip
 
 
 @pytest.fixture(params=[False, True], ids=["apply", "test"])
@@ -106,10 +96,8 @@ def test_control_file_from_the_sample_is_one_that_monit_takes(states, lookup):
         if line.strip() and not line.lstrip().startswith("#")
     ]
     assert not any("allow" in line or "httpd" in line for line in active)
-    assert (
-        "    programOutput: 512 B" in active
-        and active[-1] == f"include {lookup['state']}/published"
-    )
+    assert "    programOutput: 512 B" in active
+    assert active[-1] == f"include {lookup['state']}/published"
 
 
 def test_monits_refusal_is_quoted_and_nothing_changes(states, lookup, tmp_path, testmode):
@@ -164,41 +152,29 @@ def test_missing_path_is_an_answer_and_not_a_traceback(states, lookup):
 PILLAR = {
     "monit": {"poll": "5s", "start_delay": "10s"},
     "defaults": {
-        "interval": "20s",
-        "timeout": "3s",
+        "interval": "20s", "timeout": "3s",
         "restart": {"attempts": 4, "delay": "5s", "mode": "delay"},
     },
     "budget": {"max_concurrent": 2, "storm_min": 7, "boot_grace": "5m"},
     "profiles": {
-        "web": {
-            "checks": {
-                "http": {"type": "http", "port": 80, "headers": {"X-A": "b", "Accept": "c"}},
-                "ssh": {"type": "tcp", "port": 22},
-            }
-        },
-        "db": {
-            "checks": {
-                "sql": {
-                    "type": "mysql",
-                    "port": 3306,
-                    "failure_threshold": {"failures": 2, "within": 5},
-                }
-            }
-        },
+        "web": {"checks": {
+            "http": {"type": "http", "port": 80, "headers": {"X-A": "b", "Accept": "c"}},
+            "ssh": {"type": "tcp", "port": 22},
+        }},
+        "db": {"checks": {"sql": {
+            "type": "mysql", "port": 3306,
+            "failure_threshold": {"failures": 2, "within": 5},
+        }}},
     },
     "groups": {
         "all": {"match": "*", "checks": {"alive": {"type": "running"}}},
         "w": {"match": "w*", "profiles": ["web"], "timeout": "7s"},
         "d": {"match": "?b*", "profiles": ["db"], "checks": {"ssh": {"type": "tcp", "port": 2222}}},
     },
-    "nodes": {
-        "hv*": {
-            "checks": {
-                "load": {"type": "system", "loadavg_5m": 9},
-                "disk": {"type": "filesystem", "path": "/", "space": "90%"},
-            }
-        }
-    },
+    "nodes": {"hv*": {"checks": {
+        "load": {"type": "system", "loadavg_5m": 9},
+        "disk": {"type": "filesystem", "path": "/", "space": "90%"},
+    }}},
     "envs": {
         "w1": {
             "depends_on": ["db1"],
@@ -211,7 +187,7 @@ PILLAR = {
         "w2": {"checks": {"http": False}},
     },
     "silences": [{"env": "w1", "until": "2027-01-01T06:00:00Z", "reason": "x"}],
-}
+}  # fmt: skip
 
 
 def shuffled(data, dice):
@@ -236,11 +212,9 @@ def test_same_pillar_in_a_hundred_key_orders_renders_the_same_bytes(states):
         return files, json.dumps(made["config"], sort_keys=True), made["warnings"]
 
     wanted = rendered(PILLAR, envs)
-    assert (
-        "w1" in wanted[0]
-        and "check program" in wanted[0]["w1"][0]
-        and "port 99" in wanted[0]["db1"][0]
-    )
+    assert "w1" in wanted[0]
+    assert "check program" in wanted[0]["w1"][0]
+    assert "port 99" in wanted[0]["db1"][0]
     for seed in range(100):
         dice = random.Random(seed)
         assert rendered(shuffled(PILLAR, dice), dice.sample(envs, len(envs))) == wanted, seed

@@ -56,10 +56,8 @@ def full():
         skeletons=["mine-skel"], module_url="https://example.org/x.git", boot_id="/run/boot"
     )
     spec["defaults"]["on_failure"] = [
-        {"service_restart": "nginx"},
-        {"command": ["/bin/true", "x"]},
-        "restart",
-    ]
+        {"service_restart": "nginx"}, {"command": ["/bin/true", "x"]}, "restart",
+    ]  # fmt: skip
     return spec
 
 

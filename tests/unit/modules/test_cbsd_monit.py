@@ -19,11 +19,9 @@ def test_the_agent_is_asked_by_argument_list():
     assert [line["id"] for line in monit.history("lb1")] == ["1", "2"]
     wake = "/opt/lx/wake"
     assert run.ran == [
-        [wake, "status"],
-        [wake, "status", "lb1"],
-        [wake, "sync", "--json"],
+        [wake, "status"], [wake, "status", "lb1"], [wake, "sync", "--json"],
         [wake, "history", "lb1"],
-    ]
+    ]  # fmt: skip
 
 
 def test_the_agents_default_place():
@@ -52,12 +50,8 @@ def test_a_pass_with_errors_of_single_envs_is_an_answer():
 
 
 def test_monit_version():
-    assert (
-        load(
-            **{"cmd.run_all": Commands("This is Monit version 5.33.0\nBuilt with ssl")}
-        ).monit_version()
-        == "5.33.0"
-    )
+    version = Commands("This is Monit version 5.33.0\nBuilt with ssl")
+    assert load(**{"cmd.run_all": version}).monit_version() == "5.33.0"
 
 
 # --- What the pillar means for one env
@@ -81,10 +75,8 @@ def test_it_asks_for_the_pillar_and_the_envs_itself():
     told = asked(spec, listed).explain("lb1")
     assert (told["node"], told["emulator"]) == ("hv1", "jail")
     assert '"/opt/lx/wake probe lb1 c"' in told["checks"]["c"]["monit"][0]
-    assert (
-        asked(spec, listed, "This is Monit version 5.35.0").explain("lb1")["checks"]["c"]["run_by"]
-        == "the agent"
-    )
+    found = asked(spec, listed, "This is Monit version 5.35.0").explain("lb1")
+    assert found["checks"]["c"]["run_by"] == "the agent"
     assert asked(spec, listed, None).explain("lb1")["checks"]["c"]["monit"]
     with pytest.raises(CommandExecutionError, match="^env vm1 is on hv1, but"):
         asked(spec, listed).explain("vm1")
@@ -96,9 +88,8 @@ def test_it_asks_for_the_pillar_and_the_envs_itself():
 
 def test_text_is_what_explain_returns_when_asked():
     module = asked(one({"type": "running"}), {"lb1": {"emulator": "jail"}})
-    assert module.explain("lb1", text=True) == module.__salt__["cbsd_monit_explain.text"](
-        module.explain("lb1")
-    )
+    text = module.__salt__["cbsd_monit_explain.text"](module.explain("lb1"))
+    assert module.explain("lb1", text=True) == text
 
 
 # --- The present state, to read

@@ -18,10 +18,8 @@ def node():
 def test_paths_are_the_lookups_and_what_is_given_is_nearer(node):
     spec = {"lookup": {"state": "/db", "run": "/run/x", "workdir": ""}}
     assert node("paths", spec, state="/other", run=None, __id__="x") == {
-        "state": "/other",
-        "run": "/run/x",
-        "workdir": "/jails",
-    }
+        "state": "/other", "run": "/run/x", "workdir": "/jails",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -50,10 +48,8 @@ def test_parts_are_remembered_until_they_are_empty(node, tmp_path):
     assert node("remember", str(state), "envs", {"a": 1}) is False
     assert node("remember", str(state), "hooks", {"b": 2}) is True
     assert json.loads((state / "undo.json").read_text()) == {
-        "schema": 1,
-        "envs": {"a": 1},
-        "hooks": {"b": 2},
-    }
+        "schema": 1, "envs": {"a": 1}, "hooks": {"b": 2},
+    }  # fmt: skip
     (state / ".undo.json.salt").write_text("of a run that was killed")
     assert node("remember", str(state), "hooks", None) and node("remember", str(state), "envs", {})
     assert list(state.iterdir()) == []

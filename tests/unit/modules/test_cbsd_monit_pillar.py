@@ -311,35 +311,22 @@ def test_secrets_are_not_shown(monit):
 
 
 def test_messages_are_safe_to_print(monit):
-    message = refused(
-        monit, {"envs": {"a\x1b[2J\nb": {}}, "\x1b": 1, "defaults": {"interval": "\x1b[31m"}}
-    )
+    spec = {"envs": {"a\x1b[2J\nb": {}}, "\x1b": 1, "defaults": {"interval": "\x1b[31m"}}
+    message = refused(monit, spec)
     assert message.replace("\n", "").isascii() and message.replace("\n", "").isprintable()
 
 
 HOSTILE = [
-    "$(touch /tmp/x)",
-    "`touch /tmp/x`",
-    "../x",
-    "/../x",
-    'a"b',
+    "$(touch /tmp/x)", "`touch /tmp/x`", "../x", "/../x", 'a"b',
     'x" then exec "/bin/sh -c id',
     "a\nb",
     "a\n  if failed port 1 then exec /bin/sh",
-    "a\rb",
-    "a\x00b",
-    "a\x1b[2Jb",
-    "a|b",
-    "~root",
-    "a;id",
-    "a\\b",
+    "a\rb", "a\x00b", "a\x1b[2Jb", "a|b", "~root", "a;id", "a\\b",
     "{{ 7*7 }}",
     "{% set x = 1 %}",
-    "é\u202e",
-    "\ufeffx",
-    "__slot__:salt:cmd.run(touch /tmp/x)",
+    "é\u202e", "\ufeffx", "__slot__:salt:cmd.run(touch /tmp/x)",
     "x then alert set daemon 1\n",
-]
+]  # fmt: skip
 # What a type of field takes although it looks hostile: content is a regular expression, and monit's
 # alone.
 WIDE = {
@@ -401,12 +388,10 @@ def test_hostile_values_are_refused_wherever_they_stand(monit, path):
 @pytest.mark.parametrize("value", HOSTILE)
 def test_hostile_names_are_refused(monit, value):
     for section in ("nodes", "profiles", "groups", "envs"):
-        assert f"cbsd_monit:{section}:" in refused(
-            monit, {section: {value: {"match": "x"} if section == "groups" else {}}}
-        )
-    assert "cbsd_monit:envs:lb1:checks:" in refused(
-        monit, {"envs": {"lb1": {"checks": {value: HTTP}}}}
-    )
+        entry = {"match": "x"} if section == "groups" else {}
+        assert f"cbsd_monit:{section}:" in refused(monit, {section: {value: entry}})
+    spec = {"envs": {"lb1": {"checks": {value: HTTP}}}}
+    assert "cbsd_monit:envs:lb1:checks:" in refused(monit, spec)
     assert "headers" in refused(monit, one({**HTTP, "headers": {value: "x"}}))
     for envs in ([{"name": value, "emulator": "jail"}], [{"name": "lb1", "emulator": value}]):
         with pytest.raises(SaltInvocationError):

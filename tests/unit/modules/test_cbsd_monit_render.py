@@ -20,36 +20,24 @@ FILES = REPO / "tests/unit/files"
 def test_what_the_reference_says_of_monit_is_what_is_rendered(monit):
     """Each of monit's phrases in the table stands in the text when its key is used."""
     check = {
-        "type": "tcp",
-        "port": 1,
-        "interval": 50,
-        "timeout": 7,
-        "failure_threshold": 4,
+        "type": "tcp", "port": 1, "interval": 50, "timeout": 7, "failure_threshold": 4,
         "success_threshold": 6,
-    }
-    text = rule(monit, one(check)) + rule(
-        monit, one({**check, "failure_threshold": {"failures": 4, "within": 8}})
-    )
+    }  # fmt: skip
+    share = {**check, "failure_threshold": {"failures": 4, "within": 8}}
+    text = rule(monit, one(check)) + rule(monit, one(share))
     rows = monit.schema()["sections"]["policy"]
     phrases = {key: re.findall("`([^`]+)`", rows[key]["monit"]) for key in rows}
     said = {"every N cycles": "every 5 cycles", "with timeout N seconds": "with timeout 7 seconds"}
-    said.update(
-        {
-            "for N cycles": "for 4 cycles",
-            "for N times within M cycles": "for 4 times within 8 cycles",
-        }
-    )
-    said.update(
-        {
-            "else if succeeded for N cycles": "else if succeeded for 6 cycles",
-            "exec": 'then exec "%%WAKE%%',
-        }
-    )
-    found = {phrase for words in phrases.values() for phrase in words} - {
-        "monit:poll",
-        "wake",
-        "ping",
-    }
+    said.update({
+        "for N cycles": "for 4 cycles",
+        "for N times within M cycles": "for 4 times within 8 cycles",
+    })  # fmt: skip
+    said.update({
+        "else if succeeded for N cycles": "else if succeeded for 6 cycles",
+        "exec": 'then exec "%%WAKE%%',
+    })  # fmt: skip
+    found = {phrase for words in phrases.values() for phrase in words}
+    found -= {"monit:poll", "wake", "ping"}
     assert found == set(said)
     assert all(line in text for line in said.values())
 
@@ -63,11 +51,8 @@ def test_inputs_are_not_changed(monit):
     first["envs"]["lb1"]["policy.json"]["on_failure"].append("x")
     first["envs"]["lb1"]["policy.json"]["checks"]["http"]["on_failure"].append("x")
     assert (spec, envs) == before
-    assert (
-        monit.render(spec, "hv1.example.net", envs)
-        == monit.render(spec, "hv1.example.net", envs)
-        != first
-    )
+    again = [monit.render(spec, "hv1.example.net", envs) for _ in range(2)]
+    assert again[0] == again[1] != first
 
 
 def test_silences_are_told_per_env_of_this_node(monit):
@@ -91,19 +76,14 @@ def test_silences_are_told_per_env_of_this_node(monit):
 
 
 def test_the_nodes_configuration_has_the_shape_of_the_contract(monit):
-    config = monit.render(
-        {"nodes": {"hv1": {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}}}, "hv1", []
-    )["config"]
+    node = {"monit": {"poll": "5s"}, "budget": {"storm_min": 9}}
+    config = monit.render({"nodes": {"hv1": node}}, "hv1", [])["config"]
     assert set(config) == {
         "schema", "node", "poll", "include", "head", "socket", "probes", "policy", "budget",
         "silences",
     }  # fmt: skip
-    assert (config["schema"], config["node"], config["poll"], config["include"]) == (
-        1,
-        "hv1",
-        5,
-        "publish",
-    )
+    found = [config[key] for key in ("schema", "node", "poll", "include")]
+    assert found == [1, "hv1", 5, "publish"]
     assert config["budget"] == {
         "max_concurrent": 1, "storm_threshold": 0.5, "storm_min": 9, "storm_window": 120,
         "boot_grace": 600,
@@ -151,10 +131,8 @@ def test_text_of_each_check_type(monit, name):
 def test_every_type_is_rendered_as_one_service_that_wakes_the_agent(monit, kind):
     needed = {"port": 99, "command": ["/x"], "name": "nginx", "path": "/x"}
     fields = monit.schema()["checks"][kind]["fields"]
-    check = {
-        "type": kind,
-        **{key: needed[key] for key, row in fields.items() if row.get("required")},
-    }
+    given = {key: needed[key] for key, row in fields.items() if row.get("required")}
+    check = {"type": kind, **given}
     check.update({"process": {"name": "nginx"}, "resource": {"maxproc": 9}}.get(kind, {}))
     text = rule(monit, one(check))
     assert len(re.findall("^check ", text, re.M)) == 2
@@ -166,9 +144,8 @@ def test_every_type_is_rendered_as_one_service_that_wakes_the_agent(monit, kind)
 
 def test_the_text_travels(monit):
     """Neither the env's name nor a path of this node is in it."""
-    text = rule(
-        monit, {"envs": {"zebra7": {"checks": {n: c for n, c in GOLDEN.items()}}}}, "zebra7"
-    )
+    spec = {"envs": {"zebra7": {"checks": dict(GOLDEN)}}}
+    text = rule(monit, spec, "zebra7")
     assert "zebra7" not in text and "/usr/local" not in text and "hv1" not in text
 
 
@@ -177,9 +154,8 @@ def test_the_text_travels(monit):
     [(30, 10, 3, 1), (30, 7, 5, 1), (10, 10, 1, 3), (5, 10, 1, 3), (60, 1, 60, 1), (15, 10, 2, 2)],
 )
 def test_intervals_are_rounded_up_to_cycles(monit, interval, poll, every, repeat):
-    text = rule(
-        monit, {**one({"type": "tcp", "port": 1, "interval": interval}), "monit": {"poll": poll}}
-    )
+    check = {"type": "tcp", "port": 1, "interval": interval}
+    text = rule(monit, {**one(check), "monit": {"poll": poll}})
     assert (f"every {every} cycles\n  if" in text) is (every > 1)
     assert f'monit %%ENV%%.c" repeat every {repeat} cycles' in text
 
@@ -199,9 +175,8 @@ def test_key_order_does_not_matter(monit):
 
 
 def test_raw_text_is_put_under_its_own_service(monit):
-    text = rule(
-        monit, {"envs": {"lb1": {"raw": "# mail\nif failed port 25 protocol smtp then alert\n"}}}
-    )
+    raw = "# mail\nif failed port 25 protocol smtp then alert\n"
+    text = rule(monit, {"envs": {"lb1": {"raw": raw}}})
     assert text.endswith(
         'check host "%%ENV%%.raw" with address "%%ADDRESS%%"\n  onreboot laststate\n'
         '  depends on "%%ENV%%.env"\n'
@@ -216,35 +191,25 @@ def test_raw_text_with_a_check_of_its_own_is_taken_as_it_is(monit):
 
 
 def test_raw_text_is_no_template(monit):
-    assert "{{ 7*7 }}" in rule(
-        monit, {"envs": {"lb1": {"raw": "# {{ 7*7 }}\nif failed port 1 then alert"}}}
-    )
+    raw = "# {{ 7*7 }}\nif failed port 1 then alert"
+    assert "{{ 7*7 }}" in rule(monit, {"envs": {"lb1": {"raw": raw}}})
 
 
 def test_head(monit):
     spec = {
         "monit": {"start_delay": "2m", "httpd": {"unixsocket": "/run/m.sock"}},
-        "nodes": {
-            "hv1": {
-                "checks": {
-                    "load": {
-                        "type": "system",
-                        "loadavg_5m": 8,
-                        "cpu": "95%",
-                        "memory": "90.5%",
-                        "interval": 10,
-                    },
-                    "disk": {"type": "filesystem", "path": "/", "space": "90%", "inodes": "80%"},
-                    "sshd": {"type": "ssh"},
-                    "site": {**HTTP, "address": "10.1.2.3", "on_failure": ["alert", "event"]},
-                    "pool": {"type": "exec", "command": ["/opt/zpool", "-q", "a b"]},
-                }
-            }
-        },
-    }
-    head = monit.render(
-        spec, "hv1", [], lookup={"libexec": "/opt/lx", "state": "/db/cm", "rootgroup": "root"}
-    )["config"]["head"]
+        "nodes": {"hv1": {"checks": {
+            "load": {
+                "type": "system", "loadavg_5m": 8, "cpu": "95%", "memory": "90.5%", "interval": 10,
+            },
+            "disk": {"type": "filesystem", "path": "/", "space": "90%", "inodes": "80%"},
+            "sshd": {"type": "ssh"},
+            "site": {**HTTP, "address": "10.1.2.3", "on_failure": ["alert", "event"]},
+            "pool": {"type": "exec", "command": ["/opt/zpool", "-q", "a b"]},
+        }}},
+    }  # fmt: skip
+    lookup = {"libexec": "/opt/lx", "state": "/db/cm", "rootgroup": "root"}
+    head = monit.render(spec, "hv1", [], lookup=lookup)["config"]["head"]
     assert head == (FILES / "monit_head.conf").read_text()
 
 
@@ -256,11 +221,9 @@ def test_paths_of_the_head_are_held_to_the_same_rules(monit):
 
 def test_the_pillars_lookup_is_used_where_none_is_given(monit):
     head = monit.render({"lookup": {"libexec": "/opt/lx"}}, "hv1", [])["config"]["head"]
-    assert (
-        'path "/opt/lx/wake look"' in head
-        and "gid wheel" in head
-        and '"/var/db/cbsd_monit/monit.sock"' in head
-    )
+    assert 'path "/opt/lx/wake look"' in head
+    assert "gid wheel" in head
+    assert '"/var/db/cbsd_monit/monit.sock"' in head
 
 
 BROKEN = ("5.34.1", "5.34.4", "5.35.1", "5.35")
@@ -275,15 +238,12 @@ def test_probes_are_left_to_the_agent_where_monit_cannot(monit, version):
     text = result["envs"]["lb1"]["monitrc.tpl"] + result["config"]["head"]
     assert ("check program" in text) is works
     assert "c" in result["envs"]["lb1"]["policy.json"]["checks"]
-    assert result["warnings"] == (
-        []
-        if works
-        else [
-            f"monit {version} cannot run check program: cbsd_monit-look is not rendered, "
-            "and neither are the node's checks pool",
-            f"monit {version} cannot run check program: the agent runs the probes of lb1 (c)",
-        ]
-    )
+    warnings = [
+        f"monit {version} cannot run check program: cbsd_monit-look is not rendered, "
+        "and neither are the node's checks pool",
+        f"monit {version} cannot run check program: the agent runs the probes of lb1 (c)",
+    ]
+    assert result["warnings"] == ([] if works else warnings)
     assert result["config"]["probes"] == ("monit" if works else "agent")
 
 
@@ -302,13 +262,10 @@ def test_the_nearer_template_wins():
     spec = {"template": "salt://a", "envs": {"lb1": {"template": "salt://b"}, "lb2": {}}}
     result = monit.render(spec, "hv1", jails("lb1", "lb2"))
     assert [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")] == ["# env\n", "# site\n"]
-    result = monit.render(
-        spec, "hv1", jails("lb1", "lb2"), template="# given", templates={"lb1": "# text"}
-    )
-    assert [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")] == [
-        "# text\n",
-        "# given\n",
-    ]
+    own = {"lb1": "# text"}
+    result = monit.render(spec, "hv1", jails("lb1", "lb2"), template="# given", templates=own)
+    texts = [result["envs"][env]["monitrc.tpl"] for env in ("lb1", "lb2")]
+    assert texts == ["# text\n", "# given\n"]
     with pytest.raises(SaltInvocationError, match="template salt://c: there is no such file"):
         monit.render({"template": "salt://c", "envs": {"lb1": {}}}, "hv1", jails("lb1"))
 
@@ -366,11 +323,5 @@ def test_the_filter_makes_a_monit_string_of_anything(monit):
 
 def test_what_is_safe_anywhere_needs_no_filter(monit):
     spec = one({**HTTP, "path": "/a"})
-    assert (
-        rule(
-            monit,
-            spec,
-            template="{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}",
-        )
-        == "c /a 10 0.5\n"
-    )
+    text = "{{ checks[0].name }} {{ policy.checks.c.path }} {{ poll }} {{ 0.5 }}"
+    assert rule(monit, spec, template=text) == "c /a 10 0.5\n"

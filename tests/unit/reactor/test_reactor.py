@@ -11,22 +11,9 @@ REACTOR = pathlib.Path(__file__).resolve().parents[3] / "cbsd_monit/reactor"
 HOSTILE = [
     "x\nowned:\n  runner.salt.cmd: []",
     "{{ 7*7 }}",
-    "__slot__:salt:cmd.run(x)",
-    "$(touch /x)",
-    "../x",
-    "*",
-    "",
-    "a b",
-    "ä",
-    "lb1\n",
-    "\U0001f4a3",
-    7,
-    None,
-    True,
-    [],
-    {"a": "b"},
-    "a" * 300,
-]
+    "__slot__:salt:cmd.run(x)", "$(touch /x)", "../x", "*", "", "a b", "ä", "lb1\n", "\U0001f4a3",
+    7, None, True, [], {"a": "b"}, "a" * 300,
+]  # fmt: skip
 
 
 @functools.lru_cache(maxsize=None)
@@ -70,11 +57,8 @@ def args(found):
 
 
 def test_an_env_whose_policy_asks_is_rechecked_on_its_node(react):
-    found = react(
-        "recheck",
-        "cbsd_monit/hv1/batch",
-        batch(failing("lb1"), failing("db1"), failing("x", event="yes")),
-    )
+    news = batch(failing("lb1"), failing("db1"), failing("x", event="yes"))
+    found = react("recheck", "cbsd_monit/hv1/batch", news)
     assert args(found) == (["hv1"], {"envs": ["db1", "lb1"], "adopt": False})
 
 
@@ -89,10 +73,8 @@ def test_the_same_again_within_seconds_is_left_out(react, monkeypatch):
 
 
 def test_a_start_and_an_env_that_nobody_watches_are_adopted(react):
-    assert args(react("recheck", "salt/minion/hv1/start", {"id": "hv1"})) == (
-        ["hv1"],
-        {"envs": [], "adopt": True},
-    )
+    adopting = {"envs": [], "adopt": True}
+    assert args(react("recheck", "salt/minion/hv1/start", {"id": "hv1"})) == (["hv1"], adopting)
     new = {"env": "n1", "transition": "created", "reason": "not watched"}
     assert args(react("recheck", "t", batch(new, id="hv2"))) == (
         ["hv2"],
@@ -118,9 +100,8 @@ def test_nothing_hostile_gets_through(react, value, tmp_path):
         assert found == {}, where
         record = {"env": "lb1", "transition": "gave_up", "reason": "x"}
         event = {"id": "hv1", "data": record}
-        (event if where in ("id", "data") else record)[where if where != "records" else "env"] = (
-            value
-        )
+        place = event if where in ("id", "data") else record
+        place[where if where != "records" else "env"] = value
         if where in ("id", "data", "env", "transition", "records"):
             assert react("notify", f"cbsd_monit/hv1/{value}/gave_up", event) == {}, where
     assert not (tmp_path / "cbsd_monit/notify.jsonl").exists()
@@ -139,12 +120,9 @@ def test_forging_leaves_few_files(react, tmp_path):
 
 def test_people_are_told_from_a_queue_and_nothing_is_passed_on(react, tmp_path):
     record = {
-        "id": "1",
-        "env": "lb1",
-        "transition": "gave_up",
-        "check": "http",
+        "id": "1", "env": "lb1", "transition": "gave_up", "check": "http",
         "reason": "{{ 7*7 }}\n__slot__:x",
-    }
+    }  # fmt: skip
     found = react("notify", "t", {"id": "hv1", "data": record})
     assert found == {"cbsd_monit tells": {"runner.cbsd_monit.notify": [{"args": [{"wait": 2}]}]}}
     assert react("notify", "t", {"id": "hv1", "data": {**record, "id": "2"}}) == {}, "one is at it"

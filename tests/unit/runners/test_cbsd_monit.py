@@ -15,19 +15,13 @@ def runner():
 
 def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
     result = {
-        "envs": [
-            {
-                "node": "hv1",
-                "env": "lb1",
-                "state": "failing",
-                "since": 0,
-                "reason": "\x1b[2Jbad\nline",
-                "restarts": 2,
-            }
-        ],
+        "envs": [{
+            "node": "hv1", "env": "lb1", "state": "failing", "since": 0,
+            "reason": "\x1b[2Jbad\nline", "restarts": 2,
+        }],
         "no_answer": ["hv2"],
         "errors": {"hv3": "no agent\x1b"},
-    }
+    }  # fmt: skip
     assert runner._shown(result, runner.COLUMNS) is result, "not on a terminal: data"
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     shown = runner._shown(result, runner.COLUMNS)
@@ -57,7 +51,5 @@ def test_long_work_tells_a_terminal_how_far_it_is(runner, monkeypatch, capsys):
     assert capsys.readouterr().err == "", "nobody watches"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     runner.rolling_restart("web", max_parallel=2)
-    assert capsys.readouterr().err.splitlines() == [
-        "0 restarted, 3 to go: hv1/lb1, hv2/lb1",
-        "2 restarted, 1 to go: hv3/lb1",
-    ]
+    first, second = "0 restarted, 3 to go: hv1/lb1, hv2/lb1", "2 restarted, 1 to go: hv3/lb1"
+    assert capsys.readouterr().err.splitlines() == [first, second]

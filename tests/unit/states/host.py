@@ -21,56 +21,41 @@ class Host:
         self.root = root
         self.workdir, self.state, self.run = root / "jails", root / "state", root / "run"
         self.monitrc = root / "etc/monitrc"
-        for folder in (
-            self.workdir / "jails-system",
-            self.workdir / "share",
-            root / "etc",
-            root / "libexec",
-            self.run,
-        ):
+        for folder in ("jails-system", "share"):
+            (self.workdir / folder).mkdir(parents=True)
+        for folder in (root / "etc", root / "libexec", self.run):
             folder.mkdir(parents=True)
         self.lookup = {
-            "workdir": str(self.workdir),
-            "state": str(self.state),
-            "run": str(self.run),
+            "workdir": str(self.workdir), "state": str(self.state), "run": str(self.run),
             "libexec": str(root / "libexec"),
             "config": str(root / "etc/cbsd_monit.json"),
-            "monitrc": str(self.monitrc),
-            "monit": str(root / "monit"),
+            "monitrc": str(self.monitrc), "monit": str(root / "monit"),
             "monit_start": [str(root / "monit-start")],
-        }
+        }  # fmt: skip
         self.envs = {}
         self.rendered = {}
         self.head = "set daemon 10\n"
         self.warnings = []
         self.answer = {
-            "changed": [],
-            "published": 1,
-            "reloaded": False,
-            "quarantined": {},
-            "errors": {},
+            "changed": [], "published": 1, "reloaded": False, "quarantined": {}, "errors": {},
             "services": 0,
-        }
+        }  # fmt: skip
         self.ran = []
         self.overlay = None
         self.monit_says = ""
         self.services = []
         self.opts = {"test": False, "id": NODE}
         self.program("libexec/wake")
-        (root / "etc/cbsd_monit.json").write_text(
-            "{}"
-        )  # an agent that ran before; without it nothing can be foretold
+        # an agent that ran before; without it nothing can be foretold
+        (root / "etc/cbsd_monit.json").write_text("{}")
         self.program("monit")
         names = ("cbsd_monit_schema", "cbsd_monit_file", "cbsd_monit_node")
         self.salt = modules(*names, opts=self.opts)
-        self.salt.update(
-            {
-                "cbsd.list": lambda: self.envs,
-                "cbsd_monit.render": self._render,
-                "cmd.run_all": self._run,
-                "cp.get_file_str": lambda url: "the template",
-            }
-        )
+        self.salt.update({
+            "cbsd.list": lambda: self.envs, "cbsd_monit.render": self._render,
+            "cmd.run_all": self._run,
+            "cp.get_file_str": lambda url: "the template",
+        })  # fmt: skip
         self.states = {}
         for name in ("cbsd_monit", "cbsd_monit_monitrc", "cbsd_monit_hooks"):
             module = load(f"_states/{name}.py", salt=self.salt, opts=self.opts)
@@ -102,9 +87,8 @@ class Host:
             answer["stdout"] = "This is Monit version 5.33.0\n"
         elif argv[1:2] == ["-t"]:
             assert stat.S_IMODE(os.stat(argv[3]).st_mode) == 0o600
-            answer.update(
-                retcode=1 if self.monit_says else 0, stderr=self.monit_says.format(argv[3])
-            )
+            code = 1 if self.monit_says else 0
+            answer.update(retcode=code, stderr=self.monit_says.format(argv[3]))
         elif argv[0].endswith("/wake"):
             if "--overlay" in argv:
                 assert stat.S_IMODE(os.stat(argv[-1]).st_mode) == 0o600
@@ -128,9 +112,8 @@ class Host:
                 line, _ = server.accept()
                 with line:
                     line.recv(100)
-                    names = "".join(
-                        f"<service><name>{name}</name></service>" for name in self.services
-                    )
+                    known = (f"<service><name>{name}</name></service>" for name in self.services)
+                    names = "".join(known)
                     line.sendall(f"HTTP/1.0 200 OK\r\n\r\n<monit>{names}</monit>".encode())
 
         threading.Thread(target=answer, daemon=True).start()
@@ -148,20 +131,12 @@ class Host:
         found = {}
         for path in sorted(self.root.rglob("*")):
             info = path.lstat()
-            what = (
-                os.readlink(path)
-                if path.is_symlink()
-                else path.read_bytes()
-                if path.is_file()
-                else None
-            )
+            what = os.readlink(path) if path.is_symlink() else None
+            if path.is_file() and not path.is_symlink():
+                what = path.read_bytes()
             key = str(path.relative_to(self.root))
-            found[key] = (
-                info.st_mode,
-                info.st_uid,
-                what,
-                info.st_mtime_ns if path.is_file() else 0,
-            )
+            when = info.st_mtime_ns if path.is_file() else 0
+            found[key] = (info.st_mode, info.st_uid, what, when)
         return found
 
     def content(self):
@@ -188,9 +163,8 @@ class Host:
         done = self.apply(state, **kwargs)
         assert done["result"] is True, done
         assert done["changes"] == said["changes"]
-        assert [s["changes"] for s in done.get("sub_state_run", ())] == [
-            s["changes"] for s in said.get("sub_state_run", ())
-        ]
+        real, foretold = ([s["changes"] for s in r.get("sub_state_run", ())] for r in (done, said))
+        assert real == foretold
         after = self.tree()
         for test in (False, True):
             again = self.apply(state, test=test, **kwargs)

@@ -22,18 +22,9 @@ def test_checks_of_all_envs_are_written_in_one_pass(host):
     assert {stat.S_IMODE(p.stat().st_mode) for p in folders[0].iterdir()} == {0o600}
     assert list(done["changes"]["envs"]) == ["web0", "web1", "web2", "web3"]
     assert done["sub_state_run"][0]["changes"]["monitrc.tpl"] == {"diff": "New file"}
-    assert set(done["sub_state_run"][0]) == {
-        "name",
-        "changes",
-        "result",
-        "comment",
-        "duration",
-        "start_time",
-        "low",
-    }
-    assert [argv[:3] for argv in host.ran if argv[0] == "wake"].count(
-        ["wake", "sync", "--json"]
-    ) == 4  # one a run
+    keys = "name changes result comment duration start_time low"
+    assert set(done["sub_state_run"][0]) == set(keys.split())
+    assert sum(argv[:3] == ["wake", "sync", "--json"] for argv in host.ran) == 4  # one a run
     assert len(host.ran) == 6  # and monit -V, until a run has written down which monit that was
 
 
@@ -53,9 +44,8 @@ def test_agents_configuration_has_the_paths_of_the_node(host):
     config = host.root / "etc/cbsd_monit.json"
     said = json.loads(config.read_text())
     assert said["schema"] == 1 and said["head"] == host.head
-    assert (
-        said["workdir"] == str(host.workdir) and said["monit_start"] == host.lookup["monit_start"]
-    )
+    assert said["workdir"] == str(host.workdir)
+    assert said["monit_start"] == host.lookup["monit_start"]
     assert stat.S_IMODE(config.stat().st_mode) == 0o600
 
 
@@ -103,10 +93,8 @@ def test_template_of_the_operator_is_kept_and_comes_back(host):
     (folder / "monitrc.tpl").chmod(0o644)
     before = host.content()
     adopted = host.apply("checks_present")
-    assert (
-        "as their operator wrote them: web1" in adopted["comment"]
-        and "envs" not in adopted["changes"]
-    )
+    assert "as their operator wrote them: web1" in adopted["comment"]
+    assert "envs" not in adopted["changes"]
     host.rendered = {"web1": "  a"}
     done = host.quartet("checks_present")
     assert "kept as monitrc.tpl.local" in done["changes"]["envs"]["web1"]
@@ -115,9 +103,8 @@ def test_template_of_the_operator_is_kept_and_comes_back(host):
     done = host.quartet("checks_present")
     assert "put back" in done["changes"]["envs"]["web1"]
     after = host.content()
-    assert {k: v for k, v in after.items() if "jails" in k} == {
-        k: v for k, v in before.items() if "jails" in k
-    }
+    before, after = ({k: v for k, v in d.items() if "jails" in k} for d in (before, after))
+    assert after == before
 
 
 @pytest.mark.parametrize("steps", range(1, 8))
@@ -158,10 +145,8 @@ def test_template_of_the_operator_survives_a_crash_at_any_step(host, monkeypatch
     host.apply("checks_present")
     assert (folder / "monitrc.tpl").read_text() == "by hand\n"
     assert (folder / "policy.json").read_text() == '{"origin": "local"}'
-    assert sorted(p.name for p in folder.iterdir() if not p.name.startswith(".")) == [
-        "monitrc.tpl",
-        "policy.json",
-    ]
+    shown = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    assert shown == ["monitrc.tpl", "policy.json"]
 
 
 def test_copied_directory_is_neither_removed_nor_taken_for_the_operators(host):
@@ -169,9 +154,8 @@ def test_copied_directory_is_neither_removed_nor_taken_for_the_operators(host):
     host.rendered = {"web1": "  a"}
     host.apply("checks_present")
     copy = host.add("web2")
-    subprocess.run(
-        ["cp", "-a", str(host.workdir / "jails-system/web1/monit"), str(copy)], check=True
-    )
+    source = str(host.workdir / "jails-system/web1/monit")
+    subprocess.run(["cp", "-a", source, str(copy)], check=True)
     done = host.apply("checks_present")
     assert done["changes"] == {} and "web2" in done["comment"]
     host.rendered["web2"] = "  b"
@@ -190,20 +174,15 @@ def test_planted_symlinks_are_not_followed(host, tmp_path):
     os.mkfifo(web2 / "policy.json")
     host.rendered = {"web1": "  a", "web2": "  b", "web3": "  c"}
     done = host.apply("checks_present")
-    assert (
-        done["result"] is False
-        and "web1: " in done["comment"]
-        and "symlink is not followed" in done["comment"]
-    )
+    assert done["result"] is False
+    assert "web1: " in done["comment"]
+    assert "symlink is not followed" in done["comment"]
     assert sorted(p.name for p in outside.iterdir()) == ["victim"]
     assert (outside / "victim").read_text() == "mine\n"
     for folder in (web2, web3):
         assert (folder / "monitrc.tpl").is_file() and not (folder / "monitrc.tpl").is_symlink()
-    assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {
-        "web1": False,
-        "web2": True,
-        "web3": True,
-    }
+    results = {s["name"]: s["result"] for s in done["sub_state_run"]}
+    assert results == {"web1": False, "web2": True, "web3": True}
 
 
 def test_directory_of_a_vm_may_be_a_symlink(host):
@@ -219,9 +198,8 @@ def test_directory_of_a_vm_may_be_a_symlink(host):
 def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     host.add("web1"), host.add("web2")
     host.rendered = {"web1": "  a", "web2": "  b"}
-    host.answer.update(
-        changed=["web2"], reloaded=True, quarantined={"web1": "syntax error 'faild'"}
-    )
+    why = {"web1": "syntax error 'faild'"}
+    host.answer.update(changed=["web2"], reloaded=True, quarantined=why)
     done = host.apply("checks_present")
     assert done["result"] is False
     assert "web1: quarantined, monit says: syntax error 'faild'" in done["comment"]
@@ -235,10 +213,8 @@ def test_an_env_that_the_agent_does_not_see_is_not_live(host):
         host.rendered[env] = "  a"
     host.answer["envs"] = {"web2": "healthy"}
     done = host.apply("checks_present")
-    assert (
-        done["result"] is False
-        and "web1: the agent does not see it in CBSD's inventory" in done["comment"]
-    )
+    assert done["result"] is False
+    assert "web1: the agent does not see it in CBSD's inventory" in done["comment"]
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
 
 
@@ -248,16 +224,13 @@ def test_commands_of_the_operators_own_are_reported(host):
     assert "Commands of their own that monit runs: web1: /usr/local/bin/page-me" in done["comment"]
 
 
-@pytest.mark.parametrize(
-    "error, bug",
-    [
-        (SaltInvocationError("envs.lb1: unknown key 'chekcs'"), False),
-        (CommandExecutionError("no CBSD"), False),
-        (OSError("no"), False),
-        (KeyError("x"), True),
-        (ValueError("x"), True),
-    ],
-)
+@pytest.mark.parametrize("error, bug", [
+    (SaltInvocationError("envs.lb1: unknown key 'chekcs'"), False),
+    (CommandExecutionError("no CBSD"), False),
+    (OSError("no"), False),
+    (KeyError("x"), True),
+    (ValueError("x"), True),
+])  # fmt: skip
 def test_a_state_reports_and_never_raises_and_calls_a_bug_a_bug(host, error, bug, caplog):
     def fail(*_args, **_kwargs):
         raise error
@@ -278,29 +251,17 @@ def test_a_state_reports_and_never_raises_and_calls_a_bug_a_bug(host, error, bug
         before = host.tree()
         check("checks_present")
         assert host.tree() == before
-    for state in (
-        "checks_absent",
-        "include_present",
-        "include_absent",
-        "hooks_present",
-        "hooks_absent",
-        "running",
-    ):
+    present = ["include_present", "hooks_present"]
+    for state in ["checks_absent", *present, "include_absent", "hooks_absent", "running"]:
         check(state)
 
 
 def test_agent_that_answers_rubbish_is_quoted(host):
     (host.root / "monit").unlink()
-    host.salt["cbsd_monit.render"] = lambda *_, monit_version, **__: {
-        "config": {},
-        "envs": {},
-        "warnings": [],
-    }
-    host.salt["cmd.run_all"] = lambda argv, **_: {
-        "retcode": 1,
-        "stdout": "",
-        "stderr": "cbsd_monit: no Python",
-    }
+    nothing = {"config": {}, "envs": {}, "warnings": []}
+    host.salt["cbsd_monit.render"] = lambda *_, monit_version, **__: nothing
+    failure = {"retcode": 1, "stdout": "", "stderr": "cbsd_monit: no Python"}
+    host.salt["cmd.run_all"] = lambda argv, **_: failure
     done = host.apply("checks_present")
     assert done["result"] is False and "no Python" in done["comment"]
 
@@ -382,20 +343,15 @@ def test_what_the_same_inputs_rendered_is_believed_only_if_it_lies_where_it_was_
         assert bool(changes) == (path.name != "rendered.json"), path
         assert rendered_again(host) == (False, {})
 
-    assert (
-        rendered_again(host, lambda: folder.chmod(0o755))[0]
-        and stat.S_IMODE(folder.stat().st_mode) == 0o700
-    )
-    assert rendered_again(host, lambda: host.rendered.update(web1="  b"))[1]["envs"] == {
-        "web1": "checks are written"
-    }
+    assert rendered_again(host, lambda: folder.chmod(0o755))[0]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    changes = rendered_again(host, lambda: host.rendered.update(web1="  b"))[1]
+    assert changes["envs"] == {"web1": "checks are written"}
     assert rendered_again(host, lambda: host.add("web2"))[0]  # an env more
-    assert rendered_again(
-        host, lambda: host.salt.update({"cp.get_file_str": lambda url: "another"})
-    )[0]
-    assert (
-        rendered_again(host, lambda: (host.root / "monit").write_text("a newer one"))[0] is False
-    )  # of the same version
+    another = {"cp.get_file_str": lambda url: "another"}
+    assert rendered_again(host, lambda: host.salt.update(another))[0]
+    again = rendered_again(host, lambda: (host.root / "monit").write_text("a newer one"))
+    assert again[0] is False  # of the same version
     assert rendered_again(host) == (False, {})
 
 
@@ -422,11 +378,9 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
         return bool(host.ran), ret
 
     ran, ret = asked()
-    assert (
-        not ran
-        and ret["result"] is False
-        and "web1: quarantined, monit says: syntax error" in ret["comment"]
-    )
+    assert not ran
+    assert ret["result"] is False
+    assert "web1: quarantined, monit says: syntax error" in ret["comment"]
     assert "a warning" in ret["comment"]
     assert asked(m=time.monotonic() - 200)[0] and asked(m=time.monotonic() + 50)[0]
     for key in ("config", "trust", "published"):

@@ -6,12 +6,8 @@ from tests.unit.states.host import HOOKS
 
 
 def _owners(host):
-    for name in (
-        "jail-system-default",
-        "bhyve-system-default",
-        "freebsd-jail-web-system-skel",
-        "xen-system-default",
-    ):
+    names = "jail-system-default bhyve-system-default freebsd-jail-web-system-skel"
+    for name in (*names.split(), "xen-system-default"):
         (host.workdir / "share" / name).mkdir()
     host.add("web1", hooks=[*HOOKS, "clone.d", "rename.d"])
     host.add("vm1", "bhyve", hooks=[*HOOKS, "master_reboot.d"])
@@ -20,9 +16,8 @@ def _owners(host):
 
 def _links(host):
     found = host.workdir.rglob("cbsd_monit")
-    return {
-        str(p.relative_to(host.workdir).parent): os.readlink(p) for p in found if p.is_symlink()
-    }
+    base = host.workdir
+    return {str(p.relative_to(base).parent): os.readlink(p) for p in found if p.is_symlink()}
 
 
 def test_every_env_and_skeleton_gets_its_hooks_and_loses_them_again(host):
@@ -58,15 +53,11 @@ def test_skeleton_that_initenv_has_not_made_yet_is_left_to_it(host):
 def test_upstream_hooks_are_set_aside_and_put_back(host):
     _owners(host)
     folder = host.workdir / "jails-system/web1"
-    (folder / "master_poststart.d/monit.sh").symlink_to(
-        "/usr/local/cbsd/modules/monit.d/share/master_poststart.d/monit.sh"
-    )
+    target = "/usr/local/cbsd/modules/monit.d/share/master_poststart.d/monit.sh"
+    (folder / "master_poststart.d/monit.sh").symlink_to(target)
+    theirs = "/usr/local/bin/monit summary ${jname} && /usr/sbin/service monit onereload\n"
     for hook, name, text in (
-        (
-            "master_prestop.d",
-            "monit.sh",
-            "/usr/local/bin/monit summary ${jname} && /usr/sbin/service monit onereload\n",
-        ),
+        ("master_prestop.d", "monit.sh", theirs),
         ("remove.d", "monit.sh", "echo something else\n"),
         ("master_poststart.d", "mine", "cbsd monit jname=${jname}\n"),
     ):
@@ -76,10 +67,8 @@ def test_upstream_hooks_are_set_aside_and_put_back(host):
     before = host.content()
     done = host.quartet("hooks_present")
     assert len(done["changes"]["set aside"]) == 2
-    assert sorted(p.name for p in (folder / "master_poststart.d").iterdir()) == [
-        "cbsd_monit",
-        "mine",
-    ]
+    left = sorted(p.name for p in (folder / "master_poststart.d").iterdir())
+    assert left == ["cbsd_monit", "mine"]
     assert [p.name for p in (folder / "master_prestop.d").iterdir()] == ["cbsd_monit"]
     assert (folder / "remove.d/monit.sh").exists()
     host.quartet("hooks_absent")

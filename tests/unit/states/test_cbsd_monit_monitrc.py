@@ -30,10 +30,9 @@ def test_line_is_appended_and_taken_back_exactly(host, newline):
 
 
 def test_upstream_line_is_replaced_and_put_back(host):
-    text = (
-        "set daemon 30\n  include /usr/jails/jails-system/*/monit/monitrc   # CBSD's\n"
-        "set log syslog\n" + ('include "/other/jails-system/*/monit/monitrc"\n')
-    )
+    cbsds = "include /usr/jails/jails-system/*/monit/monitrc"
+    other = 'include "/other/jails-system/*/monit/monitrc"'
+    text = f"set daemon 30\n  {cbsds}   # CBSD's\nset log syslog\n{other}\n"
     host.monitrc.write_text(text)
     host.monitrc.chmod(0o640)
     before = host.content()
@@ -62,9 +61,8 @@ def test_missing_file_is_made_without_the_samples_password_and_goes_again(host):
     before = host.content()
     host.quartet("include_present", name=str(host.monitrc))
     lines = host.monitrc.read_text().splitlines()
-    assert (
-        "#     allow admin:monit      # password" in lines and "# set httpd port 2812 and" in lines
-    )
+    assert "#     allow admin:monit      # password" in lines
+    assert "# set httpd port 2812 and" in lines
     assert "check system $HOST" in lines and "    if loadavg (1min) > 4 then alert" in lines
     assert stat.S_IMODE(host.monitrc.stat().st_mode) == 0o600
     host.quartet("include_absent", name=str(host.monitrc))
@@ -75,9 +73,8 @@ def test_file_that_was_made_and_then_edited_stays(host):
     host.apply("include_present", name=str(host.monitrc))
     host.monitrc.write_text(host.monitrc.read_text() + "set log syslog\n")
     host.apply("include_absent", name=str(host.monitrc))
-    assert (
-        "set log syslog" in host.monitrc.read_text() and "include" not in host.monitrc.read_text()
-    )
+    assert "set log syslog" in host.monitrc.read_text()
+    assert "include" not in host.monitrc.read_text()
 
 
 def test_glob_mode_has_cbsds_line_to_the_letter_and_changes_back(host):
@@ -123,10 +120,7 @@ def test_monit_that_has_not_read_what_is_published_is_told_once(host):
 
 
 def test_monit_that_does_not_come_up_is_quoted(host):
-    host.salt["cmd.run_all"] = lambda argv, **_: {
-        "retcode": 3,
-        "stdout": "",
-        "stderr": "no such service",
-    }
+    failure = {"retcode": 3, "stdout": "", "stderr": "no such service"}
+    host.salt["cmd.run_all"] = lambda argv, **_: failure
     done = host.apply("running", timeout=0.2)
     assert done["result"] is False and "no such service" in done["comment"]

@@ -68,9 +68,8 @@ class Killed(Host):
 
     def _run(self, argv, **kwargs):
         if argv[0] == str(self.monit) and argv[1] == "-t":
-            done = subprocess.run(
-                argv, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
-            )
+            nothing = subprocess.DEVNULL
+            done = subprocess.run(argv, capture_output=True, text=True, check=False, stdin=nothing)
             return {"retcode": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
         return super()._run(argv, **kwargs)
 
@@ -81,15 +80,11 @@ class Killed(Host):
     def all(self, turn):
         """Every state once, as `cbsd_monit` or as `cbsd_monit.clean` has them; the results."""
         present = ("hooks_present", "checks_present", "include_present")
-        names = (
-            present
-            if turn == "present"
-            else tuple(n.replace("present", "absent") for n in present[::-1])
-        )
-        return [
-            self.apply(name, **({"name": str(self.monitrc)} if "include" in name else {}))
-            for name in names
-        ]
+        names = present
+        if turn == "absent":
+            names = tuple(n.replace("present", "absent") for n in present[::-1])
+        own = {"name": str(self.monitrc)}
+        return [self.apply(name, **(own if "include" in name else {})) for name in names]
 
     def disturbed(self, turn, folder, mode="trace", point=None):
         """``all`` in a process of its own that meets the fault; its Faults."""
@@ -176,11 +171,9 @@ def test_what_an_operator_did_after_the_kill_is_theirs(tmp_path):
     host.all("present")
     host.all("absent")
     undo = host.salt["cbsd_monit_node.remember"]
-    undo(
-        paths["state"],
-        "include",
-        {str(host.monitrc): {"was": [0o644, 0, 0], "replaced": [], "appended": ""}},
-    )
+    undo(paths["state"], "include", {str(host.monitrc): {
+        "was": [0o644, 0, 0], "replaced": [], "appended": "",
+    }})  # fmt: skip
     undo(paths["state"], "envs", {"gone": {"made": True}, "own": {"was": [0o755, 0, 0]}})
     host.monitrc.chmod(0o640)
     made.mkdir(mode=0o755, exist_ok=True)
@@ -202,11 +195,9 @@ def test_a_hook_is_put_back_without_following_what_lies_in_the_way(tmp_path):
         (env / name).symlink_to(victim)
     assert all(ret["result"] for ret in host.all("absent"))
     hook = env / "master_poststart.d/monit.sh"
-    assert (
-        victim.read_text() == "root's\n"
-        and not hook.is_symlink()
-        and "cbsd monit start" in hook.read_text()
-    )
+    assert victim.read_text() == "root's\n"
+    assert not hook.is_symlink()
+    assert "cbsd monit start" in hook.read_text()
     assert not (env / ".cbsd_monit.salt").is_symlink()
 
 
@@ -214,9 +205,8 @@ def test_a_hook_that_was_put_back_and_then_deleted_does_not_end_every_later_clea
     host = Killed(tmp_path / "node")
     assert all(ret["result"] for ret in host.all("present"))
     kept = host.salt["cbsd_monit_node.undo"](host.lookup["state"])["hooks"]["aside"]
-    next(
-        iter((host.state / "aside").iterdir())
-    ).unlink()  # a kill between the two, by an earlier version
+    # a kill between the two, by an earlier version
+    next(iter((host.state / "aside").iterdir())).unlink()
     assert len(kept) == 2 and all(ret["result"] for ret in host.all("absent"))
     assert not (host.state / "undo.json").exists()
 
