@@ -11,7 +11,6 @@ REPO = pathlib.Path(__file__).resolve().parents[3]
 AGENT = REPO / "cbsd_monit" / "files" / "agent"
 sys.path.insert(0, str(AGENT))
 
-
 GOOD = "if exist then alert"
 
 
@@ -19,6 +18,36 @@ def facts(node, env="lb1", **row):
     import text
 
     return text.facts_of(node, env, {"jname": env, "ip4_addr": "10.0.0.1/24", **row}, {})
+
+
+def cases(names, *rows):
+    """Run a test once for each row of ``names``."""
+    return pytest.mark.parametrize(names, rows)
+
+
+def script(path, body):
+    """Make ``path`` a program of the shell that does ``body``."""
+    path.write_text(f"#!/bin/sh\n{body}\n")
+    path.chmod(0o755)
+
+
+def rule(word="alert"):
+    """A template of one check; the fake monit refuses the word `bad` and ends by `fatal`."""
+    host = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"'
+    return f"{host}\n  if failed port 1 then alert # {word}\n"
+
+
+def claim(name, then="alert"):
+    """A template whose one service is called ``name``."""
+    return f'check host "{name}" with address "1.1.1.1"\n  if failed port 1 then {then}\n'
+
+
+def remember(node, env, **values):
+    """Change the record of an env."""
+    import records
+
+    with records.changing(node, env) as record:
+        record.data.update(values)
 
 
 def one(node, env, lines, rank=()):
@@ -39,8 +68,7 @@ def hook_record(kind, env="lb1", ancestors=(), **environ):
 def deliver(node, number, kind, env="lb1", **environ):
     """Put a hook record into the inbox; returns its path."""
     path = node.in_state("inbox", f"{1000000000 + number}.1:{kind}:{env}")
-    with open(path, "wb") as handle:
-        handle.write(hook_record(kind, env, **environ))
+    pathlib.Path(path).write_bytes(hook_record(kind, env, **environ))
     return path
 
 
@@ -61,31 +89,16 @@ def conf(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     for name in ("work/nc.inventory", "work/var/db/local.sqlite", "kernel", "rows"):
         (tmp_path / name).touch()
-    for name, body in (("cbsd", f"cat {tmp_path}/rows"), ("jls", f"cat {tmp_path}/kernel")):
-        script = tmp_path / "bin" / name
-        script.write_text(f"#!/bin/sh\n{body}\n")
-        script.chmod(0o755)
+    for name, source in (("cbsd", "rows"), ("jls", "kernel")):
+        script(tmp_path / "bin" / name, f"cat {tmp_path}/{source}")
     (tmp_path / "monitrc").write_text("set daemon 5\n")
     (tmp_path / "monitrc").chmod(0o600)
-    return {
-        "schema": 1,
-        "node": "hv1",
-        "workdir": str(tmp_path / "work"),
-        "cbsd": str(tmp_path / "bin/cbsd"),
-        "jls": str(tmp_path / "bin/jls"),
-        "jexec": str(tmp_path / "bin/jexec"),
-        "vmm": str(tmp_path / "vmm"),
-        "boot_id": str(tmp_path / "boot_id"),
-        "libexec": str(tmp_path / "lib"),
-        "state": str(tmp_path / "state"),
-        "run": str(tmp_path / "run"),
-        "monit": "/usr/bin/monit",
-        "monitrc": str(tmp_path / "monitrc"),
-        "monit_start": [],
-        "include": "publish",
-        "poll": 5,
-        "head": "set daemon 5\n",
-    }
+    found = {"schema": 1, "node": "hv1", "monit": "/usr/bin/monit", "monit_start": [], "poll": 5}
+    found.update(include="publish", head="set daemon 5\n", workdir=str(tmp_path / "work"))
+    found.update((name, str(tmp_path / "bin" / name)) for name in ("cbsd", "jls", "jexec"))
+    names = ("vmm", "boot_id", "state", "run", "monitrc")
+    found.update((name, str(tmp_path / name)) for name in names)
+    return {**found, "libexec": str(tmp_path / "lib")}
 
 
 @pytest.fixture
@@ -109,10 +122,8 @@ class World:
         import cbsd
 
         full = dict.fromkeys(cbsd.COLUMNS, "")
-        full.update(
-            jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8", astart="1"
-        )
-        full.update(row)
+        full.update(jname=name, jid="0", status="0", emulator="jail", ip4_addr="127.0.0.1/8")
+        full.update({"astart": "1", **row})
         self.rows[name] = full
         (self.up.add if up else self.up.discard)(name)
         monit = self.tmp_path / "work/jails-system" / name / "monit"
@@ -121,14 +132,19 @@ class World:
         if not hook.is_symlink():
             hook.parent.mkdir()
             hook.symlink_to(self.node.wake)
-        text = (
-            'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"\n  if failed port 1 then alert\n'
-        )
-        (monit / "monitrc.tpl").write_text(text if template is None else template)
+        (monit / "monitrc.tpl").write_text(rule() if template is None else template)
         if policy is not None:
             (monit / "policy.json").write_text(json.dumps({"schema": 1, "env": name, **policy}))
         self.write()
         return monit
+
+    def settle(self, *names, **how):
+        """Envs that run, as one pass has seen them; returns the `monit` folder of the last."""
+        import passes
+
+        folders = [self.env(name, **how) for name in names]
+        passes.run(self.node)
+        return folders[-1]
 
     def write(self):
         import cbsd
@@ -137,13 +153,32 @@ class World:
         (self.tmp_path / "rows").write_text("".join(line + "\n" for line in lines))
         (self.tmp_path / "kernel").write_text("".join(n + "\n" for n in sorted(self.up)))
 
-    def kill(self, name):
-        self.up.discard(name)
+    def kill(self, *names):
+        self.up.difference_update(names)
         self.write()
+
+    def start(self, name):
+        self.up.add(name)
+        self.write()
+
+    def change(self, name, **row):
+        self.rows[name].update(row)
+        self.write()
+
+    def rename(self, old, new):
+        """As CBSD does first; the directory keeps its name."""
+        self.rows[new] = {**self.rows.pop(old), "jname": new}
+        self.up.remove(old)
+        self.start(new)
 
     def forget(self, name):
         self.rows.pop(name)
         self.kill(name)
+
+
+@pytest.fixture
+def no_monit(monkeypatch):
+    monkeypatch.setattr("monit.Monit.status", lambda *_, **__: None)
 
 
 @pytest.fixture
@@ -156,17 +191,11 @@ def wake(tmp_path, conf):
     """The rendered `wake` whose Python is a stub that writes down how it was called."""
     called = tmp_path / "called"
     python = tmp_path / "bin/python"
-    python.write_text(f'#!/bin/sh\necho "$@" >> {called}\nenv > {tmp_path}/agent-env\n')
-    python.chmod(0o755)
+    script(python, f'echo "$@" >> {called}\nenv > {tmp_path}/agent-env')
     text = (AGENT.parent / "wake.jinja").read_text()
-    for name, value in (
-        ("python", python),
-        ("libexec", conf["libexec"]),
-        ("config", tmp_path / "conf.json"),
-        ("state", conf["state"]),
-        ("run", conf["run"]),
-    ):
-        text = text.replace("{{ " + name + " }}", str(value))
+    values = {"python": python, "config": tmp_path / "conf.json", **conf}
+    for name in ("python", "libexec", "config", "state", "run"):
+        text = text.replace("{{ " + name + " }}", str(values[name]))
     path = tmp_path / "lib/wake"
     path.write_text(text)
     path.chmod(0o755)
@@ -176,7 +205,7 @@ def wake(tmp_path, conf):
 class Daemon:
     """A monit that reads what is published, refuses a text with `bad`, and ends by `fatal`."""
 
-    extra_timeout, socket = 0.0, "m.sock"
+    extra_timeout, socket, bad, trials = 0.0, "m.sock", "bad", 0
 
     def __init__(self, node):
         self.node, self.services, self.asked = node, None, []
@@ -193,8 +222,10 @@ class Daemon:
 
     def test(self, path):
         stage = [line.split()[1] for line in open(path) if line.startswith("include")][-1]
+        self.trials += 1
         self.after_test()
-        return f"{stage}:9: syntax error" if "bad" in open(stage).read() else ""
+        bad = [number for number, line in enumerate(open(stage), 1) if self.bad in line]
+        return f"{stage}:{bad[0]}: syntax error 'x'" if bad else ""
 
     def reload(self, tested=False):
         self.asked.append(("reload", tested))
@@ -240,11 +271,6 @@ def daemon(node, monkeypatch):
     found = Daemon(node)
     found.read()
     return found
-
-
-def rule(word="alert"):
-    host = 'check host "%%ENV%%.tcp" with address "%%ADDRESS%%"'
-    return f"{host}\n  if failed port 1 then alert # {word}\n"
 
 
 def published(daemon, **how):

@@ -11,23 +11,18 @@ def fail(depth=0):
 
 
 @pytest.mark.parametrize("depth", [0, 500])
-def test_bug_is_logged_once_and_reported_as_ours(node, capsys, depth):
+def test_bug_is_logged_once_and_reported_as_ours(node, tmp_path, capsys, depth):
     for _ in range(2):
         with pytest.raises(KeyError) as caught:
             fail(depth)
         sentence = bugs.report(node, "judging lb1", caught.value)
-    assert sentence.startswith(
-        "a bug in cbsd_monit, not your configuration: judging lb1: KeyError: "
-    )
-    assert (
-        sentence.endswith(f"; the traceback is in {node.in_state('agent.log')}")
-        and "\n" not in sentence
-    )
+    ours = "a bug in cbsd_monit, not your configuration: judging lb1: KeyError: "
+    where = f"; the traceback is in {node.in_state('agent.log')}"
+    assert sentence.startswith(ours) and sentence.endswith(where) and "\n" not in sentence
     logged = capsys.readouterr().err
     assert logged.count("bug: judging lb1") == logged.count("Traceback") == 1
     assert 'raise KeyError("lb1' in logged and len(logged.encode()) < 20000
-    with open(node.in_state("agent.log"), encoding="utf-8") as handle:
-        assert handle.read() == logged
+    assert (tmp_path / "state/agent.log").read_text() == logged
 
 
 def test_bug_is_reported_on_a_disk_that_takes_no_log(node, capsys):

@@ -7,23 +7,22 @@ import re
 import signal
 
 import commands
-import loop
 import passes
 import pytest
 import records
+
+from .conftest import cases, remember, script, tree
 
 CONTRACT = (pathlib.Path(__file__).resolve().parents[3] / "docs/contract.md").read_text()
 
 
 @pytest.fixture
-def wake(node, tmp_path, capsys, monkeypatch):
+def wake(node, tmp_path, capsys, monkeypatch, no_monit):
     """``wake(words)`` runs one command: (exit code, output, errors); ``wake.woken()`` says why."""
-    monkeypatch.setattr("monit.Monit.status", lambda *a, **k: None)
     monkeypatch.setattr("monit.Monit.start", lambda self: None)
     monkeypatch.setattr("reload.VERIFY", 0.1)
-    script, called = tmp_path / "lib/wake", tmp_path / "called"
-    script.write_text(f'#!/bin/sh\necho "$@" >> {called}\n')
-    script.chmod(0o755)
+    called = tmp_path / "called"
+    script(tmp_path / "lib/wake", f'echo "$@" >> {called}')
     numbers = (signal.SIGHUP, signal.SIGPIPE, signal.SIGUSR1)
     before = os.umask(0o077), [signal.getsignal(number) for number in numbers]
 
@@ -52,31 +51,26 @@ def lb1(node, world, wake):
     return lambda: records.load(node, "lb1")
 
 
-WRONG = [[], ["nope"], ["probe", "a"], ["status", "a", "b"], ["silence", "a", "1"], ["run", "x"]]
-
-
-@pytest.mark.parametrize("words", WRONG)
+@pytest.mark.parametrize("words", ["", "nope", "probe a", "status a b", "silence a 1", "run x"])
 def test_wrong_use_lists_what_there_is(wake, words):
-    code, out, err = wake(*words)
-    assert (code, out) == (2, "") and err.endswith(f"got {' '.join(words) or 'nothing'}\n")
+    code, out, err = wake(*words.split())
+    assert (code, out) == (2, "") and err.endswith(f"got {words or 'nothing'}\n")
     assert set(re.findall(r"^  wake (\w+)", err, re.M)) == set(commands.COMMANDS)
     assert "wake silence ENV UNTIL WHO [REASON…]\n" in err
 
 
-@pytest.mark.parametrize(
+@cases(
     ("words", "code", "error"),
-    [
-        (["status", "-x"], 1, "expected a name of letters, digits, _ and -, got '-x'"),
-        (["status", "x" * 101], 1, "expected a name"),
-        (["probe", "a/b", "c"], 75, "expected a name"),
-        (["probe", "lb1", "c.d"], 75, "expected a name"),
-        (["silence", "lb1", "soon", "ann"], 1, "seconds since 1970, got 'soon'"),
-        (["silence", "none", "9", "ann"], 1, "no env none is watched on this node"),
-        (["recheck", "none"], 1, "no env none is watched on this node"),
-        (["rollback", "x"], 1, "expected the number of a generation or undo, got 'x'"),
-        (["rollback", "7"], 1, "no generation 7; there are: 1"),
-        (["rollback"], 1, "no generation before the present one; there are: 1"),
-    ],
+    (["status", "-x"], 1, "expected a name of letters, digits, _ and -, got '-x'"),
+    (["status", "x" * 101], 1, "expected a name"),
+    (["probe", "a/b", "c"], 75, "expected a name"),
+    (["probe", "lb1", "c.d"], 75, "expected a name"),
+    (["silence", "lb1", "soon", "ann"], 1, "seconds since 1970, got 'soon'"),
+    (["silence", "none", "9", "ann"], 1, "no env none is watched on this node"),
+    (["recheck", "none"], 1, "no env none is watched on this node"),
+    (["rollback", "x"], 1, "expected the number of a generation or undo, got 'x'"),
+    (["rollback", "7"], 1, "no generation 7; there are: 1"),
+    (["rollback"], 1, "no generation before the present one; there are: 1"),
 )
 def test_what_cannot_be_done_is_one_sentence(wake, lb1, words, code, error):
     found, out, err = wake(*words)
@@ -84,34 +78,27 @@ def test_what_cannot_be_done_is_one_sentence(wake, lb1, words, code, error):
     assert err.startswith("cbsd_monit: ") and error in err and wake.woken() == []
 
 
-def test_configuration_that_is_not_there(wake, node):
-    os.unlink(node.state + "/../conf.json")
-    assert "run the formula first" in wake("status")[2] and wake("probe", "a", "b")[0] == 75
-
-
 @pytest.mark.parametrize(
     ("words", "broken", "code"),
-    [(["probe", "lb1", "c"], "probes.run", 75), (["status"], "records.names", 1)]
-    + [(["history", "lb1"], "files.EnvDir.read", 1)],
+    [("probe lb1 c", "probes.run", 75), ("status", "records.names", 1)]
+    + [("history lb1", "files.EnvDir.read", 1)],
 )
 def test_bug_is_told_as_ours_with_its_exit_code(wake, lb1, monkeypatch, words, broken, code):
     monkeypatch.setattr(broken, lambda *_: {}["surprise"])
-    found, _, err = wake(*words)
+    found, _, err = wake(*words.split())
     assert found == code and "Traceback" in err
     last = err.splitlines()[-1]
-    assert f"a bug in cbsd_monit, not your configuration: wake {words[0]}: KeyError" in last
+    assert f"a bug in cbsd_monit, not your configuration: wake {words.split()[0]}: Key" in last
     assert last.startswith("cbsd_monit: ") and "agent.log" in last
     monkeypatch.setattr(commands, "Node", lambda path: {}["surprise"])
     with pytest.raises(KeyError):  # without a node there is no log: the traceback is the answer
-        wake(*words)
+        wake(*words.split())
 
 
 def test_probe_answers_by_exit_code(wake, node, world, monkeypatch):
     world.env("lb1")
-    assert wake("probe", "lb1", "c")[:2] == (
-        75,
-        "cannot be asked: lb1 has no check c that runs a program\n",
-    )
+    no_check = "cannot be asked: lb1 has no check c that runs a program\n"
+    assert wake("probe", "lb1", "c")[:2] == (75, no_check)
     for code, words in ((0, ""), (1, "too old")):
         monkeypatch.setattr("probes.run", lambda *_, code=code, words=words: (code, words))
         assert wake("probe", "lb1", "c")[:2] == (code, words and words + "\n")
@@ -126,7 +113,9 @@ def test_sync_answers_as_the_contract_says(wake, node, world):
     assert set(found) == documented and code == 0
     assert (found["services"], found["published"], found["envs"]) == (1, 1, {"lb1": "unknown"})
     assert (found["changed"], found["held"], wake.woken()) == (["lb1", "node"], None, [])
+    assert (wake("look")[0], wake.woken()) == (0, [])
     world.kill("lb1")
+    assert (wake("look")[0], wake.woken()) == (0, ["monit look"])
     assert wake("sync")[:2] == (0, "") and wake.woken() == ["monit sync"], "a heal is due"
 
 
@@ -137,7 +126,7 @@ def test_sync_that_fails_says_so_and_leaves_it_to_the_agent(wake, node, monkeypa
     if bug:
         monkeypatch.setattr(passes, "run", lambda *_, **__: {}["surprise"])
     else:
-        (tmp_path / "bin/cbsd").write_text("#!/bin/sh\nexit 1\n")
+        script(tmp_path / "bin/cbsd", "exit 1")
     code, out, err = wake("sync", "--json")
     assert code == 1 and "sync failed: " in err and ("Traceback" in err) == bug
     words = "a bug in cbsd_monit" if bug else "CBSD's inventory: no output"
@@ -145,45 +134,38 @@ def test_sync_that_fails_says_so_and_leaves_it_to_the_agent(wake, node, monkeypa
     assert wake.woken() == ["monit sync"] and not os.path.exists(node.in_run("agent.pid"))
 
 
-def test_dry_run_foretells_what_another_configuration_would_change(wake, node, lb1, tmp_path):
+def test_dry_run_writes_nothing_and_foretells_the_change(wake, node, lb1, tmp_path):
     template = "check file lb1 with path /x\n  if exist then alert\n"
     overlay = {"": {"config": {"head": "set daemon 9\n"}}, "lb1": {"monitrc.tpl": template}}
     (tmp_path / "overlay").write_text(json.dumps(overlay))
-    live = os.readlink(node.in_state("published"))
+    before = tree(node.state, files_only=True)
     code, out, _ = wake("sync", "--json", "--dry-run", "--overlay", tmp_path / "overlay")
     assert (code, json.loads(out)["changed"]) == (0, ["lb1", "node"])
-    assert (os.readlink(node.in_state("published")), wake.woken()) == (live, [])
+    assert (tree(node.state, files_only=True), wake.woken()) == (before, [])
 
 
 def test_status_has_what_an_operator_asks_for(wake, lb1, world, node):
     world.env("other")
     wake("sync")
     wake("silence", "lb1", 4e9, "ann", "kernel", "upgrade")
-    env = lb1()
-    env["next"] = {"after": {"t": 1000, "m": 0, "b": "x"}, "seconds": 7}
-    env["attempts"], env["heals"] = [node.stamp()] * 2, 5
-    records.save(node, env)
+    waits = {"after": {"t": 1000, "m": 0, "b": "x"}, "seconds": 7}
+    remember(node, "lb1", next=waits, attempts=[node.stamp()] * 2, heals=5)
     code, out, _ = wake("status", "lb1")
     found = json.loads(out)["lb1"]
     assert code == 0 and set(json.loads(out)) == {"lb1"}
-    assert set(found) == set(
-        "emulator state since check reason intent intent_why attempts restarts last next silence "
-        "quarantined".split()
-    )
+    words = "emulator state since check reason intent intent_why attempts restarts last next"
+    assert set(found) == {*words.split(), "silence", "quarantined"}
     assert (found["next"], found["attempts"], found["restarts"]) == (1007, 2, 5)
     assert found["last"][0]["transition"] == "created" and found["intent"] == "running"
     assert found["silence"] == {"by": "ann", "env": "lb1", "reason": "kernel upgrade", "until": 4e9}
     assert set(json.loads(wake("status")[1])) == {"lb1", "other"}
     assert (json.loads(wake("status", "none")[1]), wake("history", "none")[:2]) == ({}, (0, ""))
-    lines = wake("history", "lb1")[1].splitlines()
-    assert json.loads(lines[0])["transition"] == "created"
+    assert json.loads(wake("history", "lb1")[1].splitlines()[0])["transition"] == "created"
 
 
 def test_unsilence_lets_what_was_given_up_be_tried_again(wake, lb1, node):
     for words, left in ((["silence", "lb1", 4e9, "ann"], 1), (["unsilence", "lb1"], 0)):
-        env = lb1()
-        env["gave_up"], env["attempts"] = True, [node.stamp()]
-        records.save(node, env)
+        remember(node, "lb1", gave_up=True, attempts=[node.stamp()])
         code, out, _ = wake(*words)
         assert (code, wake.woken()) == (0, ["monit silence"])
         assert bool(json.loads(out)["lb1"]["silence"]) == bool(left)
@@ -194,9 +176,7 @@ def test_recheck_is_done_at_most_every_ten_seconds(wake, lb1, node):
     assert wake("recheck", "lb1")[0] == 0 and wake.woken() == ["monit recheck"]
     first = lb1()["recheck"]
     assert wake("recheck", "lb1")[0] == 0 and wake.woken() == [] and lb1()["recheck"] == first
-    env = lb1()
-    env["recheck"] = {**first, "m": first["m"] - 11}
-    records.save(node, env)
+    remember(node, "lb1", recheck={**first, "m": first["m"] - 11})
     assert wake("recheck", "lb1")[0] == 0 and wake.woken() == ["monit recheck"]
 
 
@@ -212,31 +192,3 @@ def test_rollback_is_kept_until_undone(wake, lb1, node, world):
     wake("rollback", 1)
     found = json.loads(wake("rollback", "undo")[1])
     assert (found["held"], found["changed"], found["services"]) == (None, ["lb2"], 2)
-
-
-def test_quit_waits_for_the_agent_and_leaves_no_mark(wake, node):
-    mark, seen = node.in_run("quit"), []
-    real = node.__class__.lock
-
-    def lock(self, path, **how):
-        seen.append((os.path.basename(path), how["wait"], os.path.exists(mark)))
-        return real(self, path, **how)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(node.__class__, "lock", lock)
-        assert wake("quit")[0] == 0
-    assert seen == [("agent.lock", 1800, True)] and not os.path.exists(mark)
-
-
-def test_look_wakes_the_agent_if_something_differs(wake, lb1, world):
-    assert (wake("look")[0], wake.woken()) == (0, [])
-    world.kill("lb1")
-    assert (wake("look")[0], wake.woken()) == (0, ["monit look"])
-
-
-def test_run_is_a_session_of_its_own(wake, monkeypatch):
-    ran = []
-    monkeypatch.setattr(os, "setsid", lambda: ran.append("setsid"))
-    monkeypatch.setattr(loop, "run", lambda node: ran.append(node.name))
-    assert wake("run")[0] == 0 and ran == ["setsid", "hv1"]
-    assert signal.getsignal(signal.SIGPIPE) == signal.SIG_DFL, "monit passes on what it ignores"

@@ -9,6 +9,8 @@ import time
 import files
 import pytest
 
+from .conftest import cases
+
 
 @pytest.fixture
 def calls(monkeypatch):
@@ -43,11 +45,10 @@ def test_write_replaces_and_syncs_only_where_it_is_durable(tmp_path, calls, dura
     path.write_text("old")
     files.write(str(path), "n\udce9w", 0o604, durable=durable)
     assert path.read_bytes() == b"n\xe9w" and path.stat().st_mode & 0o777 == 0o604
-    assert [call for call, _ in calls] == (
-        ["fsync", "replace", "fsync"] if durable else ["replace"]
-    )
     if durable:
-        assert calls[-1] == ("fsync", tmp_path.name), "the directory, after the rename"
+        assert [call for call, _ in calls] == ["fsync", "replace", "fsync"]
+        assert calls.pop() == ("fsync", tmp_path.name), "the directory, after the rename"
+    assert calls[durable:] == [("replace", "a")]
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -64,6 +65,14 @@ def test_batch_writes_each_file_once_at_its_end_and_is_read_before(tmp_path, cal
         assert os.listdir(tmp_path) == ["c"]
     assert files.read_json(path) == 2 and sorted(os.listdir(tmp_path)) == ["a", "c"]
     assert calls.count(("replace", "a")) == 1
+    with files.batch():
+        files.write(str(tmp_path / "late"), "x", late=True)
+        files.write(str(tmp_path / "soon"), "x")
+        files.flush(late=False)
+        assert sorted(os.listdir(tmp_path)) == ["a", "c", "soon"]
+        files.flush()
+        assert sorted(os.listdir(tmp_path)) == ["a", "c", "late", "soon"]
+    files.flush()  # in no batch there is nothing to do
 
 
 def test_many_files_share_the_sync_of_their_directory(tmp_path, calls):
@@ -74,17 +83,6 @@ def test_many_files_share_the_sync_of_their_directory(tmp_path, calls):
     assert calls.count(("fsync", tmp_path.name)) == 2
     first = calls.index(("fsync", tmp_path.name))
     assert max(calls.index(("replace", str(n))) for n in range(files.CHUNK)) < first
-
-
-def test_late_files_wait_for_the_end_of_the_batch(tmp_path):
-    with files.batch():
-        files.write(str(tmp_path / "late"), "x", late=True)
-        files.write(str(tmp_path / "soon"), "x")
-        files.flush(late=False)
-        assert os.listdir(tmp_path) == ["soon"]
-        files.flush()
-        assert len(os.listdir(tmp_path)) == 2
-    files.flush()  # in no batch there is nothing to do
 
 
 def test_full_disk_is_reported_to_the_file_it_concerns(tmp_path, monkeypatch):
@@ -122,8 +120,8 @@ def test_link_is_swapped_durably_and_without_a_gap(tmp_path, calls):
 
 
 def test_touch_keeps_what_is_there_and_follows_no_link(tmp_path):
+    (tmp_path / "old").write_text("kept")
     for name, text in (("new", ""), ("old", "kept")):
-        (tmp_path / "old").write_text("kept")
         files.touch(str(tmp_path / name))
         assert (tmp_path / name).read_text() == text
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
@@ -147,14 +145,16 @@ def test_tidy_takes_only_old_temporary_files(tmp_path):
     (tmp_path / ".l.0123456789ab.new").symlink_to("nowhere")
     os.utime(tmp_path / ".l.0123456789ab.new", (old, old), follow_symlinks=False)
     files.tidy(str(tmp_path))
-    names = [".b.0123456789ab.new", ".mine.new", "a.0123456789ab.new"]
-    assert sorted(os.listdir(tmp_path)) == names
+    left = sorted(os.listdir(tmp_path))
+    assert left == [".b.0123456789ab.new", ".mine.new", "a.0123456789ab.new"]
 
 
 @pytest.mark.parametrize("plant", ["link", "fifo", "folder", "nothing"])
 def test_env_dir_reads_regular_files_only(env, tmp_path, plant):
     folder, path = env
     (tmp_path / "secret").write_text("root:")
+    (path / "long").write_bytes(b"a" * (files.LIMIT + 10))
+    assert len(folder.read("long")) == files.LIMIT
     if plant == "link":
         (path / "x").symlink_to(tmp_path / "secret")
     elif plant != "nothing":
@@ -164,7 +164,7 @@ def test_env_dir_reads_regular_files_only(env, tmp_path, plant):
         folder.write("x", "mine")
         assert folder.read("x") == "mine" and not (path / "x").is_symlink()
         folder.remove("x")
-        assert os.listdir(path) == []
+        assert os.listdir(path) == ["long"]
     assert (tmp_path / "secret").read_text() == "root:"
 
 
@@ -185,20 +185,18 @@ def test_env_dir_behind_a_link_is_none_but_its_sysdir_may_be_one(env, tmp_path):
     assert os.listdir(tmp_path / "elsewhere") == ["x"]
 
 
-@pytest.mark.parametrize(
+@cases(
     ("part", "mode", "uid", "trusted"),
-    [
-        ("", 0o755, 0, True),
-        ("x", 0o600, 0, True),
-        ("x", 0o620, 0, True),  # its group is wheel's 0
-        ("x", 0o602, 0, False),
-        ("x", 0o600, 65534, False),
-        ("", 0o757, 0, False),
-        ("", 0o755, 65534, False),
-        ("..", 0o757, 0, False),
-        ("../..", 0o755, 65534, False),
-        ("../../..", 0o777, 65534, True),  # CBSD's workdir
-    ],
+    ("", 0o755, 0, True),
+    ("x", 0o600, 0, True),
+    ("x", 0o620, 0, True),  # its group is wheel's 0
+    ("x", 0o602, 0, False),
+    ("x", 0o600, 65534, False),
+    ("", 0o757, 0, False),
+    ("", 0o755, 65534, False),
+    ("..", 0o757, 0, False),
+    ("../..", 0o755, 65534, False),
+    ("../../..", 0o777, 65534, True),  # CBSD's workdir
 )
 def test_load_trusts_what_only_root_can_write(env, part, mode, uid, trusted):
     folder, path = env
@@ -212,20 +210,9 @@ def test_load_trusts_what_only_root_can_write(env, part, mode, uid, trusted):
     assert folder.load(["x", "y"]) == ({"x": "text", "y": None}, trusted)
 
 
-def test_reading_is_bounded(env):
-    folder, path = env
-    (path / "x").write_bytes(b"a" * (files.LIMIT + 10))
-    assert len(folder.read("x")) == files.LIMIT
-
-
 def test_temporary_names_cannot_be_laid_out_in_advance(tmp_path, monkeypatch):
-    seen, real = set(), os.open
-
-    def spy(path, *args, **kwargs):
-        seen.update({str(path)} if str(path).endswith(".new") else ())
-        return real(path, *args, **kwargs)
-
-    monkeypatch.setattr(os, "open", spy)
+    seen = set()
+    monkeypatch.setattr(files, "_put", lambda fd, _: seen.add(os.readlink(f"/proc/self/fd/{fd}")))
     for _ in range(5):
         files.write(str(tmp_path / "x"), "x", durable=False)
     assert len(seen) == 5

@@ -2,6 +2,7 @@
 
 import os
 
+import files
 import generations
 
 from .conftest import GOOD, one
@@ -23,18 +24,29 @@ def test_generations_swap_and_only_five_are_kept(node):
     assert "".join(parts.values()) == "".join(text.text for text in content(node, 4).texts)
 
 
+def test_generation_is_live_only_when_it_and_all_before_it_is_on_disk(node, monkeypatch):
+    text, real, found = generations.compose(node, content(node, 2)), files.swap_link, []
+
+    def swap_link(link, target):
+        found.extend(files.read_text(node.in_state(name)) for name in ("record", target))
+        real(link, target)
+
+    monkeypatch.setattr(files, "swap_link", swap_link)
+    with files.batch():
+        files.write(node.in_state("record"), "x")
+        generations.swap(node, text)
+    assert found == ["x", text]
+
+
 def test_older_generation_says_something_else(node):
+    assert (generations.published(node), generations.number(node)) == ("", 0)
+    assert generations.older(node) is None
     for count in (1, 2, 2):
         generations.swap(node, generations.compose(node, content(node, count)))
     assert generations.older(node) == 1
     os.remove(node.in_state("generations", "1"))
     assert generations.older(node) is None
     assert generations.read(node, None) == (node.head, {})
-
-
-def test_without_generations_nothing_is_published(node):
-    assert (generations.published(node), generations.number(node)) == ("", 0)
-    assert generations.older(node) is None
 
 
 def test_difference_names_the_envs_and_the_head(node):

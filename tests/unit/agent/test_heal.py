@@ -11,6 +11,8 @@ import passes
 import pytest
 import records
 
+from .conftest import cases, remember, script
+
 # jstop and jstart as CBSD does them: hooks, the kernel, hooks.  Each call is noted with the step of
 # the journal on disk; `on_jstop` and `on_jstart` happen at the end of it, `no_jstop` instead of it.
 CBSD = """#!/bin/sh
@@ -60,20 +62,12 @@ class Site:
 
     def begin(self, up=True, rules=None, **record):
         """lb1 as one pass left it, with ``record``; all checks of ``rules`` are to be good."""
-        rules = {
-            "start_period": 0,
-            "restart": {"timeout": 9},
-            "checks": {"http": HTTP},
-            **(rules or {}),
-        }
-        self.world.env("lb1", policy=rules)
+        plain = {"start_period": 0, "restart": {"timeout": 9}, "checks": {"http": HTTP}}
+        self.world.env("lb1", policy={**plain, **(rules or {})})
         passes.run(self.node)
         owners = {"lb1.env": ["lb1", "env"], "lb1.http": ["lb1", "http"]}
-        with open(self.node.in_state("services.json"), "w", encoding="ascii") as handle:
-            json.dump(owners, handle)
-        env = self.record()
-        env.data.update({"state": "failing", "check": "http", **record})
-        records.save(self.node, env)
+        (self.top / "state/services.json").write_text(json.dumps(owners))
+        remember(self.node, "lb1", **{"state": "failing", "check": "http", **record})
         if not up:
             self.world.kill("lb1")
 
@@ -96,18 +90,14 @@ class Site:
     def up(self):
         return "lb1" in (self.top / "kernel").read_text()
 
-    def transitions(self):
-        return [entry["transition"] for entry in records.history(self.node, "lb1")]
-
 
 HTTP = {"type": "http", "interval": 1, "timeout": 1}
 STOP, START = "jstop inter=0 jname=lb1 heal stop", "jstart inter=0 jname=lb1 heal start"
 
 
 @pytest.fixture
-def site(node, world, tmp_path, monkeypatch):
+def site(node, world, tmp_path, monkeypatch, no_monit):
     found = Site(node, world, tmp_path)
-    monkeypatch.setattr("monit.Monit.status", lambda *_, **__: None)
     (tmp_path / "bin/cbsd").write_text(CBSD.format(top=tmp_path))
     (tmp_path / "count").write_text("1000000000")
     ahead = [0.0]  # a sleep takes no time, but a second by this clock
@@ -115,31 +105,26 @@ def site(node, world, tmp_path, monkeypatch):
     def sleep(_):
         ahead[0] += 1
 
-    clock = SimpleNamespace(
-        sleep=sleep, monotonic=lambda: time.monotonic() + ahead[0], time=time.time
-    )
-    monkeypatch.setattr(heal, "time", clock)
+    clock = {"monotonic": lambda: time.monotonic() + ahead[0], "time": time.time}
+    monkeypatch.setattr(heal, "time", SimpleNamespace(sleep=sleep, **clock))
     monkeypatch.setattr(heal, "Monit", lambda _: SimpleNamespace(status=found.status))
     return found
 
 
-@pytest.mark.parametrize(
+@cases(
     ("up", "check", "given", "calls"),
-    [
-        (True, "http", {}, [STOP, START]),
-        (False, "http", {}, [START]),
-        (False, "env", {}, [START]),
-        (True, "depends_on", {}, [STOP, START]),
-        (True, "depends_on", {"rules": {"on_failure": ["start"]}}, [STOP, START]),
-        (False, "env", {"rules": {"on_failure": [{"service_restart": "x"}]}}, [START]),
-        (False, "http", {"rules": {"on_failure": ["start"]}}, [START]),
-        (True, "http", {"rules": {"on_failure": ["start"]}}, []),
-        (True, "http", {"rules": {"on_failure": ["alert", "start", "restart"]}}, []),
-        (True, "http", {"rules": {"on_failure": ["start", "restart"]}, "rung": 1}, [STOP, START]),
-        (True, "http", {"rules": {"on_failure": ["start", "restart"]}, "rung": 9}, [STOP, START]),
-        (False, "env", {"rules": {"on_failure": ["start"]}, "rung": 9}, [START]),
-        (True, "http", {"rules": {"on_failure": ["event"]}}, [STOP, START]),
-    ],
+    (True, "http", {}, [STOP, START]),
+    (False, "http", {}, [START]),
+    (False, "env", {}, [START]),
+    (True, "depends_on", {"rules": {"on_failure": ["start"]}}, [STOP, START]),
+    (False, "env", {"rules": {"on_failure": [{"service_restart": "x"}]}}, [START]),
+    (False, "http", {"rules": {"on_failure": ["start"]}}, [START]),
+    (True, "http", {"rules": {"on_failure": ["start"]}}, []),
+    (True, "http", {"rules": {"on_failure": ["alert", "start", "restart"]}}, []),
+    (True, "http", {"rules": {"on_failure": ["start", "restart"]}, "rung": 1}, [STOP, START]),
+    (True, "http", {"rules": {"on_failure": ["start", "restart"]}, "rung": 9}, [STOP, START]),
+    (False, "env", {"rules": {"on_failure": ["start"]}, "rung": 9}, [START]),
+    (True, "http", {"rules": {"on_failure": ["event"]}}, [STOP, START]),
 )
 def test_heal_looks_acts_and_verifies(site, up, check, given, calls):
     site.begin(up, **given)
@@ -150,10 +135,10 @@ def test_heal_looks_acts_and_verifies(site, up, check, given, calls):
     assert (env["heals"], len(env["attempts"]), env["next"], env["phase"]) == (1, 1, None, None)
     assert (env["intent"], env["check"]) == ("running", None)
     assert bool(env["restarted"]) == bool(calls) and env.age("started") < 20
-    assert site.transitions()[-3:] == ["healing", "healed", "healthy"]
+    last = records.history(site.node, "lb1")[-3:]
+    assert [entry["transition"] for entry in last] == ["healing", "healed", "healthy"]
     assert hooks.waiting(site.node)[0] == [], "our own hooks were taken in"
-    step = records.history(site.node, "lb1")[-3]
-    assert (step["attempt"], step["check"], step["reason"]) == (1, check, "port 80")
+    assert (last[0]["attempt"], last[0]["check"], last[0]["reason"]) == (1, check, "port 80")
 
 
 def failed(site, words, calls=None, check="http"):
@@ -166,13 +151,11 @@ def failed(site, words, calls=None, check="http"):
     return env
 
 
-@pytest.mark.parametrize(
+@cases(
     ("up", "without", "words", "calls"),
-    [
-        (True, "no_jstop", "it did not stop: jstop: no", [STOP]),
-        (True, "no_jstart", "it did not start: jstart: no", [STOP, START]),
-        (False, "no_jstart", "it did not start: jstart: no", [START]),
-    ],
+    (True, "no_jstop", "it did not stop: jstop: no", [STOP]),
+    (True, "no_jstart", "it did not start: jstart: no", [STOP, START]),
+    (False, "no_jstart", "it did not start: jstart: no", [START]),
 )
 def test_cbsd_that_does_nothing_is_an_attempt_that_did_not_help(site, up, without, words, calls):
     site.begin(up)
@@ -182,21 +165,19 @@ def test_cbsd_that_does_nothing_is_an_attempt_that_did_not_help(site, up, withou
 
 def test_kernel_that_does_not_answer_is_an_attempt_that_did_not_help(site):
     site.begin()
-    (site.top / "bin/jls").write_text("#!/bin/sh\necho no jails\nexit 1\n")
+    script(site.top / "bin/jls", "echo no jails\nexit 1")
     failed(site, "jls: no jails", [])
     site.operator("jstop")
     site.heal()
     assert site.record()["next"] is None, "given up: an operator stopped it"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("services", "age", "words"),
-    [
-        ({"lb1.env": True, "lb1.http": False}, 0, "lb1.http: no success yet"),
-        ({"lb1.env": True}, 0, "lb1.http: no success yet"),
-        ({"lb1.env": True, "lb1.http": True}, 60, "lb1.env: no success yet"),  # seen before
-        (None, 0, "monit does not answer"),
-    ],
+    ({"lb1.env": True, "lb1.http": False}, 0, "lb1.http: no success yet"),
+    ({"lb1.env": True}, 0, "lb1.http: no success yet"),
+    ({"lb1.env": True, "lb1.http": True}, 60, "lb1.env: no success yet"),  # seen before
+    (None, 0, "monit does not answer"),
 )
 def test_env_that_is_not_well_again_in_time_waits_for_the_next_attempt(site, services, age, words):
     site.begin(rules={"on_failure": ["restart", "event"], "restart": {"delay": 40, "jitter": 0}})
@@ -205,36 +186,30 @@ def test_env_that_is_not_well_again_in_time_waits_for_the_next_attempt(site, ser
     assert (env["next"]["seconds"], env["warm"]) == (40, False) and env.age("started") < 20
     last = records.history(site.node, "lb1")[-1]
     assert (last["transition"], last["event"], last["attempt"]) == ("failing", True, 1)
-    env["next"] = None
-    records.save(site.node, env)
+    remember(site.node, "lb1", next=None)
     site.heal()
     assert site.record()["next"]["seconds"] == 80 and site.record()["rung"] == 2
 
 
 def test_checks_that_only_alert_need_not_be_good(site):
-    alerts = {"checks": {"http": {**HTTP, "on_failure": ["alert"]}}}
-    site.begin(up=False, rules=alerts)
+    site.begin(up=False, rules={"checks": {"http": {**HTTP, "on_failure": ["alert"]}}})
     site.services["lb1.http"] = False
     assert site.heal("env") is True
     site.services["lb1.env"] = False
     assert site.heal("http") is False
 
 
-@pytest.mark.parametrize(
+@cases(
     ("rung", "words"),
-    [
-        ({"command": ["{top}/act", "1"], "in": "host"}, "host 1"),
-        ({"command": ["act", "2"], "in": "jail"}, "jexec lb1 act 2"),
-        ({"service_restart": "nginx"}, "jexec lb1 /usr/sbin/service nginx restart"),
-    ],
+    ({"command": ["{top}/act", "1"], "in": "host"}, "host 1"),
+    ({"command": ["act", "2"], "in": "jail"}, "jexec lb1 act 2"),
+    ({"service_restart": "nginx"}, "jexec lb1 /usr/sbin/service nginx restart"),
 )
 @pytest.mark.parametrize("outcome", ["healed", "failed", "not trusted"])
 def test_command_of_a_ladder(site, rung, words, outcome):
     code = 3 if outcome == "failed" else 0
     for path, name in (("act", "host"), ("bin/jexec", "jexec")):
-        text = f"#!/bin/sh\necho {name} $* >> {site.top}/ran\necho bad luck\nexit {code}\n"
-        (site.top / path).write_text(text)
-        (site.top / path).chmod(0o755)
+        script(site.top / path, f"echo {name} $* >> {site.top}/ran\necho bad luck\nexit {code}")
     if "command" in rung:
         rung = {**rung, "command": [w.format(top=site.top) for w in rung["command"]]}
     site.begin(rules={"on_failure": [rung]})
@@ -250,6 +225,13 @@ def test_command_of_a_ladder(site, rung, words, outcome):
     assert ((site.top / "ran").read_text(), site.calls()) == (words + "\n", [])
 
 
+@cases(("step", "words"), ({"command": ["/bin/sleep", "5"]}, "sleep 5"), ("restart", "not start"))
+def test_what_hangs_is_killed_after_the_time_that_the_policy_gives_it(site, step, words):
+    site.begin(rules={"on_failure": [step], "restart": {"timeout": 1}})
+    site.happens("on_jstart", ": > kernel; sleep 5\n")
+    failed(site, f"{words}: no answer within 1 s, killed")
+
+
 def test_ladder_that_says_stop_stops_it_for_good(site):
     site.begin(rules={"on_failure": ["stop"]})
     assert site.heal() is False
@@ -260,25 +242,23 @@ def test_ladder_that_says_stop_stops_it_for_good(site):
     assert passes.run(site.node).envs["lb1"]["state"] == "stopped"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("check", "given", "words"),
-    [
-        ("http", {"intent": "stopped"}, "heal given up, intent stopped, phase None"),
-        ("http", {"phase": "starting"}, "heal given up, intent running, phase starting"),
-        ("env", {}, "heal given up, it runs again"),
-    ],
+    ("http", {"intent": "stopped"}, "heal given up, intent stopped, phase None"),
+    ("http", {"phase": "starting"}, "heal given up, intent running, phase starting"),
+    ("env", {}, "heal given up, it runs again"),
 )
 def test_what_is_no_longer_to_be_healed_is_left_alone(site, capsys, check, given, words):
     site.begin(**given)
+    with site.node.env_lock("lb1", "restart by ann"):
+        assert site.heal(check) is False and site.record()["heals"] is None
+    assert "restart by ann" in capsys.readouterr().err
     assert site.heal(check) is False and site.calls() == []
     assert words in capsys.readouterr().err
     assert (site.record()["op"], site.record()["rung"], site.record()["next"]) == (None, None, None)
 
 
-@pytest.mark.parametrize(
-    ("column", "words"),
-    [({"status": "2"}, "the env became a slave copy"), (None, "the env is gone")],
-)
+@cases(("column", "words"), ({"status": "2"}, "became a slave copy"), (None, "is gone"))
 @pytest.mark.parametrize("when", ["before", "on_jstop"])
 def test_env_that_is_no_longer_ours_is_not_started(site, capsys, column, words, when):
     site.begin()
@@ -292,19 +272,17 @@ def test_env_that_is_no_longer_ours_is_not_started(site, capsys, column, words, 
         site.happens(when, "cp new rows\n")
     assert site.heal() is False
     assert site.calls() == ([] if when == "before" else [STOP])
-    assert f"heal given up, {words}" in capsys.readouterr().err
+    assert f"heal given up, the env {words}" in capsys.readouterr().err
     assert (site.record()["op"], site.record()["rung"]) == (None, None)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("moment", "calls"),
-    [
-        ("_act", []),  # after the journal's `op`, before the heal looks
-        ("_journal", ["jstop inter=0 jname=lb1 heal stop"]),  # after it looked: it is down already
-        ("on_jstop", [STOP]),  # between its stop and its start
-        ("on_jstart", [STOP, START]),
-        ("_verify", [STOP, START]),
-    ],
+    ("_act", []),  # after the journal's `op`, before the heal looks
+    ("_journal", ["jstop inter=0 jname=lb1 heal stop"]),  # after it looked: it is down already
+    ("on_jstop", [STOP]),  # between its stop and its start
+    ("on_jstart", [STOP, START]),
+    ("_verify", [STOP, START]),
 )
 def test_env_that_an_operator_stops_meanwhile_stays_down(site, monkeypatch, capsys, moment, calls):
     """No pass takes the stop in: the heal finds it in the inbox."""
@@ -332,27 +310,17 @@ def test_env_that_an_operator_stops_meanwhile_stays_down(site, monkeypatch, caps
     assert env.why()[0] == "operator"
 
 
-def test_env_that_somebody_else_holds_is_not_healed_now(site, capsys):
-    site.begin()
-    with site.node.env_lock("lb1", "restart by ann"):
-        assert site.heal() is False
-    assert "restart by ann" in capsys.readouterr().err
-    assert (site.calls(), site.record()["heals"]) == ([], None)
-
-
 @pytest.mark.parametrize("at", ["jstop", "jstart"])
-def test_what_a_killed_heal_leaves_says_where_it_was(site, at):
-    """The journal is on disk before CBSD is called; the next pass judges what is true then."""
+def test_what_a_killed_heal_leaves_says_where_it_was_and_who_holds_its_lock(site, at):
+    """The journal is on disk before CBSD is called; the shell that waits for it has the lock."""
     site.begin()
-    site.happens(f"on_{at}", "cp state/envs/lb1.json killed.json\n")
+    held = "echo $PPID heal | cmp - run/lock/lb1 && touch held"
+    site.happens(f"on_{at}", f"cp state/envs/lb1.json killed.json\n{held}\n")
     assert site.heal() is True
     left = json.loads((site.top / "killed.json").read_text())
-    assert (left["op"]["step"], left["op"]["action"], left["state"]) == (
-        at[1:],
-        "restart",
-        "healing",
-    )
-    assert len(left["attempts"]) == left["heals"] == 1
+    op = left["op"]
+    assert (op["step"], op["action"], left["state"]) == (at[1:], "restart", "healing")
+    assert len(left["attempts"]) == left["heals"] == 1 and (site.top / "held").exists()
 
 
 def test_bug_in_a_heal_is_told_as_ours_and_counts_as_an_attempt(site, monkeypatch, capsys):
@@ -377,8 +345,7 @@ def test_attempts_beyond_the_interval_do_not_lengthen_the_wait(site):
 @pytest.mark.parametrize(("codes", "healed"), [([0], True), ([1], False)])
 def test_probes_that_the_agent_runs_itself_have_to_be_good_too(site, monkeypatch, codes, healed):
     site.node.conf["probes"] = "agent"
-    checks = {"http": HTTP, "app": {"type": "file", "path": "/x", "interval": 1, "timeout": 1}}
-    site.begin(rules={"checks": checks})
+    site.begin(rules={"checks": {"http": HTTP, "app": {**HTTP, "type": "file", "path": "/x"}}})
     monkeypatch.setattr("probes.run", lambda *_: (codes[0], "no such file"))
     if healed:
         assert site.heal() is True and site.record()["probes"]["app"]["codes"] == [0]

@@ -12,14 +12,10 @@ import survey
 from hooks import HookRecord
 from node import Node
 
-from .conftest import deliver, hook_record, tree
+from .conftest import cases, deliver, hook_record, remember, tree
 
+pytestmark = pytest.mark.usefixtures("no_monit")
 POSTSTART, PRESTOP, POSTSTOP = "master_poststart.d", "master_prestop.d", "master_poststop.d"
-
-
-@pytest.fixture(autouse=True)
-def no_monit(monkeypatch):
-    monkeypatch.setattr("monit.Monit.status", lambda *a, **k: None)
 
 
 CBSD = "/usr/local/bin/cbsd"
@@ -42,28 +38,26 @@ TYPED = ["10 9 /bin/sh /x", f"9 8 {CBSD} /usr/local/cbsd/sudoexec/jstop jname=lb
 ECHO = f"8 7 sh -c {CBSD} jstop lb1; echo next time: {CBSD} jrestart lb1"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("cause", "ancestors", "ours"),
-    [
-        ("operator", TYPED, ""),
-        ("restart", [f"9 8 {CBSD} sudoexec/jstop lb1", f"8 7 {CBSD} jrestart lb1"], ""),
-        ("restart", [BSTOP, f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1"], ""),
-        ("rename", [JSTOP, f"8 7 {CBSD} jrename old=lb1 new=lb2 restart=1"], ""),
-        ("shutdown", [BSTOP, "8 7 /bin/sh /usr/local/cbsd/rc.d/jails-astart stop"], ""),
-        ("shutdown", [BSTOP, "8 1 /bin/sh /etc/rc.shutdown"], ""),
-        ("guest", [f"9 8 {CBSD} bstop cbsd_queue_name=none jname=lb1"], ""),
-        ("guest", [BSTOP, "8 1 /bin/sh /usr/local/cbsd/share/bhyverun.sh -c x"], ""),
-        ("heal", [JSTOP], "heal"),
-        ("restart", [JSTOP], "restart"),
-        ("operator", [JSTOP], "anything"),
-        ("operator", [], ""),
-        ("operator", [f"9 8 {CBSD} jstop jname=jrestart-test"], ""),
-        ("operator", [JSTOP, ECHO], ""),
-        ("operator", [JSTOP, "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"], ""),
-        ("operator", [JSTOP, f"8 7 {CBSD} jrestart other"], ""),
-        ("restart", [JSTOP, f"8 7 {CBSD} jrestart jname=lb*"], ""),
-        ("restart", [f"{PYTHON} jstop lb1", f"{PYTHON} jrestart jname=lb1"], ""),
-    ],
+    ("operator", TYPED, ""),
+    ("restart", [f"9 8 {CBSD} sudoexec/jstop lb1", f"8 7 {CBSD} jrestart lb1"], ""),
+    ("restart", [BSTOP, f"8 7 {CBSD} /usr/local/cbsd/bhyvectl/brestart lb1"], ""),
+    ("rename", [JSTOP, f"8 7 {CBSD} jrename old=lb1 new=lb2 restart=1"], ""),
+    ("shutdown", [BSTOP, "8 7 /bin/sh /usr/local/cbsd/rc.d/jails-astart stop"], ""),
+    ("shutdown", [BSTOP, "8 1 /bin/sh /etc/rc.shutdown"], ""),
+    ("guest", [f"9 8 {CBSD} bstop cbsd_queue_name=none jname=lb1"], ""),
+    ("guest", [BSTOP, "8 1 /bin/sh /usr/local/cbsd/share/bhyverun.sh -c x"], ""),
+    ("heal", [JSTOP], "heal"),
+    ("restart", [JSTOP], "restart"),
+    ("operator", [JSTOP], "anything"),
+    ("operator", [], ""),
+    ("operator", [f"9 8 {CBSD} jstop jname=jrestart-test"], ""),
+    ("operator", [JSTOP, ECHO], ""),
+    ("operator", [JSTOP, "8 7 -sh", "7 6 vi /etc/rc.shutdown jails-astart"], ""),
+    ("operator", [JSTOP, f"8 7 {CBSD} jrestart other"], ""),
+    ("restart", [JSTOP, f"8 7 {CBSD} jrestart jname=lb*"], ""),
+    ("restart", [f"{PYTHON} jstop lb1", f"{PYTHON} jrestart jname=lb1"], ""),
 )
 def test_cause_of_a_stop(node, cause, ancestors, ours):
     stop = record(PRESTOP, ancestors, **({"CBSD_MONIT_CAUSE": ours} if ours else {}))
@@ -75,14 +69,12 @@ def test_cause_of_a_stop(node, cause, ancestors, ours):
     assert (env["phase"], env["intent"]) == ("restarting" if again else None, intent)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("ancestors", "environ", "by"),
-    [
-        (TYPED, {}, "cbsd jstop jname=lb1"),
-        ([*TYPED, "7 1 /bin/sh /root/night.sh now"], {}, "cbsd jstop jname=lb1, run by x"),
-        ([JSTOP, "8 1 /usr/local/bin/python3 -B /root/night.py now"], {}, "run by night.py now"),
-        ([], {"CBSD_APP": "bsdconfig"}, "bsdconfig"),
-    ],
+    (TYPED, {}, "cbsd jstop jname=lb1"),
+    ([*TYPED, "7 1 /bin/sh /root/night.sh now"], {}, "cbsd jstop jname=lb1, run by x"),
+    ([JSTOP, "8 1 /usr/local/bin/python3 -B /root/night.py now"], {}, "run by night.py now"),
+    ([], {"CBSD_APP": "bsdconfig"}, "bsdconfig"),
 )
 def test_who_stopped_it_is_told(node, ancestors, environ, by):
     env = life(node, record(POSTSTART, jid="7"), record(PRESTOP, ancestors, **environ))
@@ -95,17 +87,15 @@ RESTART, REMOVE = record(PRESTOP, [f"8 7 {CBSD} jrestart lb1"]), record("remove.
 NOT_UP, OURS = record(POSTSTART, jid="0"), record(POSTSTART, jid="0", CBSD_MONIT_CAUSE="heal")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("life_of_it", "phase", "intent"),
-    [
-        ([UP, RESTART, DOWN], "restarting", "running"),
-        ([UP, RESTART, DOWN, BEGINS], "starting", "running"),
-        ([UP, RESTART, DOWN, BEGINS, UP], None, "running"),
-        ([BEGINS, NOT_UP, DOWN], None, "running"),
-        ([UP, REMOVE, STOP, DOWN], "removing", "stopped"),
-        ([UP, STOP, STOP, DOWN, DOWN], None, "stopped"),
-        ([UP, STOP, DOWN, OURS], None, "stopped"),
-    ],
+    ([UP, RESTART, DOWN], "restarting", "running"),
+    ([UP, RESTART, DOWN, BEGINS], "starting", "running"),
+    ([UP, RESTART, DOWN, BEGINS, UP], None, "running"),
+    ([BEGINS, NOT_UP, DOWN], None, "running"),
+    ([UP, REMOVE, STOP, DOWN], "removing", "stopped"),
+    ([UP, STOP, STOP, DOWN, DOWN], None, "stopped"),
+    ([UP, STOP, DOWN, OURS], None, "stopped"),
 )
 def test_hooks_of_a_life_in_their_order(node, life_of_it, phase, intent):
     env = life(node, *life_of_it)
@@ -133,10 +123,8 @@ def test_record_that_a_full_disk_tore_still_says_which_hook_of_which_env(node):
     for number, hook in ((1, POSTSTART), (2, PRESTOP)):
         open(node.in_state("inbox", f"100000000{number}.77:{hook}:lb1"), "wb").close()
     found = [hook for _, hook in hooks.waiting(node)[0]]
-    assert [(hook.hook, hook.env) for hook in found if hook.torn] == [
-        (POSTSTART, "lb1"),
-        (PRESTOP, "lb1"),
-    ]
+    torn = [(hook.hook, hook.env) for hook in found if hook.torn]
+    assert torn == [(POSTSTART, "lb1"), (PRESTOP, "lb1")]
     assert life(node, *found)["intent"] == "stopped"
 
 
@@ -147,37 +135,36 @@ def test_numbers_of_hook_records_never_fall_back(node):
     assert os.listdir(node.in_state("inbox")) == ["1000000006.done"]
 
 
-def test_unreadable_record_is_set_aside_by_the_pass_that_takes_in(node, capsys):
-    path = node.in_state("inbox", "1000000001.5")
-    with open(path, "wb") as handle:
-        handle.write(b"\xff\xfe")
-    assert hooks.waiting(node) == ([], [path])
+def test_unreadable_record_is_set_aside_by_the_pass_that_takes_in(node, capsys, tmp_path):
+    path = tmp_path / "state/inbox/1000000001.5"
+    path.write_bytes(b"\xff\xfe")
+    assert hooks.waiting(node) == ([], [str(path)])
     passes.run(node)
     assert "unreadable hook record 1000000001.5" in capsys.readouterr().err
-    assert hooks.waiting(node) == ([], [])
-    assert os.path.exists(node.in_state("unreadable-hook-record"))
+    assert hooks.waiting(node) == ([], []) and os.path.exists(
+        node.in_state("unreadable-hook-record")
+    )
 
 
-def test_hooks_of_an_env_without_a_template_are_told_to_salt(node, world):
+def test_hooks_of_an_env_without_a_template_are_told_to_salt(node, world, tmp_path):
     os.mkdir(node.in_state("spool"))
     (world.env("lb1") / "monitrc.tpl").unlink()
     for number, kind in enumerate(("master_create.d", POSTSTART, PRESTOP)):
         deliver(node, number, kind)
     passes.run(node)
-    (name,) = (n for n in os.listdir(node.in_state("spool")) if n.endswith(".jsonl"))
-    with open(node.in_state("spool", name), encoding="utf-8") as handle:
-        found = [(e["env"], e["transition"], e["reason"]) for e in map(json.loads, handle)]
+    (segment,) = (tmp_path / "state/spool").glob("*.jsonl")
+    events = map(json.loads, segment.read_text().splitlines())
+    found = [(e["env"], e["transition"], e["reason"]) for e in events]
     assert found == [("lb1", "created", "not watched"), ("lb1", "started", "not watched")]
     assert hooks.waiting(node)[0] == []
 
 
 def test_taking_in_changes_values_only_and_writing_down_is_another_call(node, world, tmp_path):
-    """A first-seen env, a start, an env that left and one that was renamed, all in one survey."""
     for name in ("a", "old", "gone"):
         world.env(name, policy={})
     passes.run(node)
     (tmp_path / "work/jails-system/old").rename(tmp_path / "work/jails-system/new")
-    world.rows["new"] = {**world.rows.pop("old"), "jname": "new"}
+    world.rename("old", "new")
     world.forget("gone")
     world.env("first", up=False)
     deliver(node, 1, PRESTOP, "a")
@@ -195,9 +182,7 @@ def test_taking_in_changes_values_only_and_writing_down_is_another_call(node, wo
 
 
 def test_taking_in_one_env_leaves_the_hooks_of_others(node, world):
-    world.env("lb1")
-    world.env("lb2")
-    passes.run(node)
+    world.settle("lb1", "lb2")
     for number, name in ((1, "lb1"), (2, "lb2")):
         deliver(node, number, PRESTOP, name)
     hooks.take_in_of(node, records.load(node, "lb1").at(node.now()))
@@ -206,7 +191,6 @@ def test_taking_in_one_env_leaves_the_hooks_of_others(node, world):
 
 
 def test_attempts_that_an_env_brings_from_another_node_count(node, world):
-    """An env that migrates brings its attempts along; a copy does not."""
     monit = world.env("lb1")
     line = {"env": "lb1", "transition": "healing", "time": 7}
     lines = [line, {**line, "env": "other"}, {**line, "time": "x"}, line]
@@ -214,104 +198,56 @@ def test_attempts_that_an_env_brings_from_another_node_count(node, world):
     assert [a["t"] for a in passes.run(node).envs["lb1"]["attempts"]] == [7, 7]
 
 
-def test_env_first_seen_down_is_not_started_and_first_seen_up_is(node, world):
-    world.env("down", up=False)
-    world.env("up", up=True)
-    seen = passes.run(node)
-    assert {n: e["intent"] for n, e in seen.envs.items()} == {"down": "stopped", "up": "running"}
-    world.kill("up")
-    seen = passes.run(node)
-    assert [d.env for d in seen.due] == ["up"]
-
-
-def test_rename_keeps_history_and_a_clone_does_not(node, world, tmp_path):
-    monit = world.env("old", policy={})
-    passes.run(node)
-    env = records.load(node, "old")
-    env["attempts"] = [node.stamp()]
-    records.save(node, env)
-    systems = tmp_path / "work/jails-system"
-    world.env("copy", policy={})
-    for name in ("policy.json", "history.jsonl"):
-        (systems / "copy/monit" / name).write_text((monit / name).read_text())
+@pytest.mark.parametrize("rules", [None, {}])
+def test_rename_keeps_what_is_known_and_a_clone_does_not(node, world, rules):
+    """CBSD renames the row, then the directory; a template by hand has no policy that names it."""
+    monit = world.settle("old", policy=rules)
+    remember(node, "old", attempts=[node.stamp()])
+    policy.silence(node, "old", 4e9, "ann", "upgrade", node.now())
+    copy = world.env("copy", policy=rules)
+    for path in monit.glob("*.json*"):
+        (copy / path.name).write_text(path.read_text())
     passes.run(node)
     assert records.history(node, "copy")[0]["transition"] == "created"
     assert records.load(node, "copy")["attempts"] == []
-    (systems / "old").rename(systems / "new")
-    world.rows["new"] = {**world.rows.pop("old"), "jname": "new"}
-    world.up = {"new", "copy"}
-    world.write()
+    world.rename("old", "new")
+    assert set(passes.run(node).envs) == {"copy"}
+    monit.parent.rename(monit.parent.parent / "new")
     seen = passes.run(node)
-    assert set(seen.envs) == {"new", "copy"}
-    assert len(seen.envs["new"]["attempts"]) == 1
-    assert "renamed" in [r["transition"] for r in records.history(node, "new")]
-    published = (tmp_path / "state/published").read_text()
-    assert '"new.tcp"' in published and "old.tcp" not in published
+    env = seen.envs["new"]
+    assert (len(env["attempts"]), env["phase"], env["state"]) == (1, None, "silenced")
+    steps = [r["transition"] for r in records.history(node, "new")]
+    assert steps.count("created") == 1 and "renamed" in steps
+    assert set(seen.envs) == records.names(node) == {"new", "copy"}
+    assert set(seen.publication.services) == {"new.tcp", "copy.tcp"}
 
 
-def test_env_that_vanishes_is_unpublished_at_once_and_forgotten_soon(
-    node, world, tmp_path, monkeypatch
-):
-    world.env("a")
-    world.env("b")
-    passes.run(node)
-    world.forget("a")
-    seen = passes.run(node)
-    assert set(seen.envs) == {"b"}
-    assert "a.tcp" not in (tmp_path / "state/published").read_text()
-    assert records.load(node, "a")["phase"] == "removing", "it may be renamed"
-    monkeypatch.setattr(hooks, "RENAME_GRACE", 0)
-    passes.run(node)
-    assert not (tmp_path / "state/envs/a.json").exists()
-
-
-def test_removed_env_is_forgotten_at_once_and_nothing_is_written_where_cbsd_removes(
-    node, world, tmp_path
-):
-    monit = world.env("a")
-    passes.run(node)
+def test_env_that_vanishes_is_forgotten_later_and_a_removed_one_at_once(node, world, monkeypatch):
+    monit = world.settle("c", "b", "a")
     deliver(node, 1, "remove.d", "a")
     before = (monit / "history.jsonl").read_text()
     passes.run(node)
     world.forget("a")
-    passes.run(node)
-    assert not (tmp_path / "state/envs/a.json").exists()
-    assert (monit / "history.jsonl").read_text() == before
-
-
-def test_rename_is_recognised_whenever_it_is_looked_at(node, world, tmp_path):
-    """CBSD renames the row, then the directory; a template by hand has no policy that names it."""
-    monit = world.env("old")
-    passes.run(node)
-    env = records.load(node, "old")
-    env["attempts"] = [node.stamp()]
-    records.save(node, env)
-    policy.silence(node, "old", 4e9, "ann", "upgrade", node.now())
-    world.rows["new"] = {**world.rows.pop("old"), "jname": "new"}
-    world.write()
-    assert set(passes.run(node).envs) == set()
-    monit.parent.rename(monit.parent.parent / "new")
+    world.forget("b")
     seen = passes.run(node)
-    assert set(seen.envs) == {"new"} and not (tmp_path / "state/envs/old.json").exists()
-    assert (len(seen.envs["new"]["attempts"]), seen.envs["new"]["phase"]) == (1, None)
-    assert seen.envs["new"]["state"] == "silenced"
-    steps = [r["transition"] for r in records.history(node, "new")]
-    assert steps.count("created") == 1 and "renamed" in steps
+    assert (monit / "history.jsonl").read_text() == before, "CBSD is removing it"
+    assert set(seen.envs) == {"c"} and set(seen.publication.services) == {"c.tcp"}
+    assert records.names(node) == {"b", "c"} and records.load(node, "b")["phase"] == "removing"
+    monkeypatch.setattr(hooks, "RENAME_GRACE", 0)
+    passes.run(node)
+    assert records.names(node) == {"c"}
 
 
-def test_start_that_no_hook_announced_begins_a_new_grace(node, world):
+def test_env_first_seen_down_is_not_started_and_a_start_begins_a_new_grace(node, world):
     world.env("a", up=False)
     assert passes.run(node).envs["a"]["intent"] == "stopped"
-    world.up.add("a")
-    world.write()
+    world.start("a")
     env = passes.run(node).envs["a"]
     assert env["intent"] == "running" and env.age("started") < 10
     world.kill("a")
-    env = passes.run(node).envs["a"]
-    env["gave_up"], env["attempts"] = True, [node.stamp()]
-    records.save(node, env)
-    world.up.add("a")
-    world.write()
+    assert [d.env for d in passes.run(node).due] == ["a"]
+    remember(node, "a", gave_up=True, attempts=[node.stamp()])
+    world.start("a")
     env = passes.run(node).envs["a"]
     assert (env["gave_up"], env["attempts"], env["warm"]) == (False, [], False)
 
@@ -321,15 +257,12 @@ def test_start_that_no_hook_announced_begins_a_new_grace(node, world):
     [("0", False, "stopped"), ("1", False, "running"), ("0", True, "running")],
     ids=["stopped by CBSD, which could not tell", "crashed", "crashed, and listed since"],
 )
-def test_stop_that_no_hook_could_announce_is_no_crash(
-    node, world, monkeypatch, status, linked, intent
-):
-    monit = world.env("a", status="1", jid="7")
-    passes.run(node)
+def test_unannounced_stop_is_no_crash(node, world, monkeypatch, status, linked, intent):
+    monit = world.settle("a", status="1", jid="7")
     if not linked:
         (monit.parent / "master_prestop.d/cbsd_monit").unlink()
         assert "a: CBSD cannot tell of its stops" in passes.run(node).warnings[0]
-    world.rows["a"].update(status=status, jid="7" if status == "1" else "0")
+    world.change("a", status=status, jid="7" if status == "1" else "0")
     world.kill("a")
     if not linked:
         assert passes.run(node).due == [], "CBSD writes what it did after it was done"
@@ -340,23 +273,19 @@ def test_stop_that_no_hook_could_announce_is_no_crash(
 
 
 def test_attempts_survive_a_reboot(node, world, tmp_path):
-    world.env("a")
-    env = passes.run(node).envs["a"]
-    env["attempts"], env["gave_up"] = [node.stamp()], True
-    records.save(node, env)
+    world.settle("a")
+    remember(node, "a", attempts=[node.stamp()], gave_up=True)
     (tmp_path / "boot_id").write_text("boot-2\n")
     node = Node(str(tmp_path / "conf.json"))
     world.kill("a")
     assert passes.run(node).envs["a"]["phase"] == "booting"
-    for number, kind in ((1, "master_prestart.d"), (2, POSTSTART)):
-        deliver(node, number, kind, "a", jid="7")
-    world.up.add("a")
-    world.write()
+    deliver(node, 1, POSTSTART, "a", jid="7")
+    world.start("a")
     env = passes.run(node).envs["a"]
     assert (len(env["attempts"]), env["gave_up"], env["phase"]) == (1, False, None)
 
 
-def test_guest_that_reboots_is_not_dead_while_it_is_gone(node, world, tmp_path, monkeypatch):
+def test_vm_that_is_gone_may_reboot_and_has_time_to_say_why(node, world, tmp_path, monkeypatch):
     world.env("vm", emulator="bhyve", up=False)
     device = tmp_path / "vmm/vm"
     device.touch()
@@ -367,17 +296,10 @@ def test_guest_that_reboots_is_not_dead_while_it_is_gone(node, world, tmp_path, 
     assert seen.due == [] and not os.path.exists(node.dead_marker("vm"))
     device.touch()
     assert passes.run(node).envs["vm"]["phase"] == "restarting"
-    monkeypatch.setattr(hooks, "REBOOT", 0)
-    assert passes.run(node).envs["vm"]["phase"] is None
-
-
-def test_vm_that_is_gone_is_dead_only_when_bhyverun_had_time_to_say_why(
-    node, world, tmp_path, monkeypatch
-):
-    world.env("vm", emulator="bhyve", up=False)
-    (tmp_path / "vmm/vm").touch()
-    passes.run(node)
-    (tmp_path / "vmm/vm").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(hooks, "REBOOT", 0)
+        assert passes.run(node).envs["vm"]["phase"] is None
+    device.unlink()
     seen = passes.run(node)
     assert (seen.due, seen.envs["vm"]["cause"]) == ([], "gone")
     monkeypatch.setattr(hooks, "REBOOT", 0)

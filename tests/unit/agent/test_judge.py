@@ -14,11 +14,12 @@ from policy import BUILTIN
 from records import Record
 from states import STATES
 
+from .conftest import cases
+
 NOW = Moment(1.8e9, 5e4, "boot-1")
 
 
 def ago(seconds, boot="boot-1"):
-    """The stamp of a moment ``seconds`` ago."""
     return Moment(NOW.t - seconds, NOW.m - seconds, boot).stamp()
 
 
@@ -38,10 +39,7 @@ ROW = {"jname": "lb1", "status": "0", "emulator": "jail", "astart": "1", "exec_t
 
 
 def judged(**given):
-    """
-    The Verdict on lb1: of what is ``given``, each goes into Facts, row, policy or record by its
-    name; what is not given is healthy. Also sees that the record is left as it was.
-    """
+    """The Verdict on a healthy lb1 with ``given`` in Facts, row, policy or record by its name."""
     facts = {"up": True, "results": {"env": GOOD, "http": GOOD}}
     parts = {"facts": facts, "row": dict(ROW), "policy": {}, "record": {}}
     for key, value in given.items():
@@ -184,20 +182,18 @@ def test_state_and_what_is_due(case):
         assert value in found if key == "reason" else found == value, (key, found)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("phase", "limit", "given"),
-    [
-        ("starting", 300, {}),
-        ("starting", 7, {"restart": {"timeout": 7}}),
-        ("stopping", 210, {}),
-        ("stopping", 40, {"exec_timeout": "10"}),
-        ("stopping", 90, {"emulator": "bhyve"}),
-        ("restarting", 60, {"cause": "restart"}),
-        ("restarting", 600, {"cause": "shutdown"}),
-        ("removing", 180, {}),
-        ("booting", 600, {}),
-        ("booting", 9, {"boot_grace": 9}),
-    ],
+    ("starting", 300, {}),
+    ("starting", 7, {"restart": {"timeout": 7}}),
+    ("stopping", 210, {}),
+    ("stopping", 40, {"exec_timeout": "10"}),
+    ("stopping", 90, {"emulator": "bhyve"}),
+    ("restarting", 60, {"cause": "restart"}),
+    ("restarting", 600, {"cause": "shutdown"}),
+    ("removing", 180, {}),
+    ("booting", 600, {}),
+    ("booting", 9, {"boot_grace": 9}),
 )
 def test_phase_of_cbsd_is_no_failure_while_it_can_last(phase, limit, given):
     for age, expected in ((limit - 1, ("starting", "")), (limit + 1, ("failing", "env"))):
@@ -206,18 +202,16 @@ def test_phase_of_cbsd_is_no_failure_while_it_can_last(phase, limit, given):
     assert verdict.env["phase"] is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("given", "suspect", "ran", "checked"),
-    [
-        ({}, False, None, True),
-        ({"results": {"http": ONCE}}, True, None, True),
-        ({"results": {"http": ONCE}, "on_failure": ["alert"]}, False, None, True),
-        ({"results": FAILS}, True, NOW.t + 5, True),
-        ({"up": False}, True, None, True),
-        ({"results": None}, False, None, True),
-        ({"up": None}, False, None, False),
-        ({"silence": SILENCED}, False, None, True),
-    ],
+    ({}, False, None, True),
+    ({"results": {"http": ONCE}}, True, None, True),
+    ({"results": {"http": ONCE}, "on_failure": ["alert"]}, False, None, True),
+    ({"results": FAILS}, True, NOW.t + 5, True),
+    ({"up": False}, True, None, True),
+    ({"results": None}, False, None, True),
+    ({"up": None}, False, None, False),
+    ({"silence": SILENCED}, False, None, True),
 )
 def test_what_a_storm_is_told_of_an_env(given, suspect, ran, checked):
     verdict = judged(**given)
@@ -226,29 +220,22 @@ def test_what_a_storm_is_told_of_an_env(given, suspect, ran, checked):
 
 def test_command_that_outlived_its_agent_is_ended_late():
     limit = 210 + 300 + judge.ORPHAN
-    for age, busy, orphan in (
-        (limit - 1, True, False),
-        (limit + 1, True, True),
-        (999, False, False),
-    ):
-        assert judged(up=False, op={**OP, **ago(age)}, busy=busy).orphan == orphan
+    for late, orphan in ((-1, False), (1, True)):
+        assert judged(up=False, op={**OP, **ago(limit + late)}, busy=True).orphan == orphan
+    assert not judged(up=False, op={**OP, **ago(999)}).orphan
 
 
-@pytest.mark.parametrize(
+@cases(
     ("given", "transitions"),
-    [
-        ({"state": "healthy"}, []),
-        ({"state": "healthy", "results": FAILS}, [("failing", {})]),
-        ({"state": "failing", "results": FAILS, "checks": EVENT}, []),
-        ({"state": "healthy", "results": FAILS, "checks": EVENT}, [("failing", {"event": True})]),
-        ({**HELD, "results": FAILS, "checks": EVENT}, []),
-        ({"state": "backoff", "results": FAILS, "checks": EVENT}, [("failing", {"event": True})]),
-        ({"state": "starting", "results": FAILS, "attempts": [ago(5)] * 3}, ["failing", "gave_up"]),
-    ],
+    ({"state": "healthy"}, []),
+    ({"state": "healthy", "results": FAILS}, [("failing", {})]),
+    ({"state": "failing", "results": FAILS, "checks": EVENT}, []),
+    ({"state": "healthy", "results": FAILS, "checks": EVENT}, [("failing", {"event": True})]),
+    ({**HELD, "results": FAILS, "checks": EVENT}, []),
+    ({"state": "backoff", "results": FAILS, "checks": EVENT}, [("failing", {"event": True})]),
+    ({"state": "starting", "results": FAILS, "attempts": [ago(5)] * 3}, ["failing", "gave_up"]),
 )
-def test_transitions_are_told_once_and_the_fleet_is_asked_again_after_a_back_off(
-    given, transitions
-):
+def test_transitions_are_told_once_and_again_after_a_back_off(given, transitions):
     found = [(t.name, t.details) for t in judged(**given).env.transitions]
     assert found == [(t, {}) if isinstance(t, str) else t for t in transitions]
 
@@ -280,6 +267,4 @@ def test_table_of_states_in_the_contract_is_what_happens():
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     text = (pathlib.Path(__file__).resolve().parents[3] / "docs/contract.md").read_text()
     assert "\n".join(rows) in text, "\n".join(rows)
-    assert set(STATES) == set(
-        re.findall(r"^\| `(\w+)` \| \w+ \| \w+ \| \w+ \| \w+ \|$", text, re.M)
-    )
+    assert set(STATES) == set(re.findall(r"^\| `(\w+)`(?: \| \w+){4} \|$", text, re.M))

@@ -1,39 +1,33 @@
 """monit's language: what a text would run, name and change, seen as monit's lexer sees it."""
 
 import language
-import pytest
+
+from .conftest import cases
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "words"),
-    [
-        ("a b#c # d\n#e\nf", ["a", "b#c", "f"]),
-        (
-            "if(x)=1,\"a #b\";{'c d'}",
-            ["if", "(", "x", ")", "=", "1", ",", '"a #b"', ";", "{", "'c d'", "}"],
-        ),
-        ('"two\nlines" z', ['"two\nlines"', "z"]),
-    ],
+    ("a b#c # d\n#e\nf", ["a", "b#c", "f"]),
+    ("if(x)=1,\"a #b\";{'c d'}", [*"if ( x ) = 1 ,".split(), '"a #b"', ";", "{", "'c d'", "}"]),
+    ('"two\nlines" z', ['"two\nlines"', "z"]),
 )
 def test_tokens(text, words):
     assert [match.group() for match in language.tokens(text)] == words
     assert not language.unbalanced(text) and language.unbalanced(text + '\n"open')
 
 
-@pytest.mark.parametrize(
+@cases(
     ("line", "commands"),
-    [
-        ('then exec "/bin/x a"', ["/bin/x a"]),
-        ("then(execute '/bin/x')", ["/bin/x"]),
-        ('start program = "/bin/x" stop "/bin/y"', ["/bin/x", "/bin/y"]),
-        ("restartprogram /bin/x", ["/bin/x"]),
-        ('CHECK PROGRAM p WITH PATH "/bin/x"', ["/bin/x"]),
-        ("check file f with path /etc/x", []),
-        ("then restart", []),
-        ("then stop\nif x then start", []),
-        ('# exec "/bin/x"', []),
-        ("then exec", []),
-    ],
+    ('then exec "/bin/x a"', ["/bin/x a"]),
+    ("then(execute '/bin/x')", ["/bin/x"]),
+    ('start "/a" start = "/b" startprogram "/c" start program="/d"', ["/a", "/b", "/c", "/d"]),
+    ('restart "/a" then;exec "/b" if host a#b then(exec "/c")', ["/a", "/b", "/c"]),
+    ('start program = "/bin/x" stop "/bin/y"', ["/bin/x", "/bin/y"]),
+    ("restartprogram /bin/x", ["/bin/x"]),
+    ('CHECK PROGRAM p WITH PATH "/bin/x"', ["/bin/x"]),
+    ('check file f with path /etc/x\n# exec "/bin/x"', []),
+    ("then restart if x then stop\nif x then start", []),
+    ("then exec", []),
 )
 def test_executed(line, commands):
     found = language.executed(line)
@@ -41,31 +35,27 @@ def test_executed(line, commands):
     assert [language.unquote(line[start:end]) for start, end, _ in found] == commands
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "services", "word"),
-    [
-        ("check host a with address b\nCheck file 'c d' path /x", ["a", "c d"], None),
-        ("check host set#x with address b SET daemon 1", ["set#x"], "SET"),
-        ('# set\ncheck host "include" address b', ["include"], None),
-        ("include /etc/x", [], "include"),
-        ("check", [], None),
-    ],
+    ("check host a with address b\nCheck file 'c d' path /x", ["a", "c d"], None),
+    ("check host set#x with address b SET daemon 1", ["set#x"], "SET"),
+    ('# set\ncheck host "include" address b', ["include"], None),
+    ("include /etc/x", [], "include"),
+    ("check", [], None),
 )
 def test_services_and_what_reaches_beyond_them(text, services, word):
     assert language.service_names(text) == services
     assert language.changes_the_node(text) == word
 
 
-@pytest.mark.parametrize(
+@cases(
     ("text", "word"),
-    [
-        ('check host lb1 with address "a b"\n  if failed port 80 for 3 cycles then alert', None),
-        ("check host other with address 1.1.1.1", "other"),
-        ('check program lb1 with path "/wake probe lb1 x"', None),
-        ('check program lb1 path "/bin/evil"', "program"),
-        ("check file lb1 with path /etc/x", "/etc/x"),
-        ("if failed uid root", "uid"),
-    ],
+    ('check host lb1 with address "a b"\n  if failed port 80 for 3 cycles then alert', None),
+    ("check host other with address 1.1.1.1", "other"),
+    ('check program lb1 with path "/wake probe lb1 x"', None),
+    ('check program lb1 path "/bin/evil"', "program"),
+    ("check file lb1 with path /etc/x", "/etc/x"),
+    ("if failed uid root", "uid"),
 )
 def test_unknown_word(text, word):
     assert language.unknown_word(text, {"lb1"}, "/wake probe lb1") == word

@@ -13,6 +13,8 @@ import monit
 import pytest
 from node import AgentError
 
+from .conftest import cases, script
+
 OK = b"HTTP/1.0 200 OK\r\n\r\n"
 
 
@@ -44,10 +46,8 @@ def service(name="a.http", parts="", **numbers):
 
 
 def status(*services, incarnation=7, version="5.33.0"):
-    server = (
-        f"<version>{version}</version><uptime>9</uptime><incarnation>{incarnation}</incarnation>"
-    )
-    return f"<monit><server>{server}</server>{''.join(services)}</monit>".encode()
+    server = f"<version>{version}</version><uptime>9</uptime><incarnation>{incarnation}"
+    return f"<monit><server>{server}</incarnation></server>{''.join(services)}</monit>".encode()
 
 
 PORT = "<port><portnumber>80</portnumber><responsetime>{}</responsetime></port>"
@@ -55,21 +55,19 @@ SILENT = "<program><status>2</status></program>"
 PROGRAM = "<program><status>{}</status><output>first\nlast words\n</output></program>"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("numbers", "parts", "flags", "message"),
-    [
-        ({}, "", "watched good", ""),
-        ({"monitor": 0}, "", "", ""),
-        ({"monitor": 2, "status": 32}, "", "", ""),
-        ({"monitor": 5}, "", "watched good", ""),
-        ({"collected_sec": 10}, "", "watched", ""),
-        ({"status": 32}, PORT.format("-1.0"), "watched failing suspect", "port 80 failed"),
-        ({}, PORT.format("-1.0"), "watched suspect", "port 80 failed"),  # below its threshold
-        ({}, PORT.format("0.01"), "watched good", ""),
-        ({"status": 16}, PROGRAM.format(1), "watched failing suspect", "last words"),
-        ({"status": 16}, PROGRAM.format(75), "watched unasked", "last words"),
-        ({"status": 16}, SILENT, "watched failing suspect", "exit code 2"),
-    ],
+    ({}, "", "watched good", ""),
+    ({"monitor": 0}, "", "", ""),
+    ({"monitor": 2, "status": 32}, "", "", ""),
+    ({"monitor": 5}, "", "watched good", ""),
+    ({"collected_sec": 10}, "", "watched", ""),
+    ({"status": 32}, PORT.format("-1.0"), "watched failing suspect", "port 80 failed"),
+    ({}, PORT.format("-1.0"), "watched suspect", "port 80 failed"),  # below its threshold
+    ({}, PORT.format("0.01"), "watched good", ""),
+    ({"status": 16}, PROGRAM.format(1), "watched failing suspect", "last words"),
+    ({"status": 16}, PROGRAM.format(75), "watched unasked", "last words"),
+    ({"status": 16}, SILENT, "watched failing suspect", "exit code 2"),
 )
 def test_service(numbers, parts, flags, message):
     found = monit.Service(ElementTree.fromstring(service(parts=parts, **numbers)))
@@ -78,19 +76,17 @@ def test_service(numbers, parts, flags, message):
     assert (set(have), found.message, found.name) == (set(flags.split()), message, "a.http")
 
 
-@pytest.mark.parametrize(
+@cases(
     ("codes", "need", "good", "failing"),
-    [
-        ([1, 1], 3, 1, False),
-        ([1, 1, 1], 3, 1, True),
-        ([1, 1, 1, 0], 3, 1, False),
-        ([1, 1, 1, 0], 3, 2, True),
-        ([1, 1, 1, 0, 0], 3, 2, False),
-        ([1, 0, 1], {"failures": 2, "within": 3}, 1, True),
-        ([1, 0, 0, 1], {"failures": 2, "within": 3}, 1, False),
-        ([1, 75, 1], 2, 1, True),
-        ([1, 1, 75], 2, 1, False),
-    ],
+    ([1, 1], 3, 1, False),
+    ([1, 1, 1], 3, 1, True),
+    ([1, 1, 1, 0], 3, 1, False),
+    ([1, 1, 1, 0], 3, 2, True),
+    ([1, 1, 1, 0, 0], 3, 2, False),
+    ([1, 0, 1], {"failures": 2, "within": 3}, 1, True),
+    ([1, 0, 0, 1], {"failures": 2, "within": 3}, 1, False),
+    ([1, 75, 1], 2, 1, True),
+    ([1, 1, 75], 2, 1, False),
 )
 def test_outcome_of_a_probe(codes, need, good, failing):
     check = {"failure_threshold": need, "success_threshold": good}
@@ -123,12 +119,10 @@ def test_status_is_asked_again_once_and_is_none_without_an_answer(serve):
     assert client.status() is None
 
 
-@pytest.mark.parametrize(
+@cases(
     ("control", "credentials"),
-    [
-        ("allow admin:\"se cret\" read-only\n  allow 'ro ot':x\n", b"ro ot:x"),
-        ("# allow a:b\nallow localhost  # \udce9\n", None),
-    ],
+    ("allow admin:\"se cret\" read-only\n  allow 'ro ot':x\n", b"ro ot:x"),
+    ("# allow a:b\nallow localhost  # \udce9\n", None),
 )
 def test_credentials_are_those_of_the_operators_control_file(serve, conf, control, credentials):
     with open(conf["monitrc"], "w", encoding="utf-8", errors="surrogateescape") as handle:
@@ -166,13 +160,10 @@ def test_wait_ends_when_monit_knows_all_services(serve):
     ("name", "tested", "signalled"),
     [("monit", True, True), ("monit", False, False), ("sleep", True, False)],
 )
-def test_only_a_monit_whose_text_was_tested_is_signalled(
-    node, conf, tmp_path, name, tested, signalled
-):
+def test_monit_is_signalled_only_after_a_test(node, conf, tmp_path, name, tested, signalled):
     program, calls, cli = tmp_path / name, tmp_path / "calls", tmp_path / "cli"
     shutil.copy(shutil.which("sleep"), program)
-    cli.write_text(f'#!/bin/sh\necho "$@" >> {calls}\necho no >&2\nexit 1\n')
-    cli.chmod(0o755)
+    script(cli, f'echo "$@" >> {calls}\necho no >&2\nexit 1')
     node.conf["monit"] = str(cli)
     client = monit.Monit(node)
     with subprocess.Popen([program, "60"]) as process:

@@ -4,8 +4,9 @@ import json
 import pathlib
 
 import policy
-import pytest
 from clock import Moment
+
+from .conftest import cases
 
 NOW = Moment(1000.0, 50.0, "boot-1")
 
@@ -16,40 +17,32 @@ def load(node, own):
 
 def test_own_policy_is_laid_over_the_nodes_and_that_over_the_built_in(node):
     assert load(node, None) == {**policy.BUILTIN, "trouble": ""}
-    node.policy = {
-        "start_period": 5,
-        "on_failure": ["alert"],
-        "restart": {"attempts": 7, "delay": 1},
-    }
+    node.policy = {"start_period": 5, "on_failure": ["alert"]}
+    node.policy["restart"] = {"attempts": 7, "delay": 1}
     own = {"on_failure": ["start"], "restart": {"delay": 2}, "checks": {"a": {}}}
     found = load(node, own)
-    assert (found["start_period"], found["on_failure"], found["checks"]) == (
-        5,
-        ["start"],
-        {"a": {}},
-    )
+    assert (found["start_period"], found["on_failure"]) == (5, ["start"])
+    assert found["checks"] == {"a": {}}
     assert found["restart"] == {**policy.BUILTIN["restart"], "attempts": 7, "delay": 2}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("own", "trouble"),
-    [
-        ("{", "Expecting property name"),
-        ("[]", "expected a mapping"),
-        ("[" * 100000, "recursion"),
-        ({"schema": 2}, "policy.json:schema: '2'"),
-        ({"restart": {"attempts": "x"}}, ":restart:attempts: 'x'"),
-        ({"restart": {"mode": 1}}, ":restart:mode: '1'"),
-        ({"restart": []}, ":restart: '[]'"),
-        ({"checks": 7}, "expected a mapping with a mapping of checks"),
-        ({"checks": {"tcp": []}}, "checks:tcp: '[]'"),
-        ({"checks": {"tcp": {"interval": "x"}}}, "checks:tcp:interval: 'x'"),
-        ({"on_failure": 3}, ":on_failure: '3'"),
-        ({"on_failure": [3]}, ":on_failure: '[3]'"),
-        ({"start_period": None}, ":start_period: 'None'"),
-        ({"depends_on": 5}, "depends_on: '5'"),
-        ({"restart_with": [5]}, "restart_with: '[5]'"),
-    ],
+    ("{", "Expecting property name"),
+    ("[]", "expected a mapping"),
+    ("[" * 100000, "recursion"),
+    ({"schema": 2}, "policy.json:schema: '2'"),
+    ({"restart": {"attempts": "x"}}, ":restart:attempts: 'x'"),
+    ({"restart": {"mode": 1}}, ":restart:mode: '1'"),
+    ({"restart": []}, ":restart: '[]'"),
+    ({"checks": 7}, "expected a mapping with a mapping of checks"),
+    ({"checks": {"tcp": []}}, "checks:tcp: '[]'"),
+    ({"checks": {"tcp": {"interval": "x"}}}, "checks:tcp:interval: 'x'"),
+    ({"on_failure": 3}, ":on_failure: '3'"),
+    ({"on_failure": [3]}, ":on_failure: '[3]'"),
+    ({"start_period": None}, ":start_period: 'None'"),
+    ({"depends_on": 5}, "depends_on: '5'"),
+    ({"restart_with": [5]}, "restart_with: '[5]'"),
 )
 def test_policy_of_nonsense_is_not_used_and_says_where(node, own, trouble):
     found = load(node, own)
@@ -63,22 +56,14 @@ CHECKS = {
 ALIVE = {"alive": {"type": "running", "on_failure": ["stop"]}}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("checks", "check", "ladder", "attempts", "acts"),
-    [
-        (CHECKS, "http", ["event"], 1, False),
-        (CHECKS, "tcp", ["restart"], 3, True),
-        (CHECKS, "env", ["restart"], 3, True),
-        (CHECKS, "gone", ["restart"], 3, True),
-        ({**CHECKS, **ALIVE}, "env", ["stop"], 3, True),
-        (
-            {"x": {"on_failure": ["alert", "event", "start"]}},
-            "x",
-            ["alert", "event", "start"],
-            3,
-            True,
-        ),
-    ],
+    (CHECKS, "http", ["event"], 1, False),
+    (CHECKS, "tcp", ["restart"], 3, True),
+    (CHECKS, "env", ["restart"], 3, True),
+    (CHECKS, "gone", ["restart"], 3, True),
+    ({**CHECKS, **ALIVE}, "env", ["stop"], 3, True),
+    ({"x": {"on_failure": ["alert", "event", "start"]}}, "x", ["alert", "event", "start"], 3, True),
 )
 def test_ladder_and_restarts_of_a_check(node, checks, check, ladder, attempts, acts):
     found = load(node, {"checks": checks})
@@ -87,10 +72,7 @@ def test_ladder_and_restarts_of_a_check(node, checks, check, ladder, attempts, a
     assert policy.patience(found) == (90 if "tcp" in checks else 60)
 
 
-@pytest.mark.parametrize(
-    ("function", "waits"),
-    [("constant", [10, 10, 10, 10]), ("exponential", [10, 20, 40, 45])],
-)
+@cases(("function", "waits"), ("constant", [10] * 4), ("exponential", [10, 20, 40, 45]))
 def test_delay_grows_to_its_cap_and_jitters_around_it(function, waits):
     restart = {"delay": 10, "delay_function": function, "max_delay": 45, "jitter": 0.25}
     for number, share in ((0.5, 1), (1.0, 1.25), (0.0, 0.75)):

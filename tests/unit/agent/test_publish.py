@@ -8,7 +8,7 @@ import publish
 import pytest
 import survey
 
-from .conftest import published, rule
+from .conftest import claim, published, rule
 
 
 def test_change_is_read_once_and_verified(node, world, daemon, tmp_path):
@@ -82,9 +82,8 @@ def test_text_that_ends_monit_is_taken_back_until_its_inputs_change(node, world,
     world.env("a", template=rule("fatal"))
     world.env("b", template=rule("fatal"))
     found = published(daemon)
-    assert found.errors["(monit)"] == (
-        "monit ended when it read generation 2; generation 1 is published again"
-    )
+    words = "monit ended when it read generation 2; generation 1 is published again"
+    assert found.errors["(monit)"] == words
     assert daemon.asked == [("reload", True), "start"] and good.pop("gone")
     assert generations.parts_of(generations.published(node)) == good
     assert (found.held["generation"], set(found.services)) == (1, {"a.tcp"})
@@ -104,18 +103,6 @@ def test_first_text_that_ends_monit_leaves_it_without_envs(node, world, daemon):
     assert "check" not in generations.published(node) and daemon.pid() == 77
 
 
-def test_more_envs_than_a_glob_takes_change_nothing(node, world, daemon, monkeypatch):
-    node.conf["include"] = "glob"
-    monkeypatch.setattr(publish, "INCLUDES", 1)
-    world.env("a")
-    published(daemon)
-    before = generations.published(node)
-    world.env("b")
-    found = published(daemon)
-    assert "2 envs are more than monit includes by one glob (1)" in found.errors["(monit)"]
-    assert (generations.published(node), daemon.asked, found.changed) == (before, [], [])
-
-
 def test_digest_of_what_is_wanted_follows_templates_not_what_is_published(node, world, daemon):
     world.env("a", template=rule())
     before = publish.wanted(node, survey.take(node))
@@ -125,14 +112,11 @@ def test_digest_of_what_is_wanted_follows_templates_not_what_is_published(node, 
     assert publish.wanted(node, survey.take(node)) != before
 
 
-def test_service_that_two_envs_claim_is_pillars_then_of_who_has_it_then_of_who_runs(
-    node, world, daemon, tmp_path
-):
-    claims = 'check host "web" with address "1.1.1.1"\n  if failed port 1 then alert\n'
-    world.env("a", up=False, template=claims)
-    world.env("b", template=claims)
+def test_service_that_two_envs_claim_is_pillars_or_stays(node, world, daemon, tmp_path):
+    world.env("a", up=False, template=claim("web"))
+    world.env("b", template=claim("web"))
     assert published(daemon).services == {"web": ("b", "web")}
-    world.env("a", template=claims)
+    world.env("a", template=claim("web"))
     world.env("c")
     world.kill("b")
     assert published(daemon).services["web"] == ("b", "web")

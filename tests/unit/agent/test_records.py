@@ -1,6 +1,5 @@
 """The record of an env: how it changes, when it is written, and what a full disk does to it."""
 
-import json
 import os
 
 import files
@@ -8,6 +7,8 @@ import pytest
 import records
 from clock import Moment
 from node import AgentError
+
+from .conftest import remember
 
 NOW = Moment(1000.0, 50.0, "boot-1")
 
@@ -50,9 +51,7 @@ def test_history_is_bounded_and_each_transition_has_an_id(node, world):
     assert records.history(node, "lb1") == [{"env": "x"}]
 
 
-def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(
-    node, world, monkeypatch, capsys
-):
+def test_record_that_cannot_be_saved_is_written_later(node, world, monkeypatch, capsys):
     world.env("lb1")
     env = records.load(node, "lb1")
     records.save(node, env)
@@ -70,47 +69,33 @@ def test_record_that_cannot_be_saved_is_kept_in_mind_and_written_later(
     assert capsys.readouterr().err.count("its record cannot be written") == 1
     monkeypatch.setattr("files._put", real)
     records.save(node, again)
-    assert records.UNSAVED == {}
-    assert records.load(node, "lb1")["attempts"] == [1, 1]
+    assert records.UNSAVED == {} and records.load(node, "lb1")["attempts"] == [1, 1]
 
 
-def test_saved_record_is_written_only_when_it_changed(node, world):
+def test_saved_record_is_written_only_when_it_changed(node, world, monkeypatch):
     world.env("lb1")
-    records.save(node, records.load(node, "lb1"))
+    synced = []
+    monkeypatch.setattr(os, "fsync", synced.append)
+    env = records.load(node, "lb1").at(NOW)
+    env.announce("created")
+    records.save(node, env)
+    assert synced == [], "what is first seen is no loss"
+    env.fresh = False  # as a hook leaves it
+    env["heals"] = 0
+    records.save(node, env)
+    assert synced
     path = node.in_state("envs", "lb1.json")
     os.utime(path, (7, 7))
     env = records.load(node, "lb1")
     records.save(node, env)
     assert os.stat(path).st_mtime == 7 and not env.new and records.names(node) == {"lb1"}
-    with records.changing(node, "lb1") as changed:
-        changed["heals"] = 1
+    remember(node, "lb1", heals=1)
     assert records.load(node, "lb1")["heals"] == 1 and records.UNSAVED == {}
-    with records.changing(node, "unknown") as changed:
-        changed["heals"] = 1
+    remember(node, "unknown", heals=1)
     assert records.names(node) == {"lb1"}
     open(node.dead_marker("lb1"), "w").close()
     records.forget(node, "lb1")
     assert records.names(node) == set() and not os.path.exists(node.dead_marker("lb1"))
-
-
-def test_record_of_a_newer_agent_is_not_touched(node):
-    with open(node.in_state("envs", "lb1.json"), "w") as handle:
-        json.dump({"schema": 9}, handle)
+    files.write(node.in_state("envs", "lb1.json"), '{"schema": 9}')
     with pytest.raises(AgentError, match="has schema 9, this agent knows 1"):
         records.load(node, "lb1")
-
-
-def test_first_seen_record_needs_no_fsync_and_one_that_a_hook_changed_does(
-    node, world, monkeypatch
-):
-    world.env("lb1")
-    synced, real = [], os.fsync
-    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(fd), real(fd)))
-    env = records.load(node, "lb1").at(NOW)
-    env.announce("created")
-    records.save(node, env)
-    assert synced == []
-    env.fresh = False
-    env["heals"] = 1
-    records.save(node, env)
-    assert synced

@@ -2,19 +2,16 @@
 
 import re
 
-import pytest
 import reload
 
-from .conftest import published
+from .conftest import cases, published
 
 
-@pytest.mark.parametrize(
+@cases(
     ("how", "words"),
-    [
-        ("silent", "monit runs and does not answer since its reload"),
-        ("idle", "monit has not checked anything for 0.3 s since its reload"),
-        ("deaf", "monit does not know 1 of the published checks: does .*monitrc include them"),
-    ],
+    ("silent", "monit runs and does not answer since its reload"),
+    ("idle", "monit has not checked anything for 0.3 s since its reload"),
+    ("deaf", "monit does not know 1 of the published checks: does .*monitrc include them"),
 )
 def test_reload_that_does_not_work_is_an_error(node, world, daemon, monkeypatch, how, words):
     world.env("a")
@@ -28,18 +25,14 @@ def test_reload_that_does_not_work_is_an_error(node, world, daemon, monkeypatch,
         assert published(daemon).reloaded, "after a minute it is asked again"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("state", "asked", "error"),
-    [
-        ("answers", [], None),
-        ("ended", ["start"], None),
-        ("silent", [("reload", False)], "monit does not answer on its socket m.sock"),
-        ("broken", ["start"], "before; monit does not start"),
-    ],
+    ("answers", [], None),
+    ("ended", ["start"], None),
+    ("silent", [("reload", False)], "monit does not answer on its socket m.sock"),
+    ("broken", ["start"], "before; monit does not start"),
 )
-def test_monit_that_does_not_answer_is_started_or_made_to_read(
-    node, world, daemon, state, asked, error
-):
+def test_silent_monit_is_started_or_made_to_read(node, world, daemon, state, asked, error):
     world.env("a")
     published(daemon)
     if state != "answers":

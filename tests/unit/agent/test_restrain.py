@@ -9,6 +9,8 @@ from policy import BUILTIN
 from records import Record
 from restrain import Due, Judged, restrain
 
+from .conftest import cases
+
 NOW = Moment(1.8e9, 5e4, "boot-1")
 SLOW = {"type": "http", "timeout": 2}
 ALERT = {"on_failure": ["alert"]}
@@ -19,12 +21,7 @@ def ago(seconds):
 
 
 def node(states, policies=None, due=None, suspects=(), ran=None, **records):
-    """
-    Judged envs e0, e1, … in ``states``, all with a check `http` that fails first now.
-
-    policies {env: what differs from BUILTIN}, records {env: what differs in its record}; due: names
-    of envs, by default all that fail.
-    """
+    """Judged envs e0, e1, … in ``states``; ``policies`` and ``records`` say how one differs."""
     envs, rules = {}, {}
     for number, state in enumerate(states):
         name = f"e{number}"
@@ -54,36 +51,31 @@ DEAD = {f"e{i}": {"check": "env"} for i in EVERY}
 DEPENDENT = {f"e{i}": {"check": "depends_on"} for i in EVERY}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("states", "given", "budget", "storms"),
-    [
-        (["failing"] * 4, {}, {}, False),
-        (["failing"] * 5 + ["healthy"] * 5, {}, {}, False),
-        (["failing"] * 6 + ["healthy"] * 4, {}, {}, True),
-        (["failing"] * 5, {}, {}, True),
-        (["failing"] * 4, {}, {"storm_min": 4}, True),
-        (["failing"] * 5 + ["healthy"] * 5, {}, {"storm_threshold": 0.4}, True),
-        (["healing"] * 3 + ["backoff"] * 3, {}, {}, True),
-        (["starting"] * 8, {}, {}, False),
-        (["gave_up"] * 8, {}, {}, False),
-        (EIGHT, OLD, {}, False),
-        (EIGHT, OLD, {"storm_window": 300}, True),
-        (EIGHT, DEAD, {}, False),
-        (EIGHT, DEPENDENT, {}, False),
-        (EIGHT, {f"e{i}": {"intent": "stopped"} for i in EVERY}, {}, False),
-        (EIGHT, {"policies": {f"e{i}": ALERT for i in EVERY}}, {}, False),
-        (["failing"] + ["healthy"] * 7, {"suspects": [f"e{i}" for i in EVERY]}, {}, True),
-        (["failing"] + ["stopped"] * 7, {"suspects": [f"e{i}" for i in EVERY]}, {}, False),
-    ],
+    (["failing"] * 4, {}, {}, False),
+    (["failing"] * 5 + ["healthy"] * 5, {}, {}, False),
+    (["failing"] * 6 + ["healthy"] * 4, {}, {}, True),
+    (["failing"] * 5, {}, {}, True),
+    (["failing"] * 4, {}, {"storm_min": 4}, True),
+    (["failing"] * 5 + ["healthy"] * 5, {}, {"storm_threshold": 0.4}, True),
+    (["healing"] * 3 + ["backoff"] * 3, {}, {}, True),
+    (["starting"] * 8, {}, {}, False),
+    (["gave_up"] * 8, {}, {}, False),
+    (EIGHT, OLD, {}, False),
+    (EIGHT, OLD, {"storm_window": 300}, True),
+    (EIGHT, DEAD, {}, False),
+    (EIGHT, DEPENDENT, {}, False),
+    (EIGHT, {f"e{i}": {"intent": "stopped"} for i in EVERY}, {}, False),
+    (EIGHT, {"policies": {f"e{i}": ALERT for i in EVERY}}, {}, False),
+    (["failing"] + ["healthy"] * 7, {"suspects": [f"e{i}" for i in EVERY]}, {}, True),
+    (["failing"] + ["stopped"] * 7, {"suspects": [f"e{i}" for i in EVERY]}, {}, False),
 )
-def test_storm_needs_a_share_and_a_number_that_began_to_fail_together(
-    states, given, budget, storms
-):
+def test_storm_is_a_share_and_a_number_that_began_to_fail_together(states, given, budget, storms):
     found = restrained(node(states, **given), **budget)
     assert ("envs" in found.storm) == storms
-    assert due(found) == (
-        [] if storms else [f"e{i}" for i, s in enumerate(states) if s == "failing"]
-    )
+    failing = [f"e{i}" for i, state in enumerate(states) if state == "failing"]
+    assert due(found) == ([] if storms else failing)
     transitions = [(name, words) for env, name, words in found.announcements if env == "e0"]
     up = sum(given.get(f"e{i}", {}).get("intent") != "stopped" for i in range(len(states)))
     ill = 8 if "suspects" in given else sum(s in ("failing", "healing", "backoff") for s in states)
@@ -123,19 +115,17 @@ MANY = {f"e{i}": ONE for i in EVERY}
 PROGRAMS = {f"e{i}": {"checks": {"http": {"type": "exec", "failure_threshold": 1}}} for i in EVERY}
 
 
-@pytest.mark.parametrize(
+@cases(
     ("others", "given", "wait"),
-    [
-        (7, {}, None),
-        (7, {"policies": MANY}, 15),  # a cycle of 5 s, and 2 s for each of five
-        (7, {"policies": MANY, "e0": {"since": ago(6)}}, 9),
-        (7, {"policies": MANY, "e0": {"since": ago(15)}}, None),
-        (7, {"policies": MANY, "e0": {"check": "env"}}, None),
-        (3, {"policies": MANY}, None),  # four can be no storm of five
-        (7, {"policies": {"e0": ONE, "e1": {"checks": {"slow": {"timeout": 90}}}}}, 60),
-        (7, {"policies": {**MANY, "e7": {"checks": {}}}, "e6": {"intent": "stopped"}}, 15),
-        (7, {"policies": PROGRAMS}, None),
-    ],
+    (7, {}, None),
+    (7, {"policies": MANY}, 15),  # a cycle of 5 s, and 2 s for each of five
+    (7, {"policies": MANY, "e0": {"since": ago(6)}}, 9),
+    (7, {"policies": MANY, "e0": {"since": ago(15)}}, None),
+    (7, {"policies": MANY, "e0": {"check": "env"}}, None),
+    (3, {"policies": MANY}, None),  # four can be no storm of five
+    (7, {"policies": {"e0": ONE, "e1": {"checks": {"slow": {"timeout": 90}}}}}, 60),
+    (7, {"policies": {**MANY, "e7": {"checks": {}}}, "e6": {"intent": "stopped"}}, 15),
+    (7, {"policies": PROGRAMS}, None),
 )
 def test_with_a_threshold_of_one_the_first_failure_waits_for_the_others(others, given, wait):
     found = restrained(node(["failing"] + ["healthy"] * others, **given))
@@ -163,32 +153,27 @@ def test_dependence_in_a_circle_is_no_dead_lock():
     assert due(restrained(node(["failing"] * 3, rules))) == ["e2"], "a chain"
 
 
-@pytest.mark.parametrize(
+@cases(
     ("dependent", "parent", "rules", "restarted"),
-    [
-        ({}, {}, {}, True),
-        ({"state": "failing"}, {}, {}, True),
-        ({"state": "starting"}, {}, {}, True),
-        ({"state": "silenced"}, {}, {}, False),
-        ({"started": ago(0)}, {}, {}, False),
-        ({"intent": "stopped"}, {}, {}, False),
-        ({"phase": "starting"}, {}, {}, False),
-        ({"next": {"after": ago(0), "seconds": 9}}, {}, {}, False),
-        ({}, {"restarted": None}, {}, False),
-        ({}, {"state": "starting"}, {}, False),
-        ({}, {}, {"heal": False}, False),
-        ({}, {}, {"restart_with": []}, False),
-        ({}, {}, {"restart_with": ["e2"]}, False),
-    ],
+    ({}, {}, {}, True),
+    ({"state": "failing"}, {}, {}, True),
+    ({"state": "starting"}, {}, {}, True),
+    ({"state": "silenced"}, {}, {}, False),
+    ({"started": ago(0)}, {}, {}, False),
+    ({"intent": "stopped"}, {}, {}, False),
+    ({"phase": "starting"}, {}, {}, False),
+    ({"next": {"after": ago(0), "seconds": 9}}, {}, {}, False),
+    ({}, {"restarted": None}, {}, False),
+    ({}, {"state": "starting"}, {}, False),
+    ({}, {}, {"heal": False}, False),
+    ({}, {}, {"restart_with": []}, False),
+    ({}, {}, {"restart_with": ["e2"]}, False),
 )
-def test_dependent_that_asked_is_restarted_once_after_what_it_depends_on(
-    dependent, parent, rules, restarted
-):
+def test_dependent_is_restarted_once_after_its_parent(dependent, parent, rules, restarted):
     rules = {"e0": {"depends_on": ["e1"], "restart_with": ["e1"], **rules}}
     envs = {"e0": {"started": ago(60), **dependent}, "e1": {"restarted": ago(10), **parent}}
     found = restrained(node(["healthy"] * 3, rules, [], **envs))
     assert found.due == ([Due("e0", "depends_on", "e1 was restarted")] if restarted else [])
     already = restrained(node(["healthy"] * 3, rules, ["e0"], **envs))
-    assert [heal.check for heal in already.due if heal.env == "e0"] == ["http"] * (
-        envs["e1"].get("state") != "starting"
-    )
+    waits = envs["e1"].get("state") == "starting"
+    assert [heal.check for heal in already.due if heal.env == "e0"] == ["http"] * (not waits)

@@ -4,7 +4,7 @@ import pytest
 import text
 from text import EnvError
 
-from .conftest import GOOD, facts, one
+from .conftest import GOOD, cases, claim, facts
 
 
 def make(node, template, trusted=True, env="lb1", **row):
@@ -19,15 +19,8 @@ UPSTREAM = """check host %%JNAME%% with address %%IPV4_FIRST%%
 """
 
 
-def test_upstreams_template_heals_instead_of_restarting(node):
-    made = make(node, UPSTREAM, False)
-    assert f'exec "{node.wake} monit lb1" repeat' in made.text
-    assert (made.services(), made.foreign) == ({"lb1": "lb1"}, [])
-
-
-def test_env_names_differ_where_monit_folds_case(node):
-    names = [text.service_prefix(n) for n in ("lb1", "LB1", "Lb1", "lb_1")]
-    assert len({n.lower() for n in names}) == 4
+def test_env_names_differ_where_monit_folds_case():
+    assert len({text.service_prefix(n).lower() for n in ("lb1", "LB1", "Lb1", "lb_1")}) == 4
 
 
 def test_address_change_in_the_inventory_wins_over_an_old_hook(node):
@@ -36,111 +29,70 @@ def test_address_change_in_the_inventory_wins_over_an_old_hook(node):
     assert found["ADDRESS"] == "10.0.0.9"
 
 
-def test_ipv6_only(node):
+def test_no_address_is_a_clear_message(node):
     found = facts(node, ip4_addr="fde4::1/64")
     assert text.fill('"%%ADDRESS%%"', found) == '"fde4::1"'
     with pytest.raises(EnvError, match="no address yet: ip4_addr is 'fde4::1/64'"):
         text.fill("%%IPV4_FIRST%%", found)
-
-
-@pytest.mark.parametrize("ip4_addr", ["DHCP", "REALDHCP", "0", ""])
-def test_no_address_is_a_clear_message(node, ip4_addr):
-    with pytest.raises(EnvError, match="no address yet"):
-        make(node, UPSTREAM, ip4_addr=ip4_addr)
+    for ip4_addr in ("DHCP", "REALDHCP", "0", ""):
+        with pytest.raises(EnvError, match=f"no address yet: ip4_addr is '{ip4_addr}'"):
+            make(node, UPSTREAM, ip4_addr=ip4_addr)
 
 
 @pytest.mark.parametrize("value", ['a"b', "a b", "a\nb", "a'b", "a;b", "a{b", "ü", "a#b", "a\\b"])
-def test_fact_that_monit_could_misread_is_refused(node, value):
+def test_fact_that_monit_could_misread_is_refused_and_an_unknown_one_is_named(node, value):
     with pytest.raises(EnvError, match="%%HOST_HOSTNAME%%"):
         text.fill("%%HOST_HOSTNAME%%", facts(node, host_hostname=value))
-
-
-def test_unknown_fact_is_named(node):
     with pytest.raises(EnvError, match="%%NOSUCH%%"):
         text.fill("%%NOSUCH%%", facts(node))
 
 
-@pytest.mark.parametrize(
+@cases(
     ("template", "words"),
-    [
-        ("set daemon 1\n", "change the whole node"),
-        (
-            'check file x path /x\n  if changed checksum then alert\nINCLUDE "/etc/x"\n',
-            "change the whole node",
-        ),
-        ('check host "all" address 1.1.1.1\n  if failed port 1 then alert\n', "must not be called"),
-        (
-            'check host x address 1.1.1.1\n  if failed port 1 send "x then alert\n',
-            "unbalanced quotes",
-        ),
-        ("check host x address 1.1.1.1\x07\n", "control characters"),
-    ],
+    ("set daemon 1\n", "change the whole node"),
+    (f'{claim("x")}INCLUDE "/etc/x"\n', "change the whole node"),
+    (claim("lb1#x", "alert set daemon 77"), "change the whole node"),  # no comment begins there
+    (claim("all"), "must not be called"),
+    (f"{FILE}  {GOOD}\n{text.MARK}b\ncheck file b path /x\n", "parts one env from the next"),
+    *(
+        (f'{FILE}  every "{cron}"\n  {GOOD}\n', "no time that every version of monit survives")
+        for cron in (",,, * * * *", "99", "* * * * *,", "*/5 * * * *", "a b c d e")
+    ),
+    (claim("x").replace("port 1", 'port 1 send "x'), "unbalanced quotes"),
+    ("check host x address 1.1.1.1\x07\n", "control characters"),
 )
 def test_text_that_reaches_beyond_its_env_is_refused(node, template, words):
     with pytest.raises(EnvError, match=words):
         make(node, template, True)
 
 
-@pytest.mark.parametrize(
+@cases(
     "line",
-    [
-        'if failed port 1 then exec "/bin/evil"',
-        'if failed port 1 then exec "/usr/local/bin/cbsd jrestart other"',
-        'start program = "/bin/evil"',
-        'stop program "/bin/evil"',
-        "if failed port 1 then exec /bin/evil",
-    ],
+    'if failed port 1 then exec "/bin/x"',
+    'start program = "/bin/x"',
+    'stop program "/bin/x"',
+    "if failed port 1 then exec /bin/x",
+    'if failed port 1 then;exec "/bin/x"',
+    "if failed port 1 then exec '/bin/x'",
+    'if failed host a#b port 1 then exec "/bin/x"',
 )
-def test_foreign_programs_need_pillar_or_root(node, line):
+def test_every_way_that_monit_knows_to_run_something_needs_pillar_or_root(node, line):
+    for command in ("/bin/x", "/usr/local/bin/cbsd jrestart other"):
+        template = f"check host lb1 with address 1.1.1.1\n  {line.replace('/bin/x', command)}\n"
+        with pytest.raises(EnvError, match="as root|it says"):
+            make(node, template, False)
     template = f"check host lb1 with address 1.1.1.1\n  {line}\n"
-    with pytest.raises(EnvError, match="as root"):
-        make(node, template, False)
-    assert len(make(node, template, True).foreign) == 1
-
-
-def test_check_program_is_a_program(node):
-    template = (
-        'check program lb1 with path "/bin/evil a" timeout 5 seconds\n  if status != 0 then alert\n'
-    )
-    with pytest.raises(EnvError, match="/bin/evil a"):
-        make(node, template, False)
-    probe = f'check program lb1 with path "{node.wake} probe lb1 x"\n  if status != 0 then alert\n'
-    assert make(node, probe, False).foreign == []
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        'if failed port 1 then execute "/bin/x"',
-        'start "/bin/x"',
-        'start = "/bin/x"',
-        'startprogram "/bin/x"',
-        'start program="/bin/x"',
-        'restart "/bin/x"',
-        'if failed port 1 then(exec "/bin/x")',
-        'if failed port 1 then;exec "/bin/x"',
-        "if failed port 1 then exec '/bin/x'",
-        'if failed host a#b port 1 then exec "/bin/x"',
-    ],
-)
-def test_every_way_that_monit_knows_to_run_something_is_seen(node, line):
-    template = f"check host lb1 with address 1.1.1.1\n  {line}\n"
-    with pytest.raises(EnvError, match="as root|it says"):
-        make(node, template, False)
     assert make(node, template, True).foreign == ["/bin/x"]
 
 
-def test_what_follows_a_hash_inside_a_word_is_no_comment(node):
-    template = (
-        "check host lb1#x with address 1.1.1.1\n  if failed port 1 then alert set daemon 77\n"
-    )
-    with pytest.raises(EnvError, match="change the whole node"):
-        make(node, template, True)
+def test_check_program_is_a_program(node):
+    template = 'check program lb1 with path "{}"\n  if status != 0 then alert\n'
+    with pytest.raises(EnvError, match="/bin/evil a"):
+        make(node, template.format("/bin/evil a"), False)
+    assert make(node, template.format(f"{node.wake} probe lb1 x"), False).foreign == []
 
 
-RENDERED = (
-    WEB
-    + """  onreboot laststate
+RENDERED = f"""{WEB}  onreboot laststate
   depends on "%%ENV%%.env"
   every 3 cycles
   if failed port 443 protocol https request "/x" status = 200 content = "a b"
@@ -152,25 +104,19 @@ RENDERED = (
 check program "%%ENV%%.app" with path "%%WAKE%% probe %%JNAME%% app" with timeout 9 seconds
   if status != 0 for 2 cycles then alert
 """
-)
 DEAD = FILE + '  if exist then exec "%%WAKE%% monit %%ENV%%.env" repeat every 5 cycles\n'
 
 
-@pytest.mark.parametrize("template", [UPSTREAM, RENDERED, DEAD])
-def test_what_we_render_and_what_upstream_wrote_is_harmless_anywhere(node, template):
-    assert make(node, template, False).foreign == []
+TIMED = f'{FILE}  every "0-30,45 8 * * 1-5"\n  {GOOD}\n'
 
 
-@pytest.mark.parametrize("cron", [",,, * * * *", "99", "* * * * *,", "*/5 * * * *", "a b c d e"])
-def test_time_that_ends_a_running_monit_is_refused(node, cron):
-    with pytest.raises(EnvError, match="no time that every version of monit survives"):
-        one(node, "a", f'every "{cron}"\n  {GOOD}')
-    assert one(node, "a", f'every "0-30,45 8 * * 1-5"\n  {GOOD}').text
-
-
-def test_line_that_would_begin_another_env_s_part_is_refused(node):
-    with pytest.raises(EnvError, match="parts one env from the next"):
-        one(node, "a", f"{GOOD}\n{text.MARK}b\ncheck file b path /x")
+@pytest.mark.parametrize("template", [UPSTREAM, RENDERED, DEAD, TIMED])
+def test_what_we_render_and_what_upstream_wrote_is_harmless_and_heals(node, template):
+    made = make(node, template, False)
+    assert made.foreign == []
+    if template is UPSTREAM:
+        assert f'exec "{node.wake} monit lb1" repeat' in made.text
+        assert made.services() == {"lb1": "lb1"}
 
 
 PROBE = 'check program "%%ENV%%.p" with path "%%WAKE%% probe {} p"\n  if status != 0 then alert\n'
@@ -190,9 +136,7 @@ TEMPLATES = [
 @pytest.mark.parametrize("template", TEMPLATES)
 @pytest.mark.parametrize("hostname", ["web", "all", "set", "include", "exec", "node-x", "alert"])
 @pytest.mark.parametrize("trusted", [True, False])
-def test_one_look_at_a_template_says_what_a_look_at_each_text_would(
-    node, monkeypatch, template, hostname, trusted
-):
+def test_one_look_at_a_template_is_enough(node, monkeypatch, template, hostname, trusted):
     def outcome():
         text.Template.cache_clear()
         try:

@@ -7,102 +7,64 @@ import text
 from node import AgentError
 from trial import Trial
 
-from .conftest import GOOD, facts, one
-
-
-class FakeMonit:
-    """Counts the parses and refuses texts that hold a bad word."""
-
-    def __init__(self, bad):
-        self.bad, self.parses = bad, 0
-
-    def test(self, path):
-        self.parses += 1
-        stage = [line.split()[1] for line in open(path) if line.startswith("include")][-1]
-        for number, line in enumerate(open(stage), 1):
-            if any(word in line for word in self.bad):
-                return f"{stage}:{number}: syntax error 'x'"
-        return ""
+from .conftest import GOOD, Daemon, cases, claim, facts, one
 
 
 class Counting(monit.Monit):
-    """The real monit, and how often it was asked."""
-
-    parses = 0
+    trials = 0
 
     def test(self, path):
-        self.parses += 1
+        self.trials += 1
         return super().test(path)
 
 
 def texts(node, count, bad=()):
-    return [
-        one(node, f"e{i}", f"if exist then {'bad' if i in bad else 'good'}") for i in range(count)
-    ]
+    return [one(node, f"e{i}", "if exist then bad" if i in bad else GOOD) for i in range(count)]
 
 
 @pytest.mark.parametrize("bad", [(), (0,), (99,), (50,), (3, 4), (0, 50, 99)])
 def test_the_envs_that_do_not_parse_are_found_without_parsing_each(node, bad):
-    fake = FakeMonit(["then bad"])
-    trial = Trial(node, fake, node.head)
-    good, refused, _ = trial.accept(texts(node, 100, bad))
+    fake = Daemon(node)
+    good, refused, _ = Trial(node, fake, node.head).accept(texts(node, 100, bad))
     assert sorted(refused) == sorted(f"e{i}" for i in bad)
     assert len(good) == 100 - len(bad)
-    assert fake.parses <= 2 + 12 * len(bad)
+    assert fake.trials <= (2 if len(bad) == 1 else 2 + 12 * len(bad))
 
 
-def test_one_bad_env_costs_one_parse_more(node):
-    fake = FakeMonit(["then bad"])
-    Trial(node, fake, node.head).accept(texts(node, 100, (50,)))
-    assert fake.parses == 2
-
-
-def claim(node, env, *names, rank=()):
-    rules = "".join(
-        f'check host "{n}" with address 1.1.1.1\n  if exist then alert\n' for n in names
-    )
+def claiming(node, env, *names, rank=()):
+    rules = "".join(map(claim, names))
     return text.make(node, env, rules, facts(node, env), True, rank=rank)
 
 
-@pytest.mark.parametrize(
+@cases(
     ("claims", "good", "refused"),
-    [
-        ({"a": ["Web"], "b": ["web"]}, ["a"], {"b": "service name already used by a"}),
-        ({"a": ["x", "X"], "b": ["y"]}, ["b"], {"a": "two of its services have the same name"}),
-    ],
+    ({"a": ["Web"], "b": ["web"]}, ["a"], {"b": "service name already used by a"}),
+    ({"a": ["x", "X"], "b": ["y"]}, ["b"], {"a": "two of its services have the same name"}),
 )
 def test_duplicate_service_names_are_found_before_monit_sees_them(node, claims, good, refused):
-    found = [claim(node, env, *names) for env, names in claims.items()]
-    verdict = Trial(node, FakeMonit([]), node.head).accept(found)
+    found = [claiming(node, env, *names) for env, names in claims.items()]
+    verdict = Trial(node, Daemon(node), node.head).accept(found)
     assert ([t.env for t in verdict.good], verdict.refused) == (good, refused)
 
 
 def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
     ranks = {"a": (True, True, False), "m": (True, False, True), "z": (False, True, True)}
-    pair = [claim(node, env, "w-web", rank=rank) for env, rank in ranks.items()]
+    pair = [claiming(node, env, "w-web", rank=rank) for env, rank in ranks.items()]
     for left in (pair, pair[:2]):
-        good, refused, _ = Trial(node, FakeMonit([]), node.head).accept(left)
+        good, refused, _ = Trial(node, Daemon(node), node.head).accept(left)
         assert [t.env for t in good] == [left[-1].env]
         assert refused["a"] == f"service name already used by {left[-1].env}"
-
-
-def test_real_monit_names_the_culprit_and_not_its_neighbour(node):
-    found = [one(node, f"e{i}", "if exist then" if i == 2 else GOOD) for i in range(5)]
-    good, refused, _ = Trial(node, monit.Monit(node), node.head).accept(found)
-    assert list(refused) == ["e2"] and len(good) == 4
 
 
 def test_what_monit_accepted_is_told_with_the_control_file_it_stood_in(node, tmp_path):
     pair = [one(node, "a", GOOD), one(node, "b", CULPRITS["syntax"])]
     verdict = Trial(node, monit.Monit(node), node.head).accept(pair)
     alone = generations.compose(node, generations.Content(node.head, pair[:1]))
-    assert verdict.accepted == ((tmp_path / "monitrc").read_text(), alone), (
-        "that without the culprit"
-    )
-    assert (
-        Trial(node, FakeMonit(["check"]), node.head).accept(pair[1:]).accepted[1].count("check")
-        == 0
-    )
+    assert verdict.accepted == ((tmp_path / "monitrc").read_text(), alone), "without the culprit"
+    fake = Daemon(node)
+    fake.bad = "check"
+    verdict = Trial(node, fake, node.head).accept(pair[1:])
+    assert "check" not in verdict.accepted[1]
 
 
 # What monit says of it has a line, the next env's line, no line at all, or warnings before it.
@@ -124,7 +86,7 @@ def test_real_monit_s_culprit_is_named_whatever_it_says(node, kind, at):
     trial = Trial(node, Counting(node), node.head)
     good, refused, _ = trial.accept(found)
     assert list(refused) == [f"e{at:02d}"] and len(good) == 15
-    assert trial.monit.parses <= 9, trial.monit.parses
+    assert trial.monit.trials <= 9, trial.monit.trials
     assert "conf.json" not in refused[f"e{at:02d}"] and ".stage" not in refused[f"e{at:02d}"]
 
 
@@ -142,14 +104,14 @@ def test_template_that_all_share_and_monit_refuses(node):
     trial = Trial(node, Counting(node), node.head)
     good, refused, _ = trial.accept(found)
     assert [t.env for t in good] == ["e20"] and len(refused) == 39
-    assert trial.monit.parses <= 40 + 8 * 8
+    assert trial.monit.trials <= 40 + 8 * 8
 
 
 def test_env_that_was_refused_before_costs_one_trial_and_comes_back(node):
-    fake = FakeMonit(["then bad"])
+    fake = Daemon(node)
     trial = Trial(node, fake, node.head)
     good, refused, _ = trial.accept(texts(node, 100, (50,)), {"e50"})
-    assert list(refused) == ["e50"] and len(good) == 99 and fake.parses == 2
+    assert list(refused) == ["e50"] and len(good) == 99 and fake.trials == 2
     good, refused, _ = trial.accept(texts(node, 100), {"e50"})
     assert not refused and len(good) == 100
 
