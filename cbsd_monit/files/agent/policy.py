@@ -25,6 +25,13 @@ BUILTIN = {
     "checks": {},
 }
 PASSIVE = ("alert", "event")  # steps of a ladder that heal nothing
+_NUMBER = (int, float)
+_KEYS = {  # of a check, as far as the agent reads them: the types that they may have
+    **dict.fromkeys(("start_period", "interval", "timeout"), _NUMBER),
+    **dict.fromkeys(("min", "max", "max_age", "min_size", "max_size"), (*_NUMBER, type(None))),
+    **dict.fromkeys(("type", "in", "path", "pidfile", "name"), (str, bool, type(None))),
+    **{"command": list, "failure_threshold": (int, dict), "success_threshold": int},
+}
 
 
 def _checked(own):
@@ -35,7 +42,7 @@ def _checked(own):
         if not whole or isinstance(value, list) and not all(isinstance(v, items) for v in value):
             raise ValueError(f"policy.json:{path}: {str(value)[:60]!r} is not what belongs there")
 
-    schema, numbers = own.get("schema", SCHEMA), (int, float)
+    schema = own.get("schema", SCHEMA)
     need("schema", schema, object, good=schema in range(SCHEMA + 1))
     checks = (own.get("checks") or {}).items()
     for path, part in [("", own), *((f"checks:{name}", check) for name, check in checks)]:
@@ -43,9 +50,12 @@ def _checked(own):
         need(f"{path}:restart", part.get("restart", {}), dict)
         for key, value in part.get("restart", {}).items():
             kind = type(BUILTIN["restart"].get(key, ""))
-            need(f"{path}:restart:{key}", value, numbers if kind in numbers else kind)
-        for key in ("start_period", "interval", "timeout"):
-            need(f"{path}:{key}", part.get(key, 0), numbers)
+            need(f"{path}:restart:{key}", value, _NUMBER if kind in _NUMBER else kind)
+        for key in sorted(_KEYS.keys() & part.keys()):
+            need(f"{path}:{key}", part[key], _KEYS[key], items=str)
+        threshold = part.get("failure_threshold")
+        for key in ("failures", "within") if isinstance(threshold, dict) else ():
+            need(f"{path}:failure_threshold:{key}", threshold.get(key), int)
         need(f"{path}:on_failure", part.get("on_failure", []), list, items=(str, dict))
     for key in ("depends_on", "restart_with"):
         need(key, own.get(key, []), list, items=str)

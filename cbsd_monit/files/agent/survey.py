@@ -159,7 +159,7 @@ def look(node):
     alive = cbsd.kernel(node)
     now = node.now()
     wake = os.path.exists(node.in_run("trigger"))
-    for name in records.names(node):
+    for name in sorted(records.names(node)):
         env = records.load(node, name).at(now)
         if env["boot"] != node.boot:
             wake = True  # whether CBSD starts it at boot is for the pass to find out

@@ -192,3 +192,15 @@ def test_rollback_is_kept_until_undone(wake, lb1, node, world):
     wake("rollback", 1)
     found = json.loads(wake("rollback", "undo")[1])
     assert (found["held"], found["changed"], found["services"]) == (None, ["lb2"], 2)
+
+
+def test_quit_waits_for_the_agent_and_leaves_no_mark(wake, node, monkeypatch):
+    mark, seen, real = node.in_run("quit"), [], type(node).lock
+
+    def lock(self, path, **how):
+        seen.append((os.path.basename(path), how["wait"], os.path.exists(mark)))
+        return real(self, path, **how)
+
+    monkeypatch.setattr(type(node), "lock", lock)
+    assert wake("quit")[0] == 0
+    assert seen == [("agent.lock", 1800, True)] and not os.path.exists(mark)
