@@ -53,7 +53,9 @@ def family(idents, marker=None):
     """
     processes = table()
     pids = {pid for pid, start in idents if pid in processes and processes[pid][3] == start}
-    leaders = {pid for pid in pids if processes[pid][2] == pid}
+    # While a session has members, its number is nobody else's pid, though its leader be gone.
+    leaders = {pid for pid, _ in idents if pid not in processes}
+    leaders |= {pid for pid in pids if processes[pid][2] == pid}
     pids |= {pid for pid, entry in processes.items() if entry[2] in leaders}
     if marker:
         since = min((start for _, start in idents), default=0)
@@ -89,10 +91,16 @@ def wait_gone(idents, timeout):
 
 
 def exterminate(idents, marker=None):
-    """SIGKILL a family until nothing of it is left, including what it forks meanwhile."""
+    """
+    SIGKILL a family until nothing of it is left, including what it forks meanwhile.
+
+    An nginx whose worker dies first forks another one, which outlives its master by a moment.
+    """
+    known = list(idents)
     for _ in range(100):
-        targets = family(idents, marker)
+        targets = family(known, marker)
         if not targets:
             return
         kill(targets)
         wait_gone(targets, 2)
+        known += targets

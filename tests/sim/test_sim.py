@@ -590,3 +590,19 @@ def test_the_queue_backend_is_called_around_each_operation(node):
     states = ("status=1", "status=2 data_status=1")
     expected = [f"{words} {state} workdir={node.workdir}" for state in states]
     assert queue.read_text().splitlines() == expected
+
+
+def test_a_worker_that_outlives_its_master_is_of_the_family():
+    """As nginx forks one while it is killed: the worker's environment says nothing."""
+    master = subprocess.Popen(
+        ["/bin/sh", "-c", "env -i sleep 600 & echo $!; wait"],
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    worker = int(master.stdout.readline())
+    ident = procs.identity(master.pid)
+    master.kill()
+    master.wait()
+    assert [pid for pid, _ in procs.family([ident])] == [worker]
+    procs.exterminate([ident])
+    assert not procs.alive(procs.identity(worker))
