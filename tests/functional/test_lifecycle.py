@@ -447,11 +447,12 @@ def migrated_to_another_node(life):
     life.node.sim.crash("mig1")
     life.healed("mig1")
     life.mark(*names)
-    raw = pathlib.Path(life.node.sim.layout.system("mig2")) / "monit/monitrc.tpl"
-    raw.write_text(raw.read_text() + '  if failed port 1 then exec "/bin/sh -c evil"\n')
     there = other.node.sim
     for name in names:
         life.cbsd("jstop", f"jname={name}")
+        if name == "mig2":  # only now: while it ran, the node would heal it by this rule
+            raw = pathlib.Path(life.node.sim.layout.system(name)) / "monit/monitrc.tpl"
+            raw.write_text(raw.read_text() + '  if failed port 1 then exec "/bin/sh -c evil"\n')
         inventory = life.node.sim.inventory
         record = {
             **inventory.load(name),
