@@ -71,6 +71,7 @@ def run(node, start_monit=False):
         seen = survey.take(node)
         envs, changes = hooks.take_in(seen, node.now())
         hooks.write_down(node, seen, changes)
+        seen = seen._replace(envs=envs)  # a thousand records need not be kept twice
         settled = [name for name in sorted(envs) if name not in seen.moving]
         policies, monit = _Policies(node, seen.found), Monit(node)
         meanwhile = functools.partial(policies.read, settled)
