@@ -72,8 +72,8 @@ def test_cause_of_a_stop(node, cause, ancestors, ours):
 @cases(
     ("ancestors", "environ", "by"),
     (TYPED, {}, "cbsd jstop jname=lb1"),
-    ([*TYPED, "7 1 /bin/sh /root/night.sh now"], {}, "cbsd jstop jname=lb1, run by x"),
-    ([JSTOP, "8 1 /usr/local/bin/python3 -B /root/night.py now"], {}, "run by night.py now"),
+    ([*TYPED, "7 1 /bin/sh /opt/night.sh now"], {}, "cbsd jstop jname=lb1, run by x"),
+    ([JSTOP, "8 1 /usr/local/bin/python3 -B /opt/night.py now"], {}, "run by night.py now"),
     ([], {"CBSD_APP": "bsdconfig"}, "bsdconfig"),
 )
 def test_who_stopped_it_is_told(node, ancestors, environ, by):
