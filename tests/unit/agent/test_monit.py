@@ -166,7 +166,8 @@ def test_monit_is_signalled_only_after_a_test(node, conf, tmp_path, name, tested
     script(cli, f'echo "$@" >> {calls}\necho no >&2\nexit 1')
     node.conf["monit"] = str(cli)
     client = monit.Monit(node)
-    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}  # under nohup too
+    # Under nohup it would inherit that SIGHUP is ignored.
+    heeding = {"preexec_fn": lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL)}
     with subprocess.Popen([program, "60"], **heeding) as process:
         try:
             with open(conf["monitrc"], "a", encoding="utf-8") as handle:
