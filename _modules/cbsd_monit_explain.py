@@ -423,6 +423,12 @@ class _View:
             reason = f": {silence['reason']}" if silence["reason"] else ""
             found.append(f"silenced until {_time(silence['until'])} by {silence['by']}{reason}")
         for other in self.policy["depends_on"]:
+            if isinstance(other, dict):
+                gone = " (this node has no such check: it holds nothing)"
+                gone *= other["node"] not in self.meant["checks"]
+                own = f"the node's own check {other['node']}"
+                found.append(f"depends on {own}: not healed while {own} fails{gone}")
+                continue
             again = other in self.policy["restart_with"]
             after = f"; after {other} was restarted by the agent it is restarted, too" * again
             elsewhere = " (it is none of this node's: so it is not waited for)"
@@ -557,6 +563,8 @@ def _shown(value, seconds=False):
         return "true" if value else "false"
     if isinstance(value, dict) and "env" in value:
         return f"{value['env']} (restarted after it)"
+    if isinstance(value, dict) and set(value) == {"node"}:
+        return f"the node's check {value['node']}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     if isinstance(value, list):

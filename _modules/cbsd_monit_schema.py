@@ -18,6 +18,10 @@ FACT = r"%%[A-Z][A-Z0-9_]*%%"
 # match.
 STRINGS = {
     "env": ("the name of an env (letters, digits, _ and -)", ENV),
+    "check": (
+        "a check's name (a letter or digit, then also _ and -; not env)",
+        r"(?!env\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,63}",
+    ),
     "word": ("a name (letters, digits, _, . and -)", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"),
     "glob": (
         "a name or glob (letters, digits, _, ., -, *, ?, [ ])",
@@ -74,8 +78,9 @@ TYPES = {
     "ladder": f"a step or a list of steps: {STEP}",
     "step": f"a step: {STEP}",
     "command": "a list: a program's absolute path and its arguments",
-    "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}",
-    "dependency": "the name of an env, or {env: NAME, restart: true}",
+    "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}, and of the"
+    " node's own checks, each as {node: CHECK}",
+    "dependency": "the name of an env, {env: NAME, restart: true}, or {node: CHECK}",
     "headers": "a mapping of HTTP header to value",
     "name": "a name, or false",
     "raw": "monit's own language, without set and include",
@@ -243,9 +248,10 @@ SECTIONS = {
     "env": {
         "profiles": _row("list", None, "profiles by name", of="word"),
         "depends_on": _done("dependencies", None,
-            "envs that have to be well before this one is healed; with restart: true it is"
-            " restarted after them", "",
-            "asks for their states on this node; an env of another node is not waited for"),
+            "envs, and checks of the node, that have to be well before this one is healed; with"
+            " restart: true it is restarted after them", "",
+            "asks for their states on this node; an env of another node is not waited for, nor a"
+            " check that this node does not have"),
         "checks": _row("checks", None, "nearer than the profiles'", scope="env"),
         "raw": _row("raw", None, "monit's own language"),
         "template": _row("salt_url", None, "template of this env's rules"),

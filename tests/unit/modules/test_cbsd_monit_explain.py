@@ -414,7 +414,9 @@ def test_what_silences_and_restrains_is_said(salt):
         "envs": {
             "lb1": {
                 "heal": False, "checks": {},
-                "depends_on": ["db1", {"env": "away", "restart": True}],
+                "depends_on": [
+                    "db1", {"env": "away", "restart": True}, {"node": "uplink"}, {"node": "gone"},
+                ],
             },
             "db1": {}, "web1": {"depends_on": {"env": "lb1", "restart": True}},
         },
@@ -422,10 +424,16 @@ def test_what_silences_and_restrains_is_said(salt):
             {"env": "lb1", "until": "2027-01-01T06:00:00Z", "reason": "kernel upgrade"},
             {"env": "db1", "until": 1},
         ],
+        "nodes": {"hv*": {"checks": {"uplink": {"type": "ping", "address": "192.0.2.1"}}}},
         "budget": {"max_concurrent": 2, "storm_min": 2, "storm_threshold": "40%"},
     }  # fmt: skip
-    limits = "\n".join(explain(salt, spec)["limits"])
+    told = explain(salt, spec)
+    assert "the node's check uplink, the node's check gone" in salt["cbsd_monit_explain.text"](told)
+    limits = "\n".join(told["limits"])
+    own = "the node's own check"
     for line in (
+        f"depends on {own} uplink: not healed while {own} uplink fails\n",
+        f"while {own} gone fails (this node has no such check: it holds nothing)\n",
         "heal is false",
         "silenced until 2027-01-01 06:00 UTC by pillar: kernel upgrade",
         "depends on db1: not healed while db1 is not well\n",
