@@ -277,6 +277,8 @@ def unsilence(env):
     """
     End the silence that :py:func:`silence` gave to ``env``; silences of the pillar stay.
 
+    What gave up stays ``gave_up``: :py:func:`retry` ends that.
+
     env
         Name of an env that is watched on this node.
 
@@ -289,6 +291,26 @@ def unsilence(env):
         salt 'hv1*' cbsd_monit.unsilence lb1
     """
     return _json(*_answer("unsilence", _named(env)))
+
+
+def retry(env):
+    """
+    End ``gave_up`` of ``env`` without a restart of it: monit looks at it again, and attempts count
+    anew if it still fails.
+
+    env
+        Name of an env that is watched on this node.
+
+    Returns the env's status, as :py:func:`status` does. Raises ``SaltInvocationError`` for a bad
+    name, ``CommandExecutionError`` with the agent's words when it refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.retry lb1
+    """
+    return _json(*_answer("retry", _named(env)))
 
 
 def history(env):

@@ -374,7 +374,8 @@ class _View:
         if restart["mode"] == "delay":
             again = "when the oldest attempt is older than that, there is another one, for ever"
             return [_row(at, usual, f"{used}: backoff; {again} (mode delay)"), clear]
-        words = f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)"
+        until = f"until somebody starts it or says cbsd_monit.retry {self.env}"
+        words = f"{used}: gave_up; monitoring is off {until} (mode fail)"
         rows = [_row(at, usual, words)]
         if ends and usual[1] - first[0][1] >= restart["interval"]:
             words = (

@@ -212,8 +212,9 @@ SECTIONS = {
         "reset_after": _done("duration", "10m", "healthy time that clears the count", "",
             "forgets the attempts then", unit="s"),
         "mode": _done("choice", "fail", "when attempts are used up: give up, or wait", "",
-            "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when"
-            " the oldest counts no more", choices=["fail", "delay"]),
+            "`fail`: `gave_up`, monitoring is off until somebody starts it or says"
+            " `cbsd_monit.retry ENV`; `delay`: goes on when the oldest counts no more",
+            choices=["fail", "delay"]),
         "timeout": _done("duration", "300s", "how long one attempt may take", "",
             "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is"
             " late is killed with all its children", unit="s", min=1),

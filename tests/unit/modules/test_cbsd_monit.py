@@ -30,6 +30,17 @@ def test_the_agents_default_place():
     assert run.ran == [["/usr/local/libexec/cbsd_monit/wake", "status"]]
 
 
+def test_what_was_given_up_is_tried_again_by_a_word_of_its_own():
+    run = Commands('{"lb1": {"state": "starting"}}')
+    monit = load(**{"cmd.run_all": run})
+    assert monit.retry("lb1") == {"lb1": {"state": "starting"}}
+    assert run.ran == [["/usr/local/libexec/cbsd_monit/wake", "retry", "lb1"]]
+    with pytest.raises(SaltInvocationError, match="the name of an env"):
+        monit.retry("(node)")
+    with pytest.raises(CommandExecutionError, match="no env lb2 is watched"):
+        load(**{"cmd.run_all": Commands(retcode=1, stderr="no env lb2 is watched")}).retry("lb2")
+
+
 @pytest.mark.parametrize("name", ["", "-x", "a b", "../x", "$(x)", 5, None])
 def test_only_names_of_envs_reach_the_agent(name):
     run = Commands()

@@ -349,7 +349,7 @@ def test_a_timeline_to_the_end(salt):
     assert [row["at"] for row in rows[1:6]] == [[0, 45], [0, 45], [8, 517], [20, 1205], [20, 1875]]
     assert "service nginx restart, in the jail" in rows[2]["what"]
     assert "restart: cbsd jstop" in rows[3]["what"] and "restart: cbsd jstop" in rows[4]["what"]
-    assert "gave_up" in rows[5]["what"]
+    assert "gave_up" in rows[5]["what"] and "cbsd_monit.retry lb1" in rows[5]["what"]
 
 
 def test_attempts_that_cannot_fall_into_one_interval_are_said(salt):
