@@ -279,7 +279,8 @@ def _span(seconds):
 def explain(env, text=False):
     """
     Return what the pillar means for an env of this node: where each value of its checks comes from,
-    how monit is configured, and what happens when a check fails, in seconds.
+    how monit is configured, how long a good run of a check proves that it holds, and what happens
+    when it fails, in seconds.
 
     env
         Name of an env of this node to which the pillar gives a policy.
@@ -312,8 +313,13 @@ def explain(env, text=False):
     except CommandExecutionError:
         version = None
     try:
+        told = status(env)
+    except CommandExecutionError:  # it is not installed yet, or does not know this env
+        told = None
+    there = {"monit_version": version, "lookup": spec["lookup"], "status": told}
+    try:
         found = __salt__["cbsd_monit_explain.explain"](
-            spec["pillar"], __opts__["id"], envs, env, monit_version=version, lookup=spec["lookup"]
+            spec["pillar"], __opts__["id"], envs, env, **there
         )
     except SaltInvocationError as err:  # the call is right: Salt must not show its usage
         raise CommandExecutionError(str(err)) from err

@@ -97,6 +97,20 @@ def test_it_asks_for_the_pillar_and_the_envs_itself():
         asked(spec, listed).explain("../x")
 
 
+def test_the_bound_of_each_check_is_what_the_agent_says():
+    module = asked(one({"type": "tcp", "port": 1}), {"lb1": {"emulator": "jail"}})
+    told = module.explain("lb1")
+    assert told["checks"]["c"]["bound"] is told["worst_cycle"] is None, "monit -V is no status"
+    checks = {"c": {"result": "good", "age": 1.0, "bound": 145.5}, "env": {"bound": 105.5}}
+    rows = {"lb1": {"state": "healthy", "checks": checks}, "(node)": {"worst_cycle": 12.75}}
+    answers = {"status": Commands(json.dumps(rows)), "-V": Commands("version 5.33.0")}
+    module.__salt__["cmd.run_all"] = lambda argv, **more: answers[argv[1]](argv, **more)
+    told = module.explain("lb1")
+    assert answers["status"].ran == [["/usr/local/libexec/cbsd_monit/wake", "status", "lb1"]]
+    assert [told["checks"][name]["bound"] for name in ("c", "env")] == [145.5, 105.5]
+    assert told["worst_cycle"] == 12.75
+
+
 def test_text_is_what_explain_returns_when_asked():
     module = asked(one({"type": "running"}), {"lb1": {"emulator": "jail"}})
     text = module.__salt__["cbsd_monit_explain.text"](module.explain("lb1"))

@@ -319,6 +319,24 @@ def test_the_sweep_is_the_sum_of_all_serial_checks_of_the_node(salt):
     assert told["checks"]["c"]["detected"] == {"best": 60, "worst": 99, "worst_sweep": 352.8}
 
 
+def test_how_long_a_good_run_proves_is_the_agents_number_or_not_known_yet(salt):
+    spec = one({"type": "tcp", "port": 1}, raw="if failed port 25 then alert")
+    rows = {"lb1": {"checks": {"c": {"bound": 1320}}}, "(node)": {"worst_cycle": 812.04}}
+    told = explain(salt, spec, status=rows)
+    assert (told["checks"]["c"]["bound"], told["checks"]["env"]["bound"]) == (1320, None)
+    text = salt["cbsd_monit_explain.text"](told)
+    words = "only by a good run of the last 1320 s: interval in whole cycles + 2 x the worst cycle"
+    assert f"  healthy {words} (812 s, at most 600 s) + 90 s\n" in text
+    unknown = "is known after the agent's first run"
+    assert text.count(unknown) == 1, "of the env; the raw text has no bound of its own"
+    for silent in (None, {}, {"lb1": {}}, {"lb1": {"checks": {}}, "(node)": {}}):
+        told = explain(salt, spec, status=silent)
+        assert told["checks"]["c"]["bound"] is told["worst_cycle"] is None
+        assert salt["cbsd_monit_explain.text"](told).count(unknown) == 2
+    told = explain(salt, spec, status={"lb1": {"checks": {"c": {"bound": 130}}}})
+    assert "2 x the worst cycle (at most 600 s) + 90 s" in salt["cbsd_monit_explain.text"](told)
+
+
 def test_the_end_of_the_env_is_seen_in_the_next_cycle(salt):
     told = explain(salt, one({"type": "running", "failure_threshold": 9, "on_failure": "alert"}))
     assert tuple(told["checks"]["env"]["detected"].values()) == (0, 10, 10)
