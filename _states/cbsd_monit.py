@@ -47,6 +47,8 @@ MADE_BY_AGENT = ("monitrc", "history.jsonl")
 FRESH = 150
 # Envs whose files are synced together at most; each holds three descriptors meanwhile.
 TOGETHER = 256
+# When a service was looked at, in monit's status; a probe's output there may say anything.
+LOOKED_AT = re.compile(r"<!\[CDATA\[.*?\]\]>|<collected_sec>([0-9]{1,12})</collected_sec>", re.S)
 
 
 def __virtual__():
@@ -416,7 +418,7 @@ def _sync(ret, paths, overlay, named=(), trust=None):
         The envs that have to be among those it knows.
     trust
         What trust.json holds if this run changed nothing: then the answer of the agent's last pass
-        is used, if that was moments ago and saw the same.
+        is used, if that was moments ago and saw the same, and monit goes on looking.
 
     Returns why envs are not live (by env), the commands that the operators' own templates have
     monit run (by env), and notes.
@@ -455,7 +457,10 @@ def _sync(ret, paths, overlay, named=(), trust=None):
 
 
 def _answered(paths, trust):
-    """Return the answer of the agent's last pass if that saw, moments ago, what lies there now."""
+    """
+    Return the answer of the agent's last pass if that saw, moments ago, what lies there now, and if
+    monit itself goes on looking.
+    """
     read = _files().read
     last = _load(read(os.path.join(paths["run"], "passed.json")) if paths.get("run") else None)
     try:
@@ -468,9 +473,17 @@ def _answered(paths, trust):
             "trust": _digest(trust),
             "published": _digest(read(os.path.join(paths["state"], "published")) or ""),
         }
-        return last["answer"] if all(last[key] == digest for key, digest in now.items()) else None
+        same = all(last[key] == digest for key, digest in now.items())
+        return last["answer"] if same and _looks(paths, last["limit"]) else None
     except (KeyError, OSError):
         return None
+
+
+def _looks(paths, limit):
+    """Return whether monit's own status, asked now, shows a look of the last ``limit`` seconds."""
+    status = __salt__["cbsd_monit_node.monit_status"](paths) or ""
+    newest = max((int(second or 0) for second in LOOKED_AT.findall(status)), default=0)
+    return 0 <= time.time() - newest < limit
 
 
 def _conclude(ret, plans, reasons, fun, sentence):

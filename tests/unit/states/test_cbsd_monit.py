@@ -368,8 +368,11 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
         "config": same(host.root / "etc/cbsd_monit.json"),
         "trust": same(host.state / "trust.json"),
         "published": digest("all of it\n"),
+        "limit": 100,
         "answer": {"quarantined": {"web1": "syntax error"}, "warnings": ["a warning"]},
     }
+    host.services, host.looked_at = ["cbsd_monit-look", "web1.http"], int(time.time())
+    host.listen()
 
     def asked(**changes):
         (host.run / "passed.json").write_text(json.dumps({**good, **changes}))
@@ -385,6 +388,27 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
     assert asked(m=time.monotonic() - 200)[0] and asked(m=time.monotonic() + 50)[0]
     for key in ("config", "trust", "published"):
         assert asked(**{key: digest("other")})[0], key
+
+    host.looked_at = int(time.time()) - 90
+    assert not asked()[0] and asked(limit=80)[0], "monit stands still for longer than the limit"
+    del good["limit"]
+    assert asked()[0], "an agent of before said no limit"
+    good["limit"] = 100
+    host.services.append(f"<![CDATA[<collected_sec>{int(time.time())}</collected_sec>]]>")
+    assert asked(limit=80)[0], "a probe's output is no word of monit's"
+    host.looked_at = int(time.time()) + 50
+    assert asked()[0], "by a clock that was set back nothing is known"
+    host.looked_at = None
+    assert asked()[0], "monit has looked at nothing yet"
+    host.looked_at = int(time.time())
+    for host.monit_answers in ("401 Unauthorized", "503 Service Unavailable", "nonsense"):
+        assert asked()[0], host.monit_answers
+    host.monit_answers = "200 OK"
+    (host.state / "monit.sock").rename(host.state / "elsewhere.sock")
+    assert asked()[0], "no monit answers"
+    (host.state / "elsewhere.sock").rename(host.state / "monit.sock")
+    assert not asked()[0]
+
     (host.state / "published").write_text("by hand\n")
     assert asked()[0]
     (host.state / "published").write_text("all of it\n")
