@@ -239,7 +239,7 @@ class _View:
                 runs = f"{need['failures']} of {need['within']} runs"
             else:
                 runs = _many(failures, "run") + " in a row" * (failures > 1)
-            what = f"failing: {runs} failed"
+            what = f"{_illness(ladder)}: {runs} failed"
         run_by = "monit"
         if check["type"] in PROBES:
             run_by = (
@@ -309,6 +309,7 @@ class _View:
 
     def raw(self, path):
         """Return the entry of the pillar's own monit text, not shown: it may hold passwords."""
+        state = _illness(self.policy["on_failure"])
         return {
             "settings": {"raw": {"value": SECRET, "from": path}},
             "run_by": "monit",
@@ -317,7 +318,7 @@ class _View:
             "recovered": None,
             "timeline": self.timeline(
                 _times(0, 0, 0),
-                "failing: when its own text says so; times count from there",
+                f"{state}: when its own text says so; times count from there",
                 self.policy["start_period"],
                 self.policy["on_failure"],
                 self.policy["restart"],
@@ -473,6 +474,11 @@ class _View:
         if left_out:
             found.append(f"left out, they look into a jail: {', '.join(left_out)}")
         return found
+
+
+def _illness(ladder):
+    """Return the state of an env that runs while a check with this ladder fails."""
+    return "warning" if all(rung == "alert" for rung in ladder) else "failing"
 
 
 def _many(count, noun):

@@ -118,11 +118,14 @@ INHERITED = {
         "`else if succeeded for N cycles`", "takes it from monit's status", **LIMIT),
     "start_period": _done("duration", "60s", "time after a start in which failures do not count",
         "",
-        "until it is over or all checks have succeeded the env is `starting`; begins anew with each"
-        " start and each heal", unit="s"),
+        "the env is `starting` until all checks have succeeded that are due again within it, two of"
+        " monit's worst cycles and 90 s, and no longer than that; begins anew with each start and"
+        " each heal", unit="s"),
     "on_failure": _done("ladder", "restart", "what to do, step by step, while it does not help",
         "`exec` of `wake`, about every 30 s while it fails: monit itself never acts",
-        "one step per attempt, then verified by all checks; `alert` and `event` only tell"),
+        "one step per attempt, then verified by all checks; with `alert` alone the env is `warning`"
+        " and never healed for it, with `event` it is `failing` and the fleet is asked; one that"
+        " does not run is `failing` whatever stands here"),
     "restart": _done("section", None, "how often and how fast", "", "each key below", of="restart"),
 }  # fmt: skip
 POLICY = {
@@ -210,7 +213,7 @@ SECTIONS = {
         "jitter": _done("number", 0.25, "share of the wait that is random", "",
             "0.25: three to five quarters of the wait", min=0, max=1),
         "reset_after": _done("duration", "10m", "healthy time that clears the count", "",
-            "forgets the attempts then", unit="s"),
+            "forgets the attempts then; `warning` counts as healthy", unit="s"),
         "mode": _done("choice", "fail", "when attempts are used up: give up, or wait", "",
             "`fail`: `gave_up`, monitoring is off until somebody starts it or says"
             " `cbsd_monit.retry ENV`; `delay`: goes on when the oldest counts no more",

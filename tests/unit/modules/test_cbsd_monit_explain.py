@@ -388,6 +388,19 @@ def test_what_is_never_healed_says_why(salt, env, said):
         assert said in told[-1] and not any("attempt 1" in line for line in told)
 
 
+@pytest.mark.parametrize("ladder, state", [
+    ("alert", "warning"), (["alert", "alert"], "warning"), ("event", "failing"),
+    (["alert", "event"], "failing"), (["alert", "restart"], "failing"),
+])  # fmt: skip
+def test_what_only_alerts_is_a_warning_but_an_env_that_does_not_run_is_failing(salt, ladder, state):
+    spec = one({"type": "tcp", "port": 1}, on_failure=ladder, raw="if failed port 25 then alert")
+    spec["envs"]["lb1"]["checks"]["up"] = {"type": "running"}
+    found = explain(salt, spec)["checks"]
+    states = {name: words(told)[told["timeline"][0]["at"] is None] for name, told in found.items()}
+    states = {name: line.partition(":")[0] for name, line in states.items()}
+    assert states == {"c": state, "raw": state, "env": "failing", "up": "failing"}
+
+
 def test_mode_delay_goes_on(salt):
     restart = {"mode": "delay", "interval": "1h"}
     told = words(check(salt, one({"type": "tcp", "port": 1}, restart=restart)))
