@@ -235,6 +235,17 @@ def test_status_shows_what_was_known_and_when_beside_unknown(shown):
     assert found == ["  was failing 100 s ago: HTTP 500", f"  {why}"]
 
 
+def test_status_tells_what_is_done_and_why_but_nothing_twice(shown):
+    row = {**NOTHING, "state": "healing", "check": "http", "failing": {"http": HTTP_500}}
+    assert shown({"lb1": {**row, "reason": "restart"}})[2:] == [
+        "  http: restart",
+        "  http: HTTP 500",
+    ]
+    assert shown({"lb1": {**row, "reason": "restart: HTTP 500"}})[2:] == [
+        "  http: restart: HTTP 500"
+    ]
+
+
 def test_status_of_one_env_shows_how_fresh_each_check_is(shown):
     checks = {
         "http": {"result": "good", "age": 12.3, "bound": 145.5},

@@ -1,9 +1,11 @@
 """What the states share: the node's paths and envs, and what clean has to put back."""
 
+import itertools
 import json
 import socket
 import threading
 import time
+import types
 
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -113,6 +115,12 @@ def test_a_monit_that_answers_for_ever_is_given_up(node, tmp_path, monkeypatch):
     assert node("monit_status", paths) is None and time.monotonic() - began < 2
     (tmp_path / "monit.sock").unlink()
     monkeypatch.setitem(space, "PATIENCE", 5)
+    late = types.SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
+    with monkeypatch.context() as patch:
+        patch.setitem(space, "time", late)
+        says(tmp_path / "monit.sock", b"HTTP/1.0 200 OK\r\n\r\n")
+        assert node("monit_status", paths) is None
+    (tmp_path / "monit.sock").unlink()
     monkeypatch.setitem(space, "LONGEST", 1000)
     says(tmp_path / "monit.sock", b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 2000)
     assert node("monit_status", paths) is None
