@@ -140,17 +140,46 @@ def sync():
 
 def status(env=None, text=False):
     """
-    Return the present state of every env of the node, or of one.
+    Return the present state of every env of the node, or of one, and of the node itself.
 
-    Returns ``{name: {"emulator", "state", "since", "check", "reason", "intent", "intent_why",
-    "attempts", "next", "silence", "quarantined", "restarts", "last"}}``; ``since`` and ``next``
-    (when the next attempt may begin) are seconds since 1970, ``attempts`` are those that still
-    count, ``restarts`` all that the env's history knows, ``last`` its last transitions.
+    Returns ``{name: row}``: a row of each env, and ``(node)``, which stands for the node's own
+    checks. An env without checks is ``unwatched``. What an older agent does not say is missing. A
+    row is a mapping:
+
+    emulator, intent, intent_why
+        What it is; whether it should run, and who said so.
+    state, since, age
+        The state, since when (seconds since 1970), and how many seconds ago it was last confirmed
+        (``None``: never). A state that nothing confirms any longer becomes ``unknown``.
+    last_known
+        Beside such an ``unknown``, what it was before: ``{"state", "reason", "since"}``.
+    check, reason
+        The check that decides its state, and why.
+    failing
+        All checks that fail: ``{check: {"since", "reason", "warning"}}``; ``warning`` is true where
+        ``on_failure`` is only ``alert``, so that it is never healed.
+    checks
+        What is known of each: ``{check: {"result", "age", "bound"}}``. The result is ``good``,
+        ``failed`` (too seldom to count), ``bad``, ``unasked``, ``never`` or ``unwatched``, ``age``
+        is that of its last run, and a good one older than ``bound`` proves nothing; both in
+        seconds.
+    attempts, restarts, next
+        The attempts that still count, all restarts that the env's history knows, and when the next
+        attempt may begin (seconds since 1970; ``None`` where there is none).
+    quarantined
+        Why what is wanted is not live, and whose refusal that is.
+    silence, last
+        The silence that holds, and the last transitions.
+    held, worst_cycle, limit
+        Of ``(node)`` only: the rollback or text that is kept (``{"generation", "why"}``), how long
+        monit's cycle may become, and after how many seconds without a confirmation states become
+        ``unknown``.
 
     env
         Name of an env; all when it is not given.
     text
-        Return a table instead, and for one env its last transitions.
+        Return a table instead, what fails below each row; for one env also how fresh each of its
+        checks is, and its last transitions.
 
     Raises ``CommandExecutionError`` when the agent cannot be run.
 
@@ -162,42 +191,96 @@ def status(env=None, text=False):
         salt '*' cbsd_monit.status text=True
     """
     found = _json(*_answer("status", *([] if env is None else [_named(env)])))
-    return _status_text(found, time.time(), last=env is not None) if text else found
+    return _status_text(found, time.time(), env) if text else found
 
 
-def _status_text(found, now, last):
+def _status_text(found, now, env=None):
     """Return the agent's answer as an aligned table; older agents say less."""
-    rows = [["env", "state", "since", "check", "restarts", "next attempt", "reason"]]
+    rows = [["env", "state", "since", "age", "restarts", "next attempt"]]
     for name, row in sorted(found.items()):
-        due = row.get("next")
+        due = row.get("next") if row.get("state") != "gave_up" else None
         rows.append(
             [
                 name,
                 row.get("state") or "unknown",
                 _clock(row.get("since")),
-                row.get("check") or "-",
+                _span(row.get("age")),
                 str(row.get("restarts", "-")),
                 "-" if not due else f"in {due - now:.0f} s" if due > now else "now",
-                row.get("quarantined") or row.get("reason") or "-",
             ]
         )
-    rows = [[" ".join(str(cell).split()) for cell in row] for row in rows]
-    lines = __salt__["cbsd_monit_explain.table"](rows, 100)
-    for row in found.values() if last else ():
-        for record in row.get("last") or []:
-            words = [record.get(key) for key in ("transition", "check", "reason")]
-            lines.append("  ".join([_clock(record.get("time")), *filter(None, words)]))
+    head, *table = _table(rows)
+    lines = [head]
+    for line, (_, row) in zip(table, sorted(found.items())):
+        lines += [line, *(f"  {_printable(words)}" for words in _told(row, now))]
+    row = found.get(env) or {}
+    rows = [["check", "result", "age", "bound"]]
+    for name, what in sorted((row.get("checks") or {}).items()):
+        bound = what.get("bound")
+        bound = "-" if bound is None else f"{bound:g} s"
+        rows.append([name, what.get("result") or "-", _span(what.get("age")), bound])
+    lines += ["", *_table(rows), ""] if rows[1:] else []
+    for record in row.get("last") or []:
+        words = [record.get(key) for key in ("transition", "check", "reason")]
+        lines.append("  ".join([_clock(record.get("time")), *map(_printable, filter(None, words))]))
     return "\n".join(lines)
+
+
+def _told(row, now):
+    """Yield the sentences about a row of :py:func:`status`, nothing twice."""
+    before, kept, failing = (row.get(key) or {} for key in ("last_known", "held", "failing"))
+    check, reason, refused = (row.get(key) or "" for key in ("check", "reason", "quarantined"))
+
+    def about(name, words):
+        return f"{name}{' (warning)' * bool(failing.get(name, {}).get('warning'))}: {words}"
+
+    if before:
+        ago = row.get("age")
+        ago = now - before["since"] if ago is None and before.get("since") else ago
+        why = f": {before['reason']}" if before.get("reason") else ""
+        yield f"was {before['state']} {_span(ago)} ago{why}"
+    if kept:
+        yield f"generation {kept['generation']} is published and kept: {kept['why']}"
+    if refused:
+        yield f"quarantined: {refused}"
+    if reason and reason != refused:
+        yield about(check, reason) if check else reason
+    for name, what in sorted(failing.items()):
+        words = what.get("reason") or "it fails"
+        if name != check or words not in reason:
+            yield about(name, words)
+
+
+def _table(rows):
+    rows = [[_printable(cell) for cell in row] for row in rows]
+    return __salt__["cbsd_monit_explain.table"](rows, 100)
+
+
+def _printable(words):
+    """Return words as one line: they may be a server's, and a terminal obeys escapes."""
+    words = "".join(c if c.isprintable() or c.isspace() else "?" for c in str(words))
+    return " ".join(words.split())
 
 
 def _clock(moment):
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment)) if moment else "-"
 
 
+def _span(seconds):
+    """Return how long that is, in the unit that leaves at least two of it."""
+    if seconds is None:
+        return "-"
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds // length:.0f} {unit}"
+    return f"{seconds:.0f} s"
+
+
 def explain(env, text=False):
     """
     Return what the pillar means for an env of this node: where each value of its checks comes from,
-    how monit is configured, and what happens when a check fails, in seconds.
+    how monit is configured, how long a good run of a check proves that it holds, and what happens
+    when it fails, in seconds.
 
     env
         Name of an env of this node to which the pillar gives a policy.
@@ -230,8 +313,13 @@ def explain(env, text=False):
     except CommandExecutionError:
         version = None
     try:
+        told = status(env)
+    except CommandExecutionError:  # it is not installed yet, or does not know this env
+        told = None
+    there = {"monit_version": version, "lookup": spec["lookup"], "status": told}
+    try:
         found = __salt__["cbsd_monit_explain.explain"](
-            spec["pillar"], __opts__["id"], envs, env, monit_version=version, lookup=spec["lookup"]
+            spec["pillar"], __opts__["id"], envs, env, **there
         )
     except SaltInvocationError as err:  # the call is right: Salt must not show its usage
         raise CommandExecutionError(str(err)) from err
@@ -277,6 +365,8 @@ def unsilence(env):
     """
     End the silence that :py:func:`silence` gave to ``env``; silences of the pillar stay.
 
+    What gave up stays ``gave_up``: :py:func:`retry` ends that.
+
     env
         Name of an env that is watched on this node.
 
@@ -289,6 +379,26 @@ def unsilence(env):
         salt 'hv1*' cbsd_monit.unsilence lb1
     """
     return _json(*_answer("unsilence", _named(env)))
+
+
+def retry(env):
+    """
+    End ``gave_up`` of ``env`` without a restart of it: monit looks at it again, and attempts count
+    anew if it still fails.
+
+    env
+        Name of an env that is watched on this node.
+
+    Returns the env's status, as :py:func:`status` does. Raises ``SaltInvocationError`` for a bad
+    name, ``CommandExecutionError`` with the agent's words when it refuses.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit.retry lb1
+    """
+    return _json(*_answer("retry", _named(env)))
 
 
 def history(env):

@@ -34,7 +34,7 @@ PASSIVE = ("alert", "event")
 SECRET = "(not shown)"
 
 
-def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
+def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None, status=None):
     """
     Internal: Return what the pillar means for one env of a node, as plain data; all times are
     seconds.
@@ -52,15 +52,19 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
     lookup
         Paths of the node (``libexec``, ``run``, ``state``) that the pillar's ``lookup`` does not
         give.
+    status
+        The agent's rows of the env and of the node, as :py:func:`cbsd_monit.status` has them: it
+        alone knows all the text that monit reads. ``None`` if it did not answer.
 
-    Returns ``{"env", "emulator", "node", "layers", "policy", "limits", "sweep", "checks"}``:
-    ``layers`` is what was merged, the nearest last; ``policy`` and each check's ``settings`` map a
-    key such as ``restart:attempts`` to ``{"value", "from"}``; ``limits`` are sentences about what
-    keeps the env from being healed; ``sweep`` is how long monit's cycle may become. ``checks`` has,
-    by name, ``settings``, ``run_by``, ``monit`` (lines), ``detected``, ``recovered`` (both
-    ``{"best", "worst", "worst_sweep"}``),
-    ``timeline`` (``[{"at": [soonest, latest], "usual": [from, to], "what"}]``) and ``notes``.
-    ``env`` among the checks is the env itself.
+    Returns ``{"env", "emulator", "node", "layers", "policy", "limits", "sweep", "worst_cycle",
+    "checks"}``: ``layers`` is what was merged, the nearest last; ``policy`` and each check's
+    ``settings`` map a key such as ``restart:attempts`` to ``{"value", "from"}``; ``limits`` are
+    sentences about what keeps the env from being healed; ``sweep`` is how long monit's cycle may
+    become by the pillar, ``worst_cycle`` by all that is published (``None`` without the agent's
+    answer). ``checks`` has, by name, ``settings``, ``run_by``, ``monit`` (lines), ``detected``,
+    ``recovered`` (both ``{"best", "worst", "worst_sweep"}``), ``bound`` (a good run that is older
+    proves nothing; ``None`` without the agent's answer), ``timeline`` (``[{"at": [soonest, latest],
+    "usual": [from, to], "what"}]``) and ``notes``. ``env`` among the checks is the env itself.
 
     Raises ``SaltInvocationError`` when the pillar is not valid, or gives this env no policy on this
     node.
@@ -87,6 +91,10 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
         checks[name] = view.check(name, settings)
     if "raw" in traced:
         checks["raw"] = view.raw(traced["raw"]["from"])
+    status = status or {}
+    proven = (status.get(env) or {}).get("checks") or {}
+    for name, check in checks.items():
+        check["bound"] = (proven.get(name) or {}).get("bound")
     known = ("heal", "on_failure", "start_period", "restart", "depends_on", "template")
     policy = _flat({key: traced[key] for key in known if key in traced})
     return {
@@ -97,6 +105,7 @@ def explain(spec, node, envs, env, monit_version="5.33.0", lookup=None):
         "policy": policy,
         "limits": view.limits(traced["left_out"]),
         "sweep": view.sweep,
+        "worst_cycle": (status.get("(node)") or {}).get("worst_cycle"),
         "checks": checks,
     }
 
@@ -230,7 +239,7 @@ class _View:
                 runs = f"{need['failures']} of {need['within']} runs"
             else:
                 runs = _many(failures, "run") + " in a row" * (failures > 1)
-            what = f"failing: {runs} failed"
+            what = f"{_illness(ladder)}: {runs} failed"
         run_by = "monit"
         if check["type"] in PROBES:
             run_by = (
@@ -300,6 +309,7 @@ class _View:
 
     def raw(self, path):
         """Return the entry of the pillar's own monit text, not shown: it may hold passwords."""
+        state = _illness(self.policy["on_failure"])
         return {
             "settings": {"raw": {"value": SECRET, "from": path}},
             "run_by": "monit",
@@ -308,7 +318,7 @@ class _View:
             "recovered": None,
             "timeline": self.timeline(
                 _times(0, 0, 0),
-                "failing: when its own text says so; times count from there",
+                f"{state}: when its own text says so; times count from there",
                 self.policy["start_period"],
                 self.policy["on_failure"],
                 self.policy["restart"],
@@ -374,7 +384,8 @@ class _View:
         if restart["mode"] == "delay":
             again = "when the oldest attempt is older than that, there is another one, for ever"
             return [_row(at, usual, f"{used}: backoff; {again} (mode delay)"), clear]
-        words = f"{used}: gave_up; monitoring is off until somebody starts it (mode fail)"
+        until = f"until somebody starts it or says cbsd_monit.retry {self.env}"
+        words = f"{used}: gave_up; monitoring is off {until} (mode fail)"
         rows = [_row(at, usual, words)]
         if ends and usual[1] - first[0][1] >= restart["interval"]:
             words = (
@@ -423,6 +434,12 @@ class _View:
             reason = f": {silence['reason']}" if silence["reason"] else ""
             found.append(f"silenced until {_time(silence['until'])} by {silence['by']}{reason}")
         for other in self.policy["depends_on"]:
+            if isinstance(other, dict):
+                gone = " (this node has no such check: it holds nothing)"
+                gone *= other["node"] not in self.meant["checks"]
+                own = f"the node's own check {other['node']}"
+                found.append(f"depends on {own}: not healed while {own} fails{gone}")
+                continue
             again = other in self.policy["restart_with"]
             after = f"; after {other} was restarted by the agent it is restarted, too" * again
             elsewhere = " (it is none of this node's: so it is not waited for)"
@@ -457,6 +474,11 @@ class _View:
         if left_out:
             found.append(f"left out, they look into a jail: {', '.join(left_out)}")
         return found
+
+
+def _illness(ladder):
+    """Return the state of an env that runs while a check with this ladder fails."""
+    return "warning" if all(rung == "alert" for rung in ladder) else "failing"
 
 
 def _many(count, noun):
@@ -513,12 +535,24 @@ def text(found):
         if check["detected"]:
             good = f"as good again after {_case(check['recovered'])}"
             lines.append(f"  counts as failed after {_case(check['detected'])}; {good}")
+            lines.append(f"  {_proof(check['bound'], found['worst_cycle'])}")
         for row in check["timeline"]:
             usual = f"{row['usual'][0]} - {row['usual'][1]} s" if row["usual"] else ""
             at = row["at"]
             bounds = f" [{at[0]} - {at[1]} s]" if at and at != row["usual"] else ""
             lines.append(f"  {usual:>16}  {row['what']}{bounds}")
     return "\n".join(lines)
+
+
+def _proof(bound, worst):
+    """Return how long a good run of a check proves that it holds."""
+    if bound is None:
+        return "how old its last good run may be for `healthy` is known after the agent's first run"
+    worst = "" if worst is None else f"{_round(worst)} s, "
+    return (
+        f"healthy only by a good run of the last {_round(bound)} s: interval in whole cycles"
+        f" + 2 x the worst cycle ({worst}at most 600 s) + 90 s"
+    )
 
 
 def _case(times):
@@ -557,6 +591,8 @@ def _shown(value, seconds=False):
         return "true" if value else "false"
     if isinstance(value, dict) and "env" in value:
         return f"{value['env']} (restarted after it)"
+    if isinstance(value, dict) and set(value) == {"node"}:
+        return f"the node's check {value['node']}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_shown(item)}" for key, item in value.items())
     if isinstance(value, list):

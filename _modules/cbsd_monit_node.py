@@ -1,15 +1,18 @@
 """
 What the states of ``cbsd_monit`` share: where a node's things are, what clean has to put back,
-errors.
+errors, what monit itself says.
 
 :depends: the execution modules ``cbsd``, for a workdir that is not given, ``cbsd_monit_file`` and
     ``cbsd_monit_schema``
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
+import socket
+import time
 
 from salt.exceptions import CommandExecutionError, SaltException, SaltInvocationError
 
@@ -19,6 +22,8 @@ SCHEMA = 1
 ABSOLUTE = ("config", "libexec", "monit", "monitrc", "monitrc_sample", "run", "state", "workdir")
 # What a state may meet: anything else is a bug of this formula.
 FORESEEN = (OSError, SaltException)
+PATIENCE = 5  # seconds that monit has for its answer
+LONGEST = 64 << 20  # bytes of an answer; about 40,000 services monit says 11 million
 
 
 def failed(name, err):
@@ -79,6 +84,42 @@ def env_dirs(workdir):
     except FileNotFoundError:
         return {}
     return {name: os.path.join(top, name) for name in names}
+
+
+def monit_status(paths):
+    """
+    Internal: Return monit's present status (XML) from its socket: nothing else of it is reliable.
+
+    paths
+        Those of this node: the socket is the one in the agent's configuration, ``config``, if there
+        is one, else ``monit.sock`` in ``state``.
+
+    Returns ``None`` where no monit answers within 5 s, and ``""`` where it wants the password of an
+    operator's own ``set httpd``, which only the agent reads.
+    """
+    read, until = __salt__["cbsd_monit_file.tools"]().read, time.monotonic() + PATIENCE
+    try:
+        configured = json.loads(read(paths["config"]) or "{}").get("socket")
+    except ValueError:
+        configured = None
+    answer = bytearray()
+    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
+        try:
+            line.settimeout(PATIENCE)
+            line.connect(configured or os.path.join(paths["state"], "monit.sock"))
+            line.sendall(b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
+            while part := line.recv(1 << 16):
+                answer += part
+                left = until - time.monotonic()
+                if left <= 0 or len(answer) > LONGEST:
+                    return None
+                line.settimeout(left)
+        except OSError:
+            return None
+    if re.match(rb"HTTP/1\.[01] 401\b", answer):
+        return ""
+    good = re.match(rb"HTTP/1\.[01] 200\b", answer)
+    return answer.decode("utf-8", "replace") if good else None
 
 
 def undo(state):

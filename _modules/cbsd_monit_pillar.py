@@ -24,7 +24,6 @@ import warnings
 
 from salt.exceptions import SaltInvocationError
 
-CHECK = r"[A-Za-z0-9][A-Za-z0-9_-]{0,63}"
 UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -291,20 +290,25 @@ def _read_step(value, row):
 
 
 def _read_dependencies(value, row):
-    """Return names, and ``{"env": name, "restart": True}`` for those that restart the env."""
+    """
+    Return names, ``{"env": name, "restart": True}`` for those that restart the env, and ``{"node":
+    check}``.
+    """
     if not isinstance(value, list):
         return [_read_dependency(value, row)]
     found = [_part_of(value, n, "dependency") for n in range(len(value))]
-    names = [item if isinstance(item, str) else item["env"] for item in found]
-    for number, name in enumerate(names):
-        if name in names[:number]:
-            raise _Expected("each env once", (number,))
+    named = [("env", item) if isinstance(item, str) else [*item.items()][0] for item in found]
+    for number, (what, name) in enumerate(named):
+        if (what, name) in named[:number]:
+            raise _Expected(f"each {'check' if what == 'node' else 'env'} once", (number,))
     return found
 
 
 def _read_dependency(value, row):
     if not isinstance(value, dict):
         return _read_string(value, {"type": "env"})
+    if set(value) == {"node"}:
+        return {"node": _part_of(value, "node", "check")}
     if "env" not in value or set(value) - {"env", "restart"}:
         raise _Expected
     name = _part_of(value, "env", "env")
@@ -371,7 +375,7 @@ READERS = {
     "step": _read_step,
     # and every type that is a pattern:
     **dict.fromkeys(
-        "arg env glob header host path place regex salt_url text url url_path word".split(),
+        "arg check env glob header host path place regex salt_url text url url_path word".split(),
         _read_string,
     ),
 }
@@ -479,11 +483,12 @@ class _Reader:
         result = {}
         for name in value:
             where = [*path, _part(name)]
-            valid = isinstance(name, str) and re.fullmatch(CHECK, name, re.ASCII)
-            if not valid or name == "env":
-                what = "a check's name (a letter or digit, then also _ and -; not env)"
-                self.errors.expected(where, what, name)
-            elif value[name] is False:
+            try:
+                _read_string(name, {"type": "check"})
+            except _Expected:
+                self.errors.expected(where, self.tables["types"]["check"], name)
+                continue
+            if value[name] is False:
                 result[name] = False
             else:
                 result[name] = self.check(value[name], row["scope"], where, name)
@@ -619,7 +624,8 @@ class _Reader:
 
 def _names(dependencies):
     """Return the envs that ``depends_on`` names, in its normal form or not."""
-    return [item["env"] if isinstance(item, dict) else item for item in dependencies]
+    envs = (item.get("env") if isinstance(item, dict) else item for item in dependencies)
+    return [env for env in envs if env is not None]
 
 
 def cycle(waits):

@@ -259,11 +259,14 @@ def _policy(fleet, name, emulator, groups, own, layers):
 
 
 def _needs(dependencies):
-    """Return ``depends_on`` as the agent gets it: all names, and those with ``restart: true``."""
-    names = [item["env"] if isinstance(item, dict) else item for item in dependencies]
+    """
+    Return ``depends_on`` as the agent gets it: names of envs and ``{"node": CHECK}``, and the names
+    of those with ``restart: true``.
+    """
+    restarting = [i["env"] for i in dependencies if isinstance(i, dict) and "env" in i]
     return {
-        "depends_on": names,
-        "restart_with": [item["env"] for item in dependencies if isinstance(item, dict)],
+        "depends_on": [i.get("env", i) if isinstance(i, dict) else i for i in dependencies],
+        "restart_with": restarting,
     }
 
 
@@ -272,7 +275,9 @@ def _acyclic(sources):
     waits = {}
     for source in sources:
         named = {name: entry for name, entry in source.items() if "depends_on" in entry}
-        waits.update({n: _needs(e["depends_on"])["depends_on"] for n, e in named.items()})
+        for name, entry in named.items():
+            needs = _needs(entry["depends_on"])["depends_on"]
+            waits[name] = [need for need in needs if isinstance(need, str)]
     loop = __salt__["cbsd_monit_pillar.cycle"](waits)
     if loop:
         where, way = f"cbsd_monit:envs:{loop[0]}:depends_on", " -> ".join(loop)

@@ -18,6 +18,10 @@ FACT = r"%%[A-Z][A-Z0-9_]*%%"
 # match.
 STRINGS = {
     "env": ("the name of an env (letters, digits, _ and -)", ENV),
+    "check": (
+        "a check's name (a letter or digit, then also _ and -; not env)",
+        r"(?!env\Z)[A-Za-z0-9][A-Za-z0-9_-]{0,63}",
+    ),
     "word": ("a name (letters, digits, _, . and -)", r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}"),
     "glob": (
         "a name or glob (letters, digits, _, ., -, *, ?, [ ])",
@@ -74,8 +78,9 @@ TYPES = {
     "ladder": f"a step or a list of steps: {STEP}",
     "step": f"a step: {STEP}",
     "command": "a list: a program's absolute path and its arguments",
-    "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}",
-    "dependency": "the name of an env, or {env: NAME, restart: true}",
+    "dependencies": "a list of envs, each by name or as {env: NAME, restart: true}, and of the"
+    " node's own checks, each as {node: CHECK}",
+    "dependency": "the name of an env, {env: NAME, restart: true}, or {node: CHECK}",
     "headers": "a mapping of HTTP header to value",
     "name": "a name, or false",
     "raw": "monit's own language, without set and include",
@@ -113,11 +118,14 @@ INHERITED = {
         "`else if succeeded for N cycles`", "takes it from monit's status", **LIMIT),
     "start_period": _done("duration", "60s", "time after a start in which failures do not count",
         "",
-        "until it is over or all checks have succeeded the env is `starting`; begins anew with each"
-        " start and each heal", unit="s"),
+        "the env is `starting` until all checks have succeeded that are due again within it, two of"
+        " monit's worst cycles and 90 s, and no longer than that; begins anew with each start and"
+        " each heal", unit="s"),
     "on_failure": _done("ladder", "restart", "what to do, step by step, while it does not help",
         "`exec` of `wake`, about every 30 s while it fails: monit itself never acts",
-        "one step per attempt, then verified by all checks; `alert` and `event` only tell"),
+        "one step per attempt, then verified by all checks; with `alert` alone the env is `warning`"
+        " and never healed for it, with `event` it is `failing` and the fleet is asked; one that"
+        " does not run is `failing` whatever stands here"),
     "restart": _done("section", None, "how often and how fast", "", "each key below", of="restart"),
 }  # fmt: skip
 POLICY = {
@@ -205,10 +213,11 @@ SECTIONS = {
         "jitter": _done("number", 0.25, "share of the wait that is random", "",
             "0.25: three to five quarters of the wait", min=0, max=1),
         "reset_after": _done("duration", "10m", "healthy time that clears the count", "",
-            "forgets the attempts then", unit="s"),
+            "forgets the attempts then; `warning` counts as healthy", unit="s"),
         "mode": _done("choice", "fail", "when attempts are used up: give up, or wait", "",
-            "`fail`: `gave_up`, monitoring is off until somebody starts it; `delay`: goes on when"
-            " the oldest counts no more", choices=["fail", "delay"]),
+            "`fail`: `gave_up`, monitoring is off until somebody starts it or says"
+            " `cbsd_monit.retry ENV`; `delay`: goes on when the oldest counts no more",
+            choices=["fail", "delay"]),
         "timeout": _done("duration", "300s", "how long one attempt may take", "",
             "of a start, a service_restart or a command; a stop has CBSD's own time-out. What is"
             " late is killed with all its children", unit="s", min=1),
@@ -243,9 +252,10 @@ SECTIONS = {
     "env": {
         "profiles": _row("list", None, "profiles by name", of="word"),
         "depends_on": _done("dependencies", None,
-            "envs that have to be well before this one is healed; with restart: true it is"
-            " restarted after them", "",
-            "asks for their states on this node; an env of another node is not waited for"),
+            "envs, and checks of the node, that have to be well before this one is healed; with"
+            " restart: true it is restarted after them", "",
+            "asks for their states on this node; an env of another node is not waited for, nor a"
+            " check that this node does not have"),
         "checks": _row("checks", None, "nearer than the profiles'", scope="env"),
         "raw": _row("raw", None, "monit's own language"),
         "template": _row("salt_url", None, "template of this env's rules"),

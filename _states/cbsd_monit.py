@@ -47,6 +47,10 @@ MADE_BY_AGENT = ("monitrc", "history.jsonl")
 FRESH = 150
 # Envs whose files are synced together at most; each holds three descriptors meanwhile.
 TOGETHER = 256
+# So begins why an env is not live as pillar has it when an operator wants it so.
+ROLLED_BACK = "rolled back"
+# When a service was looked at, in monit's status; a probe's output there may say anything.
+LOOKED_AT = re.compile(r"<!\[CDATA\[.*?\]\]>|<collected_sec>([0-9]{1,12})</collected_sec>", re.S)
 
 
 def __virtual__():
@@ -416,7 +420,7 @@ def _sync(ret, paths, overlay, named=(), trust=None):
         The envs that have to be among those it knows.
     trust
         What trust.json holds if this run changed nothing: then the answer of the agent's last pass
-        is used, if that was moments ago and saw the same.
+        is used, if that was moments ago and saw the same, and monit goes on looking.
 
     Returns why envs are not live (by env), the commands that the operators' own templates have
     monit run (by env), and notes.
@@ -438,7 +442,10 @@ def _sync(ret, paths, overlay, named=(), trust=None):
     elif answer.get("reloaded"):
         ret["changes"]["monit"] = "reloaded"
     refused = answer.get("quarantined") or {}
-    reasons = {env: f"quarantined, monit says: {words}" for env, words in refused.items()}
+    reasons = {env: f"quarantined: {words}" for env, words in refused.items()}
+    back = sorted(env for env, words in refused.items() if words.startswith(ROLLED_BACK))
+    for env in back:
+        del reasons[env]
     if "envs" in answer:
         unseen = "the agent does not see it in CBSD's inventory"
         reasons.update((env, unseen) for env in named if env not in answer["envs"])
@@ -448,14 +455,20 @@ def _sync(ret, paths, overlay, named=(), trust=None):
     notes = list(answer.get("warnings") or [])
     if answer.get("held"):
         held = answer["held"]
-        notes.append(f"generation {held['generation']} is published and kept: {held['why']}")
+        kept = f"generation {held['generation']} is published and kept: {held['why']}"
+        notes.append(f"{kept} ({', '.join(back)})" if back else kept)
+    elif back:
+        notes += [f"{env}: {refused[env]}" for env in back]
     if answer.get("verify_wait_s"):
         notes.append(f"monit needed {answer['verify_wait_s']:.1f} s until it checked again")
     return reasons, answer.get("foreign") or {}, notes
 
 
 def _answered(paths, trust):
-    """Return the answer of the agent's last pass if that saw, moments ago, what lies there now."""
+    """
+    Return the answer of the agent's last pass if that saw, moments ago, what lies there now, and if
+    monit itself goes on looking.
+    """
     read = _files().read
     last = _load(read(os.path.join(paths["run"], "passed.json")) if paths.get("run") else None)
     try:
@@ -468,9 +481,17 @@ def _answered(paths, trust):
             "trust": _digest(trust),
             "published": _digest(read(os.path.join(paths["state"], "published")) or ""),
         }
-        return last["answer"] if all(last[key] == digest for key, digest in now.items()) else None
+        same = all(last[key] == digest for key, digest in now.items())
+        return last["answer"] if same and _looks(paths, last["limit"]) else None
     except (KeyError, OSError):
         return None
+
+
+def _looks(paths, limit):
+    """Return whether monit's own status, asked now, shows a look of the last ``limit`` seconds."""
+    status = __salt__["cbsd_monit_node.monit_status"](paths) or ""
+    newest = max((int(second or 0) for second in LOOKED_AT.findall(status)), default=0)
+    return 0 <= time.time() - newest < limit
 
 
 def _conclude(ret, plans, reasons, fun, sentence):
@@ -564,8 +585,8 @@ def checks_present(name, spec, node=None, lookup=None, template=None, templates=
     Writes template and policy of every env that pillar names and the node's configuration for the
     agent, and lets the agent publish them. What pillar made for an env that it no longer names is
     removed. A template of the operator's own is kept as ``monitrc.tpl.local`` while pillar names
-    its env, and comes back afterwards. The result is ``False`` when an env could not go live; all
-    others are live nevertheless.
+    its env, and comes back afterwards. The result is ``False`` when an env could not go live, but
+    for one that an operator rolled back; all others are live nevertheless.
 
     name
         Only for the report.

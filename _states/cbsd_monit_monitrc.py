@@ -7,10 +7,8 @@ monit on this node: that its control file includes what is published, and that i
 import contextlib
 import difflib
 import hashlib
-import json
 import os
 import re
-import socket
 import stat
 import tempfile
 import time
@@ -346,29 +344,8 @@ def _include_absent(name, spec, lookup):
 # monit itself
 
 
-def _socket(paths):
-    """Return the path of monit's socket: the one in the agent's configuration, if there is one."""
-    try:
-        configured = json.loads(_read(paths["config"]) or "{}").get("socket")
-    except ValueError:
-        configured = None
-    return configured or os.path.join(paths["state"], "monit.sock")
-
-
 def _status(paths):
-    """Return monit's status (XML) from its socket, or None; nothing else is reliable."""
-    with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
-        line.settimeout(5)
-        try:
-            line.connect(_socket(paths))
-            line.sendall(b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
-            answer = b"".join(iter(lambda: line.recv(65536), b"")).decode("utf-8", "replace")
-        except OSError:
-            return None
-    # It wants the password of an operator's own `set httpd`, which only the agent reads.
-    if re.match(r"HTTP/1\.[01] 401\b", answer):
-        return ""
-    return answer if re.match(r"HTTP/1\.[01] 200\b", answer) else None
+    return __salt__["cbsd_monit_node.monit_status"](paths)
 
 
 def _unknown(paths, status):

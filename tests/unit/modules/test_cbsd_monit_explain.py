@@ -319,6 +319,24 @@ def test_the_sweep_is_the_sum_of_all_serial_checks_of_the_node(salt):
     assert told["checks"]["c"]["detected"] == {"best": 60, "worst": 99, "worst_sweep": 352.8}
 
 
+def test_how_long_a_good_run_proves_is_the_agents_number_or_not_known_yet(salt):
+    spec = one({"type": "tcp", "port": 1}, raw="if failed port 25 then alert")
+    rows = {"lb1": {"checks": {"c": {"bound": 1320}}}, "(node)": {"worst_cycle": 812.04}}
+    told = explain(salt, spec, status=rows)
+    assert (told["checks"]["c"]["bound"], told["checks"]["env"]["bound"]) == (1320, None)
+    text = salt["cbsd_monit_explain.text"](told)
+    words = "only by a good run of the last 1320 s: interval in whole cycles + 2 x the worst cycle"
+    assert f"  healthy {words} (812 s, at most 600 s) + 90 s\n" in text
+    unknown = "is known after the agent's first run"
+    assert text.count(unknown) == 1, "of the env; the raw text has no bound of its own"
+    for silent in (None, {}, {"lb1": {}}, {"lb1": {"checks": {}}, "(node)": {}}):
+        told = explain(salt, spec, status=silent)
+        assert told["checks"]["c"]["bound"] is told["worst_cycle"] is None
+        assert salt["cbsd_monit_explain.text"](told).count(unknown) == 2
+    told = explain(salt, spec, status={"lb1": {"checks": {"c": {"bound": 130}}}})
+    assert "2 x the worst cycle (at most 600 s) + 90 s" in salt["cbsd_monit_explain.text"](told)
+
+
 def test_the_end_of_the_env_is_seen_in_the_next_cycle(salt):
     told = explain(salt, one({"type": "running", "failure_threshold": 9, "on_failure": "alert"}))
     assert tuple(told["checks"]["env"]["detected"].values()) == (0, 10, 10)
@@ -349,7 +367,7 @@ def test_a_timeline_to_the_end(salt):
     assert [row["at"] for row in rows[1:6]] == [[0, 45], [0, 45], [8, 517], [20, 1205], [20, 1875]]
     assert "service nginx restart, in the jail" in rows[2]["what"]
     assert "restart: cbsd jstop" in rows[3]["what"] and "restart: cbsd jstop" in rows[4]["what"]
-    assert "gave_up" in rows[5]["what"]
+    assert "gave_up" in rows[5]["what"] and "cbsd_monit.retry lb1" in rows[5]["what"]
 
 
 def test_attempts_that_cannot_fall_into_one_interval_are_said(salt):
@@ -368,6 +386,19 @@ def test_what_is_never_healed_says_why(salt, env, said):
     for name in ("c", "env"):
         told = words(check(salt, one({"type": "tcp", "port": 1}, **env), name))
         assert said in told[-1] and not any("attempt 1" in line for line in told)
+
+
+@pytest.mark.parametrize("ladder, state", [
+    ("alert", "warning"), (["alert", "alert"], "warning"), ("event", "failing"),
+    (["alert", "event"], "failing"), (["alert", "restart"], "failing"),
+])  # fmt: skip
+def test_what_only_alerts_is_a_warning_but_an_env_that_does_not_run_is_failing(salt, ladder, state):
+    spec = one({"type": "tcp", "port": 1}, on_failure=ladder, raw="if failed port 25 then alert")
+    spec["envs"]["lb1"]["checks"]["up"] = {"type": "running"}
+    found = explain(salt, spec)["checks"]
+    states = {name: words(told)[told["timeline"][0]["at"] is None] for name, told in found.items()}
+    states = {name: line.partition(":")[0] for name, line in states.items()}
+    assert states == {"c": state, "raw": state, "env": "failing", "up": "failing"}
 
 
 def test_mode_delay_goes_on(salt):
@@ -414,7 +445,9 @@ def test_what_silences_and_restrains_is_said(salt):
         "envs": {
             "lb1": {
                 "heal": False, "checks": {},
-                "depends_on": ["db1", {"env": "away", "restart": True}],
+                "depends_on": [
+                    "db1", {"env": "away", "restart": True}, {"node": "uplink"}, {"node": "gone"},
+                ],
             },
             "db1": {}, "web1": {"depends_on": {"env": "lb1", "restart": True}},
         },
@@ -422,10 +455,16 @@ def test_what_silences_and_restrains_is_said(salt):
             {"env": "lb1", "until": "2027-01-01T06:00:00Z", "reason": "kernel upgrade"},
             {"env": "db1", "until": 1},
         ],
+        "nodes": {"hv*": {"checks": {"uplink": {"type": "ping", "address": "192.0.2.1"}}}},
         "budget": {"max_concurrent": 2, "storm_min": 2, "storm_threshold": "40%"},
     }  # fmt: skip
-    limits = "\n".join(explain(salt, spec)["limits"])
+    told = explain(salt, spec)
+    assert "the node's check uplink, the node's check gone" in salt["cbsd_monit_explain.text"](told)
+    limits = "\n".join(told["limits"])
+    own = "the node's own check"
     for line in (
+        f"depends on {own} uplink: not healed while {own} uplink fails\n",
+        f"while {own} gone fails (this node has no such check: it holds nothing)\n",
         "heal is false",
         "silenced until 2027-01-01 06:00 UTC by pillar: kernel upgrade",
         "depends on db1: not healed while db1 is not well\n",

@@ -1,6 +1,11 @@
 """What the states share: the node's paths and envs, and what clean has to put back."""
 
+import itertools
 import json
+import socket
+import threading
+import time
+import types
 
 import pytest
 from salt.exceptions import CommandExecutionError, SaltInvocationError
@@ -12,7 +17,12 @@ from tests.unit.loaded import modules
 def node():
     found = {"cbsd.paths": lambda: {"workdir": "/jails"}}
     salt = modules("cbsd_monit_schema", "cbsd_monit_file", "cbsd_monit_node", **found)
-    return lambda name, *args, **more: salt[f"cbsd_monit_node.{name}"](*args, **more)
+
+    def call(name, *args, **more):
+        return salt[f"cbsd_monit_node.{name}"](*args, **more)
+
+    call.salt = salt
+    return call
 
 
 def test_paths_are_the_lookups_and_what_is_given_is_nearer(node):
@@ -60,3 +70,57 @@ def test_what_cannot_be_understood_is_no_bug_and_is_named(node, tmp_path, text):
     (tmp_path / "undo.json").write_bytes(text.encode("utf-8", "surrogateescape"))
     with pytest.raises(CommandExecutionError, match=f"{tmp_path}/undo.json"):
         node("undo", str(tmp_path))
+
+
+def says(path, *parts, pause=0):
+    """A monit that answers once on the socket ``path``, with ``pause`` seconds after each part."""
+    server = socket.socket(socket.AF_UNIX)
+    server.bind(str(path))
+    server.listen()
+
+    def answer():
+        with server, server.accept()[0] as line:
+            line.recv(100)
+            try:
+                for part in parts:
+                    line.sendall(part)
+                    time.sleep(pause)
+            except OSError:
+                pass  # nobody listens any longer
+
+    threading.Thread(target=answer, daemon=True).start()
+
+
+def test_monits_status_is_asked_at_the_socket_of_the_configuration(node, tmp_path):
+    paths = {"config": str(tmp_path / "conf.json"), "state": str(tmp_path)}
+    head = b"HTTP/1.0 200 OK\r\n\r\n"
+    assert node("monit_status", paths) is None, "there is no socket"
+    says(tmp_path / "monit.sock", head, b"<monit>", b"\xff</monit>")
+    assert node("monit_status", paths).endswith("<monit>\ufffd</monit>")
+    assert node("monit_status", paths) is None, "nobody listens on it"
+    (tmp_path / "conf.json").write_text(json.dumps({"socket": str(tmp_path / "own")}))
+    says(tmp_path / "own", b"HTTP/1.0 401 Unauthorized\r\n\r\n")
+    assert node("monit_status", paths) == ""
+    (tmp_path / "own").unlink()
+    says(tmp_path / "own", b"HTTP/1.0 500 Oops\r\n\r\n")
+    assert node("monit_status", paths) is None
+
+
+def test_a_monit_that_answers_for_ever_is_given_up(node, tmp_path, monkeypatch):
+    paths = {"config": str(tmp_path / "conf.json"), "state": str(tmp_path)}
+    space = node.salt["cbsd_monit_node.monit_status"].__globals__
+    monkeypatch.setitem(space, "PATIENCE", 0.3)
+    says(tmp_path / "monit.sock", b"HTTP/1.0 200 OK\r\n\r\n", *[b"x"] * 100, pause=0.05)
+    began = time.monotonic()
+    assert node("monit_status", paths) is None and time.monotonic() - began < 2
+    (tmp_path / "monit.sock").unlink()
+    monkeypatch.setitem(space, "PATIENCE", 5)
+    late = types.SimpleNamespace(monotonic=itertools.count(0, 10).__next__)
+    with monkeypatch.context() as patch:
+        patch.setitem(space, "time", late)
+        says(tmp_path / "monit.sock", b"HTTP/1.0 200 OK\r\n\r\n")
+        assert node("monit_status", paths) is None
+    (tmp_path / "monit.sock").unlink()
+    monkeypatch.setitem(space, "LONGEST", 1000)
+    says(tmp_path / "monit.sock", b"HTTP/1.0 200 OK\r\n\r\n", b"x" * 2000)
+    assert node("monit_status", paths) is None

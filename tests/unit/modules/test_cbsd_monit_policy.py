@@ -202,6 +202,24 @@ def test_who_depends_on_whom_reaches_the_agent(monit):
     assert (policy["depends_on"], policy["restart_with"]) == (["db1"], ["db1"])
 
 
+def test_a_check_of_the_nodes_own_that_is_depended_on_reaches_the_agent(monit):
+    spec = {
+        "envs": {
+            "lb1": {"depends_on": [
+                "db1", {"node": "lb1"}, {"env": "db2", "restart": True}, {"node": "gone"},
+            ]},
+            "web1": {"depends_on": {"node": "web1"}},
+        },
+        "nodes": {"hv1": {"checks": {"lb1": {"type": "ping", "address": "192.0.2.1"}}}},
+    }  # fmt: skip
+    policies = monit.effective(spec, "hv1", jails("lb1", "web1"))
+    needs = ["db1", {"node": "lb1"}, "db2", {"node": "gone"}]
+    assert policies["lb1"]["depends_on"] == needs, "the check lb1 is not the env lb1"
+    assert policies["lb1"]["restart_with"] == ["db2"]
+    assert policies["web1"]["depends_on"] == [{"node": "web1"}]
+    assert monit.validate(monit.validate(spec)) == monit.validate(spec)
+
+
 def test_nodes_may_depend_in_opposite_ways_but_not_one_of_them_in_both(monit):
     spec = {
         "envs": {"a": {}, "b": {}},

@@ -1,5 +1,6 @@
 """A node on directories of a test, with stand-ins for CBSD, monit and the agent, for the states."""
 
+import contextlib
 import json
 import os
 import pathlib
@@ -44,6 +45,8 @@ class Host:
         self.overlay = None
         self.monit_says = ""
         self.services = []
+        self.looked_at = None  # when monit looked at the last of them, seconds since 1970
+        self.monit_answers = "200 OK"
         self.opts = {"test": False, "id": NODE}
         self.program("libexec/wake")
         # an agent that ran before; without it nothing can be foretold
@@ -112,9 +115,12 @@ class Host:
                 line, _ = server.accept()
                 with line:
                     line.recv(100)
-                    known = (f"<service><name>{name}</name></service>" for name in self.services)
-                    names = "".join(known)
-                    line.sendall(f"HTTP/1.0 200 OK\r\n\r\n<monit>{names}</monit>".encode())
+                    look = f"<collected_sec>{self.looked_at}</collected_sec>"
+                    look = look if self.looked_at is not None else ""
+                    known = (f"<service><name>{n}</name>{look}</service>" for n in self.services)
+                    body = f"<monit>{''.join(known)}</monit>"
+                    with contextlib.suppress(OSError):
+                        line.sendall(f"HTTP/1.0 {self.monit_answers}\r\n\r\n{body}".encode())
 
         threading.Thread(target=answer, daemon=True).start()
 

@@ -198,13 +198,51 @@ def test_directory_of_a_vm_may_be_a_symlink(host):
 def test_quarantine_and_errors_fail_the_state_with_their_reasons(host):
     host.add("web1"), host.add("web2")
     host.rendered = {"web1": "  a", "web2": "  b"}
-    why = {"web1": "syntax error 'faild'"}
+    why = {"web1": "monit says: monitrc.tpl:7: syntax error 'faild'"}
     host.answer.update(changed=["web2"], reloaded=True, quarantined=why)
     done = host.apply("checks_present")
     assert done["result"] is False
-    assert "web1: quarantined, monit says: syntax error 'faild'" in done["comment"]
+    words = "web1: quarantined: monit says: monitrc.tpl:7: syntax error 'faild'"
+    assert words in done["comment"]
     assert done["changes"]["monit"] == {"published": ["web2"]}
     assert {s["name"]: s["result"] for s in done["sub_state_run"]} == {"web1": False, "web2": True}
+
+
+def test_what_an_operator_rolled_back_is_told_once_and_is_no_failure(host):
+    for env in ("web1", "web2", "web3"):
+        host.add(env)
+        host.rendered[env] = "  a"
+    why = "rolled back to generation 3: web1 has no checks in it"
+    host.answer["quarantined"] = {"web1": why, "web2": why.replace("web1", "web2")}
+    held = {"generation": 3, "why": "rolled back by root"}
+    host.answer["held"] = held
+    done = host.apply("checks_present")
+    assert done["result"] is True, done
+    told = "Note: generation 3 is published and kept: rolled back by root (web1, web2)."
+    assert done["comment"].endswith(told) and done["comment"].count("rolled back") == 1
+    host.answer["held"] = None
+    done = host.apply("checks_present")
+    assert done["result"] is True and f"Note: web1: {why}; web2: rolled" in done["comment"]
+
+    host.answer["held"] = held
+    host.answer["quarantined"]["web3"] = "monit says: it was rolled back"
+    done = host.apply("checks_present")
+    assert done["result"] is False
+    assert "others are: web3: quarantined: monit says: it was rolled back." in done["comment"]
+
+
+@pytest.mark.parametrize("answer", [
+    {"errors": {"(monit)": "monit's last round ended 900 s ago"}},
+    {"error": "monit's last round ended 900 s ago"},
+])  # fmt: skip
+@pytest.mark.parametrize("test", [False, True])
+def test_a_monit_that_stands_still_fails_the_state(host, answer, test):
+    host.add("web1")
+    host.rendered = {"web1": "  a"}
+    assert host.apply("checks_present")["result"] is True
+    host.answer.update(answer)
+    done = host.apply("checks_present", test=test)
+    assert done["result"] is False and "monit's last round ended 900 s ago" in done["comment"]
 
 
 def test_an_env_that_the_agent_does_not_see_is_not_live(host):
@@ -368,8 +406,11 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
         "config": same(host.root / "etc/cbsd_monit.json"),
         "trust": same(host.state / "trust.json"),
         "published": digest("all of it\n"),
-        "answer": {"quarantined": {"web1": "syntax error"}, "warnings": ["a warning"]},
+        "limit": 100,
+        "answer": {"quarantined": {"web1": "refused: no"}, "warnings": ["a warning"]},
     }
+    host.services, host.looked_at = ["cbsd_monit-look", "web1.http"], int(time.time())
+    host.listen()
 
     def asked(**changes):
         (host.run / "passed.json").write_text(json.dumps({**good, **changes}))
@@ -380,11 +421,32 @@ def test_agents_last_answer_stands_for_moments_and_only_for_what_it_saw(host):
     ran, ret = asked()
     assert not ran
     assert ret["result"] is False
-    assert "web1: quarantined, monit says: syntax error" in ret["comment"]
+    assert "web1: quarantined: refused: no" in ret["comment"]
     assert "a warning" in ret["comment"]
     assert asked(m=time.monotonic() - 200)[0] and asked(m=time.monotonic() + 50)[0]
     for key in ("config", "trust", "published"):
         assert asked(**{key: digest("other")})[0], key
+
+    host.looked_at = int(time.time()) - 90
+    assert not asked()[0] and asked(limit=80)[0], "monit stands still for longer than the limit"
+    del good["limit"]
+    assert asked()[0], "an agent of before said no limit"
+    good["limit"] = 100
+    host.services.append(f"<![CDATA[<collected_sec>{int(time.time())}</collected_sec>]]>")
+    assert asked(limit=80)[0], "a probe's output is no word of monit's"
+    host.looked_at = int(time.time()) + 50
+    assert asked()[0], "by a clock that was set back nothing is known"
+    host.looked_at = None
+    assert asked()[0], "monit has looked at nothing yet"
+    host.looked_at = int(time.time())
+    for host.monit_answers in ("401 Unauthorized", "503 Service Unavailable", "nonsense"):
+        assert asked()[0], host.monit_answers
+    host.monit_answers = "200 OK"
+    (host.state / "monit.sock").rename(host.state / "elsewhere.sock")
+    assert asked()[0], "no monit answers"
+    (host.state / "elsewhere.sock").rename(host.state / "monit.sock")
+    assert not asked()[0]
+
     (host.state / "published").write_text("by hand\n")
     assert asked()[0]
     (host.state / "published").write_text("all of it\n")
