@@ -28,6 +28,7 @@ UDP = 1.2  # seconds that monit waits for the refusal of a port
 PASS = 60  # seconds from one pass that cron begins to the next
 LINGER = 90  # the agent waits for what is due within so many seconds, and leaves the rest to cron
 STOP = {"jail": 210, "bhyve": 90}  # seconds that a stop may take: CBSD's time-outs and a margin
+WORST, MARGIN = 600, 90  # seconds: the most that a cycle is taken for; what is allowed besides
 SETTLE = 60  # seconds at most that a first failure waits for the others of a storm
 RECHECK = 60  # seconds in which the fleet's answer to `event` counts
 PASSIVE = ("alert", "event")
@@ -181,9 +182,12 @@ class _View:
             "cycle": _round(self.poll + seconds),
         }
         rows = self.policy["checks"].values()
-        interval = max([row["interval"] for row in rows], default=30)
         timeout = max([row["timeout"] for row in rows], default=5)
         patience = max([self.policy["start_period"], *(row["start_period"] for row in rows)])
+        # A check that runs more seldom is not waited for.
+        soon = patience + 2 * min(WORST, self.poll + seconds) + MARGIN
+        intervals = [row["interval"] for row in rows]
+        interval = max((every for every in intervals if every <= soon), default=30)
         self.verified = patience + 2 * interval + timeout + 3 * self.poll + 5
 
         alive = [

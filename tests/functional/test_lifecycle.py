@@ -492,7 +492,7 @@ def migrated_to_another_node(life):
     assert not other.services("mig2"), (
         "what neither pillar wrote nor only root could have written is not run"
     )
-    assert "as root" in json.loads(other.node.agent("sync", "--json"))["errors"]["mig2"]
+    assert "as root" in json.loads(other.node.agent("sync", "--json"))["quarantined"]["mig2"]
     life.quiet(*names, hooks=STOP)
 
 
@@ -530,7 +530,7 @@ def address_by_dhcp(life):
     life.cbsd("jstop", "jname=dhc2")
     life.cbsd("jset", "jname=dhc2", "ip4_addr=DHCP")
     life.state("dhc2", "stopped")
-    assert "no address yet" in json.loads(life.node.agent("sync", "--json"))["errors"]["dhc2"]
+    assert "no address yet" in json.loads(life.node.agent("sync", "--json"))["quarantined"]["dhc2"]
     life.watched("dhc2", yes=False)
     life.mark("dhc2")
     life.cbsd("jstart", "jname=dhc2")
@@ -724,7 +724,8 @@ def node_state(life):
     if status["stp1"]["intent"] == "running":
         life.cbsd("jstop", "jname=stp1")
         life.state("stp1", "stopped")
-    rows = [n for n in status if life.value(n, "status") != "2"]
+    watched = [n for n, row in status.items() if row["state"] != "unwatched" and n != "(node)"]
+    rows = [n for n in watched if life.value(n, "status") != "2"]
     return sorted(set(rows) - down - {"new1", "lnk1", "lnk2"}), sorted(down)
 
 

@@ -346,7 +346,7 @@ def test_syntax_error_in_raw_is_that_envs_alone(loop):
     )
     del loop.envs["bad1"]
     assert all(r["result"] for r in loop.apply())
-    assert "bad1" not in loop.node.status()
+    assert loop.node.status()["bad1"]["state"] == "unwatched"
 
 
 def test_envs_without_an_ipv4_address_are_right_or_say_so_and_break_nothing(loop):
@@ -359,7 +359,7 @@ def test_envs_without_an_ipv4_address_are_right_or_say_so_and_break_nothing(loop
         assert done.returncode == 0, done.stdout
         loop.envs[name] = {"checks": {"web": {"type": "tcp", "port": 80}}}
     said = loop.node.summary(loop.apply())
-    assert "none1: no address yet: ip4_addr is '0'" in said
+    assert "none1: quarantined: no address yet: ip4_addr is '0'" in said
     published = (loop.node.state_dir / "published").read_text()
     assert 'check host "six1.web" with address "fde4:8dba:82e1::21"' in published
     assert 'check host "many1.web" with address "127.77.1.18"' in published

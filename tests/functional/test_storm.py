@@ -87,6 +87,7 @@ class Town:
         }
 
     def begin(self):
+        (self.node.state_dir / "spool").mkdir(parents=True, exist_ok=True)
         self.node.pillar(self.pillar)
         results = self.node.apply()
         assert all(r["result"] for r in results), self.node.summary(results)
@@ -103,10 +104,10 @@ class Town:
 
     def told(self, since):
         """All transitions since a moment: [(time, env, transition)]."""
-        found = [
-            r for name in self.addresses for r in self.node.history(name) if r["time"] >= since
-        ]
-        return sorted((r["time"], r["env"], r["transition"]) for r in found)
+        found = [r for name in self.addresses for r in self.node.history(name)]
+        for path in (self.node.state_dir / "spool").glob("*.jsonl"):
+            found += [r for r in map(json.loads, path.open()) if r["env"] == "(node)"]
+        return sorted((r["time"], r["env"], r["transition"]) for r in found if r["time"] >= since)
 
     def told_of(self, name, transition, since, seconds=30):
         """When ``name`` came into a state, after ``since``."""
@@ -191,6 +192,7 @@ def test_storm_with_the_guard_restarts_nothing_is_told_once_and_passes(guarded):
     assert town.works(since) == [], town.told(since)
     transitions = [t for _, _, t in town.told(since)]
     assert transitions.count("storm") == 1 and "healing" not in transitions, town.told(since)
+    assert "(node)" in [env for _, env, t in town.told(since) if t == "storm"]
     again = time.time()
     jid = town.node.running()["web3"]
     for name in NAMES:
@@ -215,7 +217,7 @@ def detected(town):
     """A failure of `other` is told, and its end."""
     since = time.time()
     town.net["other"].refuses()
-    moment = town.told_of("other", "failing", since)
+    moment = town.told_of("other", "warning", since)
     town.net["other"].serves()
     town.told_of("other", "healthy", moment)
 

@@ -284,13 +284,13 @@ ROWS = {
             "success_threshold": 30,
         },
         lambda env: env.answers("xoox"),
-        [T("failing", run=4), T("healthy", run=34)],
+        [T("warning", run=4), T("recovered", run=34), T("healthy")],
         [],
     ),
     "interval": Row(
         {"interval": "3s", "failure_threshold": 2, "success_threshold": 10, "on_failure": "alert"},
         lambda env: env.answers("xx"),
-        [T("failing", run=2), T("healthy", run=12)],
+        [T("warning", run=2), T("recovered", run=12), T("healthy")],
         [],
     ),
     "two-in-a-row": Row(
@@ -299,13 +299,13 @@ ROWS = {
     "two-successes": Row(
         {"success_threshold": 2, "on_failure": "alert"},
         lambda env: env.answers("xo" * 6),
-        [T("failing", run=1), T("healthy", run=13)],
+        [T("warning", run=1), T("recovered", run=13), T("healthy")],
         [],
     ),
     "start-period": Row(
         {"start_period": "6s", "on_failure": "alert"},
         started_broken,
-        [T("starting", 0, 2), T("failing", 5.5, 8, -1)],
+        [T("starting", 0, 2), T("warning", 5.5, 8, -1)],
         ["jstart"],
     ),
     "startup-ends-with-first-success": Row(
@@ -399,13 +399,13 @@ ROWS = {
     "alert": Row(
         {"on_failure": "alert"},
         lambda env: env.answers("x" * 15),
-        [T("failing", run=1), T("healthy", run=16)],
+        [T("warning", run=1), T("recovered", run=16), T("healthy")],
         [],
     ),
     "event": Row(
         {"on_failure": "event"},
         lambda env: env.answers("x" * 15),
-        [T("failing", run=1), T("healthy", run=16)],
+        [T("failing", run=1), T("recovered", run=16), T("healthy")],
         [],
     ),
     "stop": Row(
@@ -420,7 +420,7 @@ ROWS = {
     "not-healed": Row(
         {"heal": False},
         lambda env: env.answers("x" * 15),
-        [T("failing", run=1), T("healthy", run=16)],
+        [T("failing", run=1), T("recovered", run=16), T("healthy")],
         [],
     ),
     "time-out": Row(

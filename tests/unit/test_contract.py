@@ -55,7 +55,7 @@ def test_states_are_those_of_the_contract():
     used = set().union(*(literals(path, "go") for path in AGENT.glob("*.py")))
     assert used == named
     announced = set().union(*(literals(path, "announce") for path in AGENT.glob("*.py")))
-    others = {"created", "removed", "renamed", "healed", "storm", "calm"}
+    others = {"created", "removed", "renamed", "healed", "recovered", "storm", "calm"}
     assert set(states.TRANSITIONS) == others | named
     assert {w for w in announced if " " not in w and w} <= set(states.TRANSITIONS)
     groups = ("ILL", "FAILS", "LEFT_ALONE", "UNMONITORED", "UNPROBED", "LOUD")

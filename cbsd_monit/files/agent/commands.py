@@ -144,30 +144,10 @@ def recheck(node, name):
 
 
 def status(node, name=None):
-    """What is known of every env (or of one), as JSON."""
-    found = {}
-    silenced = policy.silences(node, node.now())
-    quarantined = files.read_json(node.in_state("quarantine.json"), {})
-    for known in sorted(records.names(node)):
-        env = records.load(node, known)
-        if env.new or (name and known != name):
-            continue
-        found[known] = {
-            "emulator": env["emulator"],
-            "state": env["state"],
-            "since": (env["since"] or {}).get("t"),
-            "check": env["check"],
-            "reason": env["reason"],
-            "intent": env["intent"],
-            "intent_why": env["intent_why"],
-            "attempts": len(env["attempts"]),
-            "restarts": env["heals"] or 0,
-            "last": records.history(node, known)[-5:],
-            "next": env["next"] and round(env["next"]["after"]["t"] + env["next"]["seconds"], 3),
-            "silence": silenced.get(known),
-            "quarantined": quarantined.get(known, {}).get("reason"),
-        }
-    print(json.dumps(found, sort_keys=True))
+    """What is known of every env of the node (or of one) and of the node itself, as JSON."""
+    import report
+
+    print(json.dumps(report.rows(node, node.now(), name), sort_keys=True))
     return 0
 
 
@@ -185,10 +165,18 @@ def silence(node, name, until=None, by="", *reason):
         except ValueError:
             raise AgentError(f"until: expected seconds since 1970, got {until!r}") from None
         policy.silence(node, name, moment, by, " ".join(reason), env.now)
-        if moment is None:  # somebody took it in hand: what was given up may be tried again
-            env.reset_attempts()
-            env["gave_up"] = False
     _wake(node, "silence")
+    return status(node, name)
+
+
+def retry(node, name):
+    """End `gave_up`: watch the env again, and heal it anew if it fails."""
+    with _changing(node, name) as env:
+        if env["gave_up"]:
+            env["gave_up"], env["warm"], env["proof_from"] = False, False, env.now.stamp()
+            env.reset_attempts()
+            env.go("starting", "its checks are tried again")
+    _wake(node, "retry")
     return status(node, name)
 
 
@@ -212,6 +200,7 @@ COMMANDS = {
     "history": (history, "ENV"),
     "silence": (silence, "ENV UNTIL WHO | REASON…"),
     "unsilence": (silence, "ENV"),
+    "retry": (retry, "ENV"),
     "rollback": (rollback, "| NUMBER"),
     "quit": (leave, ""),
 }

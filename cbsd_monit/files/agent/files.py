@@ -240,6 +240,13 @@ def read_text(path):
         return None
 
 
+def read_head(path, size):
+    """The first ``size`` bytes of the regular file ``path`` as text, through no link; or None."""
+    with contextlib.suppress(OSError), _opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
+        return os.read(fd, size).decode("utf-8", "replace")
+    return None
+
+
 def read_json(path, default=None):
     """The content of ``path``; ``default`` if it cannot be read or is not JSON."""
     try:
@@ -287,6 +294,13 @@ def tidy(folder):
             with contextlib.suppress(OSError):
                 if time.time() - os.lstat(path, **where).st_mtime > STALE:
                     os.unlink(path, **where)
+
+
+def keep_only(folder, names):
+    """Remove all files of ``folder`` but those called ``names``."""
+    with contextlib.suppress(OSError):
+        for name in set(os.listdir(folder)) - names:
+            os.unlink(os.path.join(folder, name))
 
 
 def _only_root_writes(info):

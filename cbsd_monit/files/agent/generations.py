@@ -28,6 +28,14 @@ def parts_of(text):
     return parts
 
 
+def latest_parts(node):
+    """{env: its part} as monit took it last, by the generations there are."""
+    found = {}
+    for which in numbers(node):
+        found.update(parts_of(files.read_text(_path(node, which)) or ""))
+    return {**found, **parts_of(published(node))}
+
+
 def difference(new, old):
     """The names of the envs whose part differs between two published texts; '' is the head."""
     return sorted({name for name, _ in parts_of(new).items() ^ parts_of(old).items()})

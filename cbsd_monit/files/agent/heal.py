@@ -16,12 +16,14 @@ import files
 import hooks
 import policy
 import probes
+import proof
 import records
 import survey
 import text
 from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 from records import say
+from text import WORST
 
 PATIENCE = 600  # seconds: what was done to an env is recorded, however loaded the node is
 
@@ -59,13 +61,13 @@ class Heal:
             number = len(recent) + 1
             step = _step(ladder, self.check, env["rung"] or 0)
             stamp = env.now.stamp()
-            env["attempts"] = [*env["attempts"], stamp][-64:]
+            env["attempts"] = [*env["attempts"], stamp][-records.ATTEMPTS :]
             env["heals"] = (env["heals"] or 0) + 1
             env["op"] = {"id": os.urandom(4).hex(), "action": step, "step": "begin", **stamp}
             env.go("healing", self.reason, self.check, attempt=number, action=step)
-        restarted, outcome, words = None, "healed", ""
+        outcome, words = "healed", ""
         try:
-            restarted = self._act(step, lock, restart, own)
+            self._act(step, lock, restart, own)
             self._verify(rules)
         except Abandoned as err:
             outcome, words = "abandoned", str(err)
@@ -74,7 +76,7 @@ class Heal:
         except Exception as err:  # noqa: BLE001 - a bug of ours is an attempt that did not help
             outcome, words = "failed", bugs.report(self.node, f"healing {self.name}", err)
         event = {"event": True} if "event" in ladder else {}
-        self._end(outcome, words, number, restart, restarted, event, began)
+        self._end(outcome, words, number, restart, event, began)
         if outcome == "abandoned":
             raise Abandoned(words)
         return outcome == "healed"
@@ -101,7 +103,7 @@ class Heal:
         return row, up
 
     def _act(self, step, lock, restart, own):
-        """Carry out one step of the ladder; returns the stamp of a restart, else None."""
+        """Carry out one step of the ladder."""
         row, up = self._look()
         if up and self.check == "env":
             raise Abandoned("it runs again")
@@ -114,7 +116,7 @@ class Heal:
         if step not in ("restart", "start"):
             self._journal("command")
             self._command(row, step, lock, restart, own)
-            return None
+            return
         if up and step == "restart":
             self._journal("stop")
             answer = cbsd.stop(self.node, row, "heal", lock)
@@ -122,13 +124,14 @@ class Heal:
             if up:
                 raise AgentError(f"it did not stop: {answer.last_words}")
         if up:
-            return None
+            return
         self._journal("start")
         answer = cbsd.start(self.node, row, restart["timeout"], "heal", lock)
         row, up = self._look()
         if not up:
             raise AgentError(f"it did not start: {answer.last_words}")
-        return self.node.stamp()
+        with self._record() as env:  # at once: it may help late, and we may be killed
+            env["restarted"] = env.now.stamp()
 
     def _command(self, row, step, lock, restart, own):
         if not text.trusted(own, records.trust(self.node).get(self.name)):
@@ -151,7 +154,9 @@ class Heal:
             hooks.take_in_of(self.node, env)
             env["started"], env["warm"] = env.now.stamp(), False
         checks = rules["checks"].values()
-        interval = max([check.get("interval", 30) for check in checks] or [30])
+        soon = policy.patience(rules) + proof.limit(proof.load(self.node).worst or WORST)
+        intervals = [check.get("interval", 30) for check in checks]
+        interval = max([seconds for seconds in intervals if seconds <= soon] or [30])
         timeout = max([check.get("timeout", 5) for check in checks] or [5])
         seconds = policy.patience(rules) + 2 * interval + timeout + 3 * self.node.poll + 5
         until = time.monotonic() + seconds
@@ -159,7 +164,7 @@ class Heal:
         missing = "monit does not answer"
         while time.monotonic() < until:
             self._still_ours()
-            found = self._results(monit, rules)
+            found = self._results(monit, rules, soon)
             if found is not None:
                 moment = time.time() - self.node.age(done)  # by the clock that monit has now
                 bad = [n for n in sorted(found) if not (found[n] and found[n].good_since(moment))]
@@ -169,11 +174,18 @@ class Heal:
             time.sleep(0.2)
         raise AgentError(f"not healthy {seconds:.0f} s after it: {missing}")
 
-    def _results(self, monit, rules):
-        """{service or check: result} of all that has to be good again, None if monit is silent."""
+    def _results(self, monit, rules, soon):
+        """
+        {service or check: result} of all that has to be good again, None if monit is silent.
+
+        A check that runs more seldom than every ``soon`` seconds is not waited for.
+        """
 
         def counts(check):
             return check in ("env", self.check) or policy.acts(rules, check)
+
+        def awaited(service):
+            return not service.by_hours and service.cycles * self.node.poll <= soon
 
         status = monit.status()
         if status is None:
@@ -181,9 +193,14 @@ class Heal:
         services = files.read_json(self.node.in_state("services.json"), {})
         mine = [n for n, (env, check) in services.items() if env == self.name and counts(check)]
         found = {name: status.services.get(name) for name in mine}
+        found = {
+            name: service for name, service in found.items() if not service or awaited(service)
+        }
         if self.node.conf.get("probes") == "agent":
             own = {c: row for c, row in rules["checks"].items() if row.get("type") in PROBES}
-            own = {check: row for check, row in own.items() if counts(check)}
+            own = {
+                c: row for c, row in own.items() if counts(c) and row.get("interval", 30) <= soon
+            }
             probes.run_all(self.node, [(self.name, check) for check in own])
             last = records.load(self.node, self.name)["probes"] or {}
             found.update({c: Outcome(row, last[c]) for c, row in own.items() if c in last})
@@ -195,15 +212,16 @@ class Heal:
         if env["intent"] != "running" or env["phase"] == "stopping":
             raise Abandoned("stopped while it was being verified")
 
-    def _end(self, outcome, words, number, restart, restarted, event, began):
+    def _end(self, outcome, words, number, restart, event, began):
         with self._record() as env:
             env["op"] = None
             took = round(time.monotonic() - began, 2)
             if outcome == "healed":
                 env["next"], env["rung"], env["warm"], env["recheck"] = None, 0, True, None
-                env["restarted"] = restarted or env["restarted"]
                 env.announce("healed", "", self.check, attempt=number, duration=took)
-                env.go("healthy")
+                rows = sorted((env["failing"] or {}).items())
+                alerts = [(row["reason"], check) for check, row in rows if row["warning"]]
+                env.go("warning", *alerts[0]) if alerts else env.go("healthy")
             elif outcome == "failed":
                 wait = round(policy.delay(restart, number), 2)
                 env["next"], env["recheck"] = {"after": env.now.stamp(), "seconds": wait}, None

@@ -297,7 +297,7 @@ def _arrived(survey, env, history):
     heals = [h for h in history if h.get("transition") == "healing" and h.get("env") == env.name]
     times = [h.get("time") for h in heals]
     times = [float(t) for t in times if isinstance(t, (int, float))]
-    env["attempts"] = [{"t": t, "m": 0, "b": ""} for t in times[-64:]]
+    env["attempts"] = [{"t": t, "m": 0, "b": ""} for t in times[-records.ATTEMPTS :]]
     env.announce("created", "first seen " + ("running" if up else "stopped"))
 
 

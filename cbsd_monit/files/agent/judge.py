@@ -4,28 +4,33 @@ import time
 from collections import namedtuple
 
 import cbsd
-from policy import PASSIVE, acts, of_check
+from policy import PASSIVE, acts, of_check, patience
+from states import WELL
 
 RECHECK = 60  # seconds in which the fleet's answer to an `event` counts
 ORPHAN = 60  # seconds beyond its time after which a command that outlived its agent is killed
 
 # What is true of one env besides its record and policy; the defaults are those of a calm node.
 #   row: of CBSD's inventory; up: the kernel runs it, None if the kernel cannot be asked
-#   results: [(check, Service or Outcome, None for one never seen)], or None if monit is silent
-#   busy: the heal in its journal still goes on; silence: of silences.json; quarantined: monit's
-#   words; missing: checks that monit does not know; kernel_error: why the kernel cannot be asked
+#   results: {check: proof.Seen}, or None if monit proves nothing, for which `monit` says why
+#   busy: the heal in its journal still goes on; silence: of silences.json; quarantined: why not all
+#   that is wanted is live; kernel_error: why the kernel cannot be asked; limit: seconds in which
+#   monit surely goes round; renewed: just now monit was given other words for some check
 Facts = namedtuple(
     "Facts",
-    "row up results busy silence quarantined missing kernel_error boot_grace",
-    defaults=(False, None, None, frozenset(), "", 600),
+    "row up results monit busy silence quarantined kernel_error boot_grace limit renewed",
+    defaults=("monit does not answer", False, None, None, "", 600, 110, False),
 )
 #   env: the changed Record; due: (check, reason) of a heal, or None; suspect: its last run failed,
 #   counted or not; ran: when monit ran the failing check, None if none; orphan: end the command
 #   that its killed agent left; checked: its policy and its checks had a say
 Verdict = namedtuple("Verdict", "env due suspect ran orphan checked")
-#   what the checks say: the failing one that counts most and why, the one not seen good since the
-#   start, why one could not be asked
-_Findings = namedtuple("_Findings", "failing reason ran waiting unasked suspect")
+# A check that fails. ``rank``: 0 if it is healed, 1 if the fleet is asked, 2 if it only alerts;
+# ``stale``: it ran before what may have mended it, or monit has begun anew since: no heal by it.
+Failure = namedtuple("Failure", "rank stale check reason ran")
+#   failures: [Failure], the worst first; young: the one that a start excuses, None if none is;
+#   waiting: what has to run first; unproven: what proves nothing, and why; suspect: as above
+_Findings = namedtuple("_Findings", "failures young waiting unproven suspect")
 
 
 def judge(record, policy, facts, now):
@@ -43,9 +48,21 @@ def judge(record, policy, facts, now):
     orphan = env["op"] and facts.busy and _overdue(env, policy, facts.row)
     if _without_checks(env, policy, facts):
         return Verdict(env, None, False, None, bool(orphan), False)
-    found = _findings(env, policy, facts, now)
+    if env["apart"] and not facts.silence:
+        _left_alone_no_more(env)
+    if facts.renewed and facts.up:
+        env["proof_from"], env["warm"] = now.stamp(), False
+    found, told = _findings(env, policy, facts, now), len(env.transitions)
     due = _with_checks(env, policy, facts, found)
-    return Verdict(env, due, found.suspect, found.ran, False, True)
+    _tell(env, facts, found, told)
+    ran = found.failures[0].ran if found.failures else None
+    return Verdict(env, due, found.suspect, ran, False, True)
+
+
+def _left_alone_no_more(env):
+    """CBSD, or the end of a silence, gives the env back: what failed before justifies no heal."""
+    env["warm"] = env["warm"] and env["apart"] == "silenced"  # the others were not watched
+    env["proof_from"], env["apart"] = env.now.stamp(), None
 
 
 def _overdue(env, policy, row):
@@ -76,8 +93,10 @@ def _without_checks(env, policy, facts):
     if row["emulator"] not in cbsd.EMULATORS:
         env.go("unknown", f"emulator {row['emulator']} is not supported")
     elif status == cbsd.SLAVE:
+        env["apart"] = "slave"
         env.go("slave", "CBSD: the env is a slave copy")
     elif status == cbsd.MAINTENANCE and not residue and env["phase"] is None:
+        env["apart"] = "maintenance"
         env.go("maintenance", "CBSD: status 3")
     elif up is None:
         env.go("unknown", facts.kernel_error)
@@ -118,30 +137,61 @@ def _should_not_run(env, facts):
 
 
 def _findings(env, policy, facts, now):
-    """The _Findings of an env that should run; a check that is acted on comes first."""
+    """The _Findings of an env that should run."""
     if not facts.up:
         reason = f"{env['emulator']} {env.name} does not run"
-        return _Findings("env", reason, None, None, "", True)
-    if facts.results is None:
-        return _Findings(None, "", None, None, "", False)
-    waiting, unasked, failing, suspect = None, "", [], False
-    since = now.t - env.age("started")  # by the clock that monit has now, should it have been set
-    for check, result in facts.results:
-        if check == "env" and result is not None:
-            continue
-        healed = acts(policy, check)
-        if result is not None and result.suspect and healed:
-            suspect = True
-        if result is not None and result.failing and result.collected > since:
-            failing.append((not healed, check, result.reason, result.collected))
-        elif result is not None and result.unasked:
-            unasked = unasked or f"{check}: {result.message}"
-        elif result is None or not result.good_since(since):
+        return _Findings([Failure(0, False, "env", reason, None)], None, "", "", True)
+    failures, young, waiting, unproven, suspect = [], None, "", "", False
+    begun = _begun(env)
+    for check, seen in sorted((facts.results or {}).items()):
+        age, words = now.age(seen.at), f"{check}: {seen.reason}"
+        before, awaited = age >= begun, _awaited(seen, policy, facts)
+        if seen.result == "unwatched" and not env["warm"]:
             waiting = waiting or check
-    if failing:
-        _, check, reason, ran = min(failing)
-        return _Findings(check, reason, ran, None, "", suspect)
-    return _Findings(None, "", None, waiting, unasked, suspect)
+        elif seen.result in ("unwatched", "absent", "unasked"):
+            unproven = unproven or words
+        elif seen.result == "never":
+            waiting = waiting or check
+        elif check == "env" and seen.result != "good":
+            continue  # the kernel says it better
+        elif before and awaited and not (env["warm"] and seen.result == "good"):
+            waiting = waiting or check
+        elif seen.result == "bad":
+            stale = before or not seen.live
+            failure = Failure(_rank(policy, check), stale, check, seen.reason, now.t - age)
+            if not before and _in_grace(env, policy, check):
+                young = young or failure
+            else:
+                failures.append(failure)
+        elif min(age, begun) > (seen.bound or float("inf")):
+            words = f"{check} ran {age:.0f} s ago, which proves it for {seen.bound:.0f} s"
+            unproven = unproven or words
+        elif seen.result == "failed" and awaited and not env["warm"]:
+            waiting = waiting or check
+        if check != "env" and seen.result in ("failed", "bad") and not before:
+            suspect = suspect or acts(policy, check)
+    return _Findings(sorted(failures), young, waiting, unproven, suspect)
+
+
+def _begun(env):
+    """Seconds since the last moment of before which no bad result counts."""
+    return min(env.age("started"), env.age("proof_from"))
+
+
+def _patience(policy, facts):
+    """Seconds after a start in which each check that is due again soon has surely run."""
+    return patience(policy) + facts.limit
+
+
+def _awaited(seen, policy, facts):
+    """True if the check is due again soon enough to be waited for after a start."""
+    return seen.interval is not None and seen.interval <= _patience(policy, facts)
+
+
+def _rank(policy, check):
+    if acts(policy, check):
+        return 0
+    return 1 if "event" in of_check(policy, check)[0] else 2
 
 
 def _with_checks(env, policy, facts, found):
@@ -150,46 +200,58 @@ def _with_checks(env, policy, facts, found):
     if silence:
         until = time.strftime("%Y-%m-%d %H:%M", time.localtime(silence.get("until", 0)))
         by, reason = silence.get("by", "?"), silence.get("reason", "")
+        env["apart"] = "silenced"
         env.go("silenced", f"until {until} by {by}: {reason}")
         return None
-    if facts.quarantined and facts.up:  # a dead one is started: for that monit is not needed
-        env.go("quarantined", facts.quarantined)
-        return None
-    if env["state"] == "healthy" and env.age("since") > policy["restart"]["reset_after"]:
+    if env["state"] in WELL and _well(env) > policy["restart"]["reset_after"]:
         env.reset_attempts()  # nobody need have looked meanwhile
-    if found.failing:
-        return _failing(env, policy, facts, found)
-    waiting = found.waiting
+    if found.failures and found.failures[0].rank < 2:
+        return _failing(env, policy, found.failures[0])
     if env["gave_up"]:
         env.go("gave_up")
+    elif facts.quarantined:
+        env.go("quarantined", facts.quarantined)
     elif facts.results is None:
-        env.go("unknown", "monit does not answer")
-    elif found.unasked:
-        env.go("unknown", found.unasked)
-    elif waiting and waiting in facts.missing:
-        question = "is the include line in its control file?"
-        env.go("unknown", f"monit does not know {env.name}'s check {waiting}: {question}")
-    elif waiting:
-        cold = not env["warm"] and env["state"] in ("stopped", "unknown")
-        if cold or _in_grace(env, policy):
-            env.go("starting", f"waiting for {waiting}")
+        env.go("unknown", facts.monit)
+    elif found.young:
+        env.go("starting", f"{found.young.check}: {found.young.reason}", found.young.check)
+    elif found.unproven:
+        env.go("unknown", found.unproven)
+    elif found.waiting:
+        _wait(env, found.waiting, _patience(policy, facts))
+    elif found.failures:
+        env["warm"] = True
+        env.go("warning", found.failures[0].reason, found.failures[0].check)
+        env["check"] = found.failures[0].check
     else:
         env["warm"] = True
         env.go("healthy")
     return None
 
 
-def _in_grace(env, policy, check=None):
+def _well(env):
+    """Seconds since the env is well; a change between healthy and warning does not count."""
+    return env.age("well" if env["well"] else "since")
+
+
+def _wait(env, check, seconds):
+    """``check`` has to run before anything is known; it is waited for ``seconds`` at most."""
+    if env.age("started") <= seconds:
+        env.go("starting", f"waiting for {check}")
+    elif _begun(env) > seconds:
+        env.go("unknown", f"{check} has not run for {_begun(env):.0f} s")
+    elif env["state"] not in ("failing", "backoff", "warning"):  # those it still is
+        env.go("starting", f"waiting for {check}, which has not run since its rules changed")
+
+
+def _in_grace(env, policy, check):
     period = policy["checks"].get(check, {}).get("start_period", policy["start_period"])
     return not env["warm"] and env.age("started") < period
 
 
-def _failing(env, policy, facts, found):
-    check, reason = found.failing, found.reason
+def _failing(env, policy, failure):
+    check, reason = failure.check, failure.reason
     ladder, restart = of_check(policy, check)
-    if facts.up and _in_grace(env, policy, check):
-        env.go("starting", f"{check}: {reason}", check)
-        return None
     if env["gave_up"]:
         env.go("gave_up")
         return None
@@ -200,17 +262,21 @@ def _failing(env, policy, facts, found):
         env.go("failing", reason, check, **event)
     else:
         env["reason"], env["check"] = reason, check
+    if failure.stale:
+        return None
     if not policy["heal"]:
         env["reason"] = f"{reason}; heal: false"
         return None
     asked = "event" in ladder and env.age("recheck") < RECHECK  # the fleet says: look and act
-    if not asked and all(s in PASSIVE or s == "stop" and not facts.up for s in ladder):
+    up = check != "env"
+    if not asked and all(s in PASSIVE or s == "stop" and not up for s in ladder):
         return None
     recent = [a for a in env["attempts"] if env.now.age(a) < restart["interval"]]
     if len(recent) >= restart["attempts"]:
         if restart["mode"] == "fail":
             env["gave_up"] = True
-            env.go("gave_up", f"{len(recent)} attempts did not help: {reason}", check)
+            words = f"{len(recent)} attempts did not help: {reason}; `retry` ends this"
+            env.go("gave_up", words, check)
             return None
         left = restart["interval"] - (env.now.age(recent[0]) if recent else 0)
         env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
@@ -219,3 +285,36 @@ def _failing(env, policy, facts, found):
         env.go("backoff", f"next attempt in {env.waits():.0f} s: {reason}", check)
         return None
     return check, reason
+
+
+def _tell(env, facts, found, told):
+    """
+    Keep which checks fail, and tell of what the state alone does not say.
+
+    That is each further check that begins or ceases to fail, and a quarantine beside a worse state.
+
+    told
+        How many transitions were noted before the state was decided.
+    """
+    words = facts.quarantined or None
+    if words and env["quarantined"] is None and env["state"] != "quarantined":
+        env.announce("quarantined", words)
+    env["quarantined"] = words
+    if env["state"] in ("silenced", "gave_up") or facts.up and facts.results is None:
+        return
+    first, before = "failing" not in env.data, env["failing"] or {}
+    now = {f.check: _entry(env, f, before.get(f.check)) for f in found.failures}
+    env["failing"] = now or None
+    if first:
+        return  # an older agent told of it
+    announced = {step.check for step in env.transitions[told:]}
+    for check in sorted(now.keys() - before.keys() - announced):
+        env.announce("warning" if now[check]["warning"] else "failing", now[check]["reason"], check)
+    state, left = env["state"], ", ".join(now)
+    for check in sorted(before.keys() - now.keys() - {"env"}) if now else ():
+        env.announce(state, f"{check} holds again; what still fails is {left}", check)
+
+
+def _entry(env, failure, before):
+    since = before["since"] if before else env.now.stamp()
+    return {"since": since, "reason": failure.reason, "warning": failure.rank == 2}

@@ -122,7 +122,8 @@ class Agent:
             if env["phase"] in ("stopping", "starting", "restarting", "removing"):
                 yield 1.0
             elif env["state"] == "starting":
-                if env.age("started") < policy.patience(result.policies[name]) + 30:
+                begun = min(env.age("started"), env.age("proof_from"))
+                if begun < policy.patience(result.policies[name]) + 30:
                     yield 0.5
             elif env["state"] == "backoff" and 0 < env.waits() < LINGER:
                 yield env.waits() + 0.05
@@ -159,7 +160,12 @@ class Agent:
 
 def one_pass(node, **how):
     """One pass; a second one after the probes that are due, where the agent runs them itself."""
-    result = passes.run(node, **how)
+    try:
+        result = passes.run(node, **how)
+    except Exception as err:
+        with contextlib.suppress(Exception):  # the first one is what has to be told
+            passes.doubt(node, f"{type(err).__name__}: {err}")
+        raise
     due = probes.due(node, result.running(), result.policies, node.now())
     jobs = [(env.name, check) for wait, env, check in due if wait < 0.5]
     if jobs:

@@ -23,6 +23,28 @@ PER_REQUEST = 200  # services
 _PLAIN = re.compile(r"[A-Za-z0-9_.=-]+\Z")
 PROBES = ("exec", "service", "process", "file", "resource")  # types that are a `check program`
 UNASKED = 75  # EX_TEMPFAIL: exit code of a probe that cannot find out; neither good nor a failure
+# What monit tests, by the bits of a status (event.h of 5.33).
+_CLASSES = {
+    0x1: "checksum failed",
+    0x2: "a resource is beyond its limit",
+    0x4: "timed out",
+    0x8: "a time is beyond its limit",
+    0x10: "size is beyond its limit",
+    0x20: "connection failed",
+    0x40: "permission failed",
+    0x80: "owner failed",
+    0x100: "group failed",
+    0x200: "does not exist",
+    0x400: "is of the wrong type",
+    0x800: "cannot be read",
+    0x1000: "could not be run",
+    0x2000: "flags of the file system changed",
+    0x4000: "ping failed",
+    0x8000: "content does not match",
+    0x200000: "its program failed",
+    0x400000: "uptime is beyond its limit",
+    0x800000: "link is down",
+}
 
 
 class Service:
@@ -38,6 +60,9 @@ class Service:
         self.monitor = number("monitor")
         self.pending = number("pendingaction")
         self.collected = number("collected_sec") + number("collected_usec") / 1e6
+        kind, cycles = element.findtext("every/type"), element.findtext("every/number") or ""
+        self.by_hours = kind in ("3", "4")  # `every "* 8-19 * * *"` and `not every`
+        self.cycles = int(cycles) if kind == "2" and cycles.isdigit() else 1
         self.message, self.exit_code = "", 0
         for tag in ("port", "icmp", "unix"):
             for test in element.iter(tag):
@@ -52,7 +77,8 @@ class Service:
     @property
     def reason(self):
         """Why it fails, in words."""
-        return self.message or f"monit says {self.status}"
+        classes = (words for bit, words in _CLASSES.items() if self.status & bit)
+        return self.message or ", ".join(classes) or "failed"
 
     @property
     def failing(self):
@@ -92,7 +118,8 @@ class Outcome:
     def __init__(self, check, last):
         codes = last.get("codes", [])
         answers = [code for code in codes if code != UNASKED]
-        self.message, self.collected = last.get("words", ""), (last.get("at") or {}).get("t", 0)
+        self.message, self.at = last.get("words", ""), last.get("at")
+        self.collected = (self.at or {}).get("t", 0)
         self.reason = self.message or "its probe fails"
         self.unasked = codes[-1:] == [UNASKED]
         self.suspect = codes[-1:] == [1]

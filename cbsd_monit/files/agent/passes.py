@@ -12,11 +12,13 @@ from collections import namedtuple
 
 import bugs
 import cbsd
+import descriptions
 import files
 import generations
 import hooks
 import judge
 import policy
+import proof
 import publish
 import records
 import reload
@@ -26,8 +28,8 @@ import survey
 from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 from records import say
-from states import UNMONITORED
-from text import digest
+from states import LOUD, NODE, UNMONITORED
+from text import WORST, digest
 
 _FIELDS = "survey envs policies publication due warnings errors unsettled look_again_in"
 
@@ -78,9 +80,21 @@ def run(node, start_monit=False):
         publication = publish.publish(node, monit, seen, envs, meanwhile=meanwhile)
         if start_monit:
             publication = reload.ensure_monit(node, monit, publication, meanwhile)
-        now, services = node.now(), _by_env(publication.services)
-        verdicts = _judge(node, now, seen, envs, publication, policies, services, settled)
-        judged = _judged(envs, policies, verdicts)
+        before, now = proof.load(node), node.now()
+        outcomes = _outcomes(node, envs, policies, settled)
+        worst = publication.worst or before.worst or WORST
+        proven = proof.take(
+            node,
+            now,
+            before,
+            publication.services,
+            publication.status,
+            outcomes,
+            worst,
+            publication.renewed,
+        )
+        verdicts = _judge(node, now, seen, envs, publication, policies, proven, settled)
+        judged = _judged(envs, policies, verdicts, proven)
         storm = files.read_json(node.in_state("storm.json"), {})
         restraint = _restrain(node, judged, storm, now, publication.errors)
         _write_down(node, seen, verdicts, judged.envs, restraint, storm)
@@ -90,7 +104,8 @@ def run(node, start_monit=False):
                 errors.setdefault(verdict.env.name, policies[verdict.env.name]["trouble"])
         try:
             if publication.status is not None:
-                _announce_node(node, publication.status)
+                _announce_node(node, proven.checks.get(NODE, {}))
+                services = _by_env(publication.services)
                 unsettled = _switch(monit, judged.envs, services, publication.status)
         except OSError as err:
             errors.setdefault("(monit)", str(err))
@@ -100,9 +115,11 @@ def run(node, start_monit=False):
             errors.setdefault("(disk)", str(err))
             say(f"records: {err}", loud=True)
         warnings = publication.warnings + _unlinked(seen, settled, judged.envs)
+        warnings += _without_node_check(proven, judged.envs, policies)
         more = (warnings, errors, unsettled, restraint.look_again_in)
         result = Pass(seen, judged.envs, policies, publication, restraint.due, *more)
-        _remember(node, result)
+        _remember(node, result, proven)
+        _keep_proof(node, result, proven, before)
         for folder in (node.state, node.in_state("envs"), node.in_state("generations")):
             files.tidy(folder)
         for name in settled:
@@ -118,39 +135,48 @@ def _by_env(services):
     return found
 
 
-def _judge(node, now, seen, envs, publication, policies, services, settled):
+def _judge(node, now, seen, envs, publication, policies, proven, settled):
     """[Verdict] on the ``settled`` envs; a bug of ours in judging one leaves all others judged."""
     silences, verdicts = policy.silences(node, now), []
+    stalled = proven.stalled(now)
+    renewed = {publication.services[service][0] for service in publication.renewed}
     for name in settled:
         env, refused = envs[name], publication.quarantined.get(name)
         try:
-            own = services.get(name, {})
             facts = judge.Facts(
                 row=seen.rows[name],
                 up=seen.up(env),
-                results=_results(node, env, policies[name], own, publication.status),
+                results=None if stalled else proven.checks.get(name, {}),
+                monit=stalled,
                 busy=bool(env["op"]) and env["boot"] == now.b and _busy(node, name),
                 silence=silences.get(name),
                 quarantined=refused and refused["reason"],
-                missing=publication.missing,
                 kernel_error=seen.errors.get("(kernel)", ""),
                 boot_grace=node.budget["boot_grace"],
+                limit=proven.limit,
+                renewed=name in renewed and not env.fresh,
             )
             verdicts.append(judge.judge(env, policies[name], facts, now))
         except Exception as err:  # noqa: BLE001 - one env's trouble never ends the pass
             env = env.at(now)
             env.go("unknown", bugs.report(node, f"judging {name}", err))
             verdicts.append(judge.Verdict(env, None, False, None, False, False))
+    for name in sorted(seen.broken):  # what CBSD says of it cannot be read
+        env = records.load(node, name).at(now)
+        if not env.new:
+            env.go("unknown", seen.errors[name])
+            verdicts.append(judge.Verdict(env, None, False, None, False, False))
     return verdicts
 
 
-def _judged(envs, policies, verdicts):
+def _judged(envs, policies, verdicts, proven):
     return restrain.Judged(
         {**envs, **{v.env.name: v.env for v in verdicts}},
         policies,
         [restrain.Due(v.env.name, *v.due) for v in verdicts if v.due],
         {v.env.name for v in verdicts if v.suspect},
         {v.env.name: v.ran for v in verdicts if v.ran is not None},
+        proven.checks.get(NODE, {}),
     )
 
 
@@ -177,9 +203,16 @@ def _write_down(node, seen, verdicts, envs, restraint, storm):
     if restraint.storm != storm:
         with contextlib.suppress(OSError):  # on a full disk it holds all the same
             files.write_json(node.in_state("storm.json"), restraint.storm)
-    for name, transition, words in restraint.announcements:
-        envs[name].announce(transition, words)
-        records.save(node, envs[name])
+    for transition, reason in restraint.announcements:
+        _announce(node, transition, reason)
+
+
+def _announce(node, transition, reason="", check=None):
+    """Tell of the node itself: a storm, its own checks."""
+    loud = transition in LOUD
+    words = f"{NODE}: {transition}" + (f" ({check})" if check else "")
+    say(words + (f": {reason}" if reason else ""), loud=loud)
+    spool.append(node, spool.event(node, transition, NODE, reason=reason, check=check))
 
 
 def _unlinked(seen, settled, envs):
@@ -198,16 +231,18 @@ def _busy(node, name):
         return True
 
 
-def _results(node, env, policy_of_env, services, status):
-    """[(check, Service, Outcome or None)] of all checks of an env, None while monit is silent."""
-    if status is None:
-        return None
-    found = [(services[name], status.services.get(name)) for name in sorted(services)]
-    if node.conf.get("probes") == "agent":
-        last = env["probes"] or {}
-        for check, row in sorted(policy_of_env["checks"].items()):
-            if row.get("type") in PROBES:
-                found.append((check, Outcome(row, last[check]) if check in last else None))
+def _outcomes(node, envs, policies, settled):
+    """{env: {check: (Outcome or None, seconds between two runs)}} of what the agent runs itself."""
+    if node.conf.get("probes") != "agent":
+        return {}
+    found = {}
+    for name in settled:
+        last = envs[name]["probes"] or {}
+        with contextlib.suppress(Exception):  # whoever judges the env will report it
+            for check, row in policies[name]["checks"].items():
+                if row.get("type") in PROBES:
+                    outcome = Outcome(row, last[check]) if check in last else None
+                    found.setdefault(name, {})[check] = outcome, row.get("interval", 30)
     return found
 
 
@@ -219,21 +254,31 @@ def _mark_dead(node, env, up):
         files.touch(path) if dead else files.remove(path)
 
 
-def _announce_node(node, status):
-    """The node's own checks (`node-CHECK`): announced when they change, never healed."""
+def _announce_node(node, rows):
+    """The node's own checks: announced when they change, never healed."""
     path = node.in_state("node-checks.json")
-    before = files.read_json(path, {})
-    now = {}
-    for name, service in status.services.items():
-        if name.startswith("node-") and "." not in name and service.watched:
-            now[name[5:]] = service.reason if service.failing else ""
+    before, now = files.read_json(path, {}), {}
+    for check, seen in rows.items():
+        if seen.live and seen.result in ("good", "failed", "bad"):
+            now[check] = seen.reason if seen.result == "bad" else ""
+        elif check in before:
+            now[check] = before[check]
     for check, reason in now.items():
         if bool(reason) != bool(before.get(check)):
-            transition = "failing" if reason else "healthy"
-            say(f"node: {transition} ({check}) {reason}", loud=bool(reason))
-            spool.append(node, spool.event(node, transition, reason=reason, check=check))
+            _announce(node, "failing" if reason else "healthy", reason, check)
     if now != before:
         files.write_json(path, now)
+
+
+def _without_node_check(proven, envs, policies):
+    """Warnings about envs that depend on a check that this node does not have."""
+    own = proven.checks.get(NODE, {})
+    return [
+        f"{name}: depends_on: this node has no check {check}, which therefore holds nothing"
+        for name in sorted(envs.keys() & policies.keys())
+        for check in policy.of_node(policies[name])
+        if check not in own
+    ]
 
 
 def _switch(monit, envs, services, status):
@@ -259,7 +304,7 @@ def _switch(monit, envs, services, status):
     return any(asked.values())
 
 
-def _remember(node, result):
+def _remember(node, result, proven):
     """
     Cache this pass's answer for a highstate with unchanged inputs.
 
@@ -274,6 +319,7 @@ def _remember(node, result):
         **node.stamp(),
         **{key: digest(json.dumps(value, sort_keys=True)) for key, value in inputs.items()},
         "published": digest(generations.published(node)),
+        "limit": proven.limit,
         "answer": {
             "quarantined": {env: why["reason"] for env, why in publication.quarantined.items()},
             "foreign": publication.foreign,
@@ -283,6 +329,36 @@ def _remember(node, result):
     }
     files.scratch(path + ".new", json.dumps(passed))
     os.replace(path + ".new", path)
+
+
+def _keep_proof(node, result, proven, before):
+    """Keep what was proven, for the next pass and for whoever asks."""
+    rows, alive = result.survey.rows, result.survey.kernel or {}
+    unwatched = {
+        name: {"emulator": row["emulator"], "up": name in alive.get(row["emulator"], ())}
+        for name, row in rows.items()
+        if name not in result.survey.managed
+    }
+    more = {"unwatched": unwatched, "held": result.publication.held}
+    try:
+        proof.save(node, proven._replace(more=more), before)
+        descriptions.tidy(node, result.publication.services)
+    except OSError as err:
+        say(f"the proof of this pass cannot be kept: {err}", loud=True)
+
+
+def doubt(node, why):
+    """Make every env `unknown` if no pass succeeded for too long; ``why`` the last one failed."""
+    with node.pass_lock():
+        now = node.now()
+        words = proof.load(node).doubt(now)
+        if not words:
+            return
+        for name in sorted(records.names(node)):
+            env = records.load(node, name).at(now)
+            if not env["op"]:
+                env.go("unknown", f"{words}: {why}")
+                records.save(node, env)
 
 
 def dry(node, overlay):

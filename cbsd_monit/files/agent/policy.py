@@ -3,7 +3,7 @@
 import json
 
 import files
-from node import SCHEMA
+from node import NAME, SCHEMA
 
 BUILTIN = {
     "heal": True,
@@ -57,8 +57,16 @@ def _checked(own):
         for key in ("failures", "within") if isinstance(threshold, dict) else ():
             need(f"{path}:failure_threshold:{key}", threshold.get(key), int)
         need(f"{path}:on_failure", part.get("on_failure", []), list, items=(str, dict))
-    for key in ("depends_on", "restart_with"):
-        need(key, own.get(key, []), list, items=str)
+    need("restart_with", own.get("restart_with", []), list, items=str)
+    need("depends_on", own.get("depends_on", []), list, items=(str, dict))
+    for at, entry in enumerate(own.get("depends_on", [])):
+        if isinstance(entry, dict):
+            need(
+                f"depends_on:{at}:node",
+                entry.get("node"),
+                str,
+                good=NAME.match(str(entry.get("node"))),
+            )
     return own
 
 
@@ -96,6 +104,16 @@ def of_check(policy, check):
     row = checks.get(check, {})
     restart = {**policy["restart"], **row.get("restart", {})}
     return row.get("on_failure") or policy["on_failure"], restart
+
+
+def parents(policy):
+    """The envs that an env depends on."""
+    return [other for other in policy["depends_on"] if isinstance(other, str)]
+
+
+def of_node(policy):
+    """The checks of the node that an env depends on."""
+    return [other["node"] for other in policy["depends_on"] if isinstance(other, dict)]
 
 
 def acts(policy, check):

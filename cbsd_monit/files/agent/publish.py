@@ -2,11 +2,13 @@
 
 import functools
 import os
+import re
 from collections import namedtuple
 
 import bugs
 import files
 import generations
+import language
 import reload
 import text as text_
 import trial
@@ -46,57 +48,89 @@ def _steps(job, publication, dry):
     """Yield the Publication after each step."""
     node = job.node
     published = {owner for owner, _ in publication.services.values()}
-    texts = _make(node, job.survey, job.envs, job.overlay, published, publication.errors)
+    texts, unusable = _make(node, job.survey, job.envs, job.overlay, published)
     wanted = digest(generations.compose(node, Content(node.head, texts)))
     refused_before = files.read_json(node.in_state("quarantine.json"), {})
     digests = {text.env: digest(text.text) for text in texts}
-    still = {e: b for e, b in refused_before.items() if digests.get(e) == b.get("digest")}
+    live = generations.parts_of(generations.published(node))
+    still = {
+        e: b for e, b in refused_before.items() if b["digest"] and digests.get(e) == b["digest"]
+    }
     held = files.read_json(node.in_state("held.json"))
     if held and held["digest"] != wanted:  # its reason is gone
         held = None
         if not dry:
             files.remove(node.in_state("held.json"))
-    publication = publication._replace(quarantined=still, held=held)
+    publication = publication._replace(quarantined={**still, **unusable}, held=held)
     yield publication
     if held:
         content = _earlier(job, held["generation"])
+        publication = _rolled_back(publication, texts, content)
     else:
-        kept = _kept(job, publication)
-        good = sorted([t for t in texts if t.env not in still] + kept, key=lambda t: t.env)
-        content = Content(node.head, good)
+        lost = {*publication.errors, *unusable}  # these have no text of their own now
+        kept = _kept(job, live, {*lost, *still}, published)
+        good = [t for t in texts if t.env not in still] + list(kept.values())
+        content = Content(node.head, sorted(good, key=lambda t: t.env))
         if generations.compose(node, content) != generations.published(node):
+            others = {t.env for t in texts if live.get(t.env) != t.text}
+            kept = _kept(job, generations.latest_parts(node), {*lost, *others}, published)
             # Those in quarantine are tried again too: what they collided with may be gone.
-            every = sorted(texts + kept, key=lambda t: t.env)
-            verdict = trial.Trial(node, job.monit, node.head).accept(every, still)
+            every = [*texts, *(text for name, text in kept.items() if name in lost)]
+            instead = {name: text for name, text in kept.items() if name not in lost}
+            verdict = trial.Trial(node, job.monit, node.head).accept(every, still, instead)
             content = Content(node.head, verdict.good)
-            refused = verdict.refused.items()
-            refused = {env: {"reason": w, "digest": digests.get(env)} for env, w in refused}
-            publication = publication._replace(quarantined=refused, accepted=verdict.accepted)
+            refused = {
+                name: _refusal(words, digests[name])
+                for name, words in verdict.refused.items()
+                if name in digests
+            }
+            quarantined, accepted = {**refused, **unusable}, verdict.accepted
+            publication = publication._replace(quarantined=quarantined, accepted=accepted)
             yield publication
     if reload.globs(node) and len(content.texts) > INCLUDES:
         raise AgentError(
             f"{len(content.texts)} envs are more than monit includes by one glob ({INCLUDES}); "
             "nothing was changed: cbsd_monit:monit:include: publish has no such limit"
         )
-    text, live = generations.compose(node, content), generations.published(node)
-    changed = [] if text == live else generations.difference(text, live)
+    text, before = generations.compose(node, content), generations.published(node)
+    changed = [] if text == before else generations.difference(text, before)
     services_before = publication.services
+    worst, warnings = text_.limits(content.head, content.texts, node.poll)
     publication = publication._replace(
         changed=sorted(name or "node" for name in changed),
+        renewed=_renewed(content, live, set(changed)),
         services=_services(content),
         foreign={t.env: t.foreign for t in content.texts if t.foreign},
-        warnings=text_.limits(content.head, content.texts, node.poll),
+        worst=worst,
+        warnings=warnings,
     )
     job.monit.extra_timeout = len(publication.services) / 1000
     yield publication
     if dry:
         return
     _write(job, publication, content, refused_before, services_before)
-    if text != live:
+    if text != before:
         generations.swap(node, text)
     files.flush(late=False)
-    hold = functools.partial(_hold, job, wanted)
+    hold = functools.partial(_hold, job, wanted, texts)
     yield from reload.load(node, job.monit, publication, job.meanwhile, hold)
+
+
+def _refusal(reason, digest=None):
+    """What quarantine.json says of an env; ``digest``: of the text that monit refused."""
+    return {"reason": reason, "digest": digest}
+
+
+def _rolled_back(publication, texts, content):
+    """The Publication, with those in quarantine whose wanted text is not that of ``content``."""
+    why, number = publication.held["why"], publication.held["generation"] or "none"
+    by_hand = why.startswith("rolled back")
+    words = (
+        f"{why} to generation {number}" if by_hand else f"rolled back to generation {number}: {why}"
+    )
+    live = {text.env: text.text for text in content.texts}
+    not_live = {t.env: _refusal(words) for t in texts if live.get(t.env) != t.text}
+    return publication._replace(quarantined={**not_live, **publication.quarantined})
 
 
 def _services(content):
@@ -105,19 +139,19 @@ def _services(content):
 
 def wanted(node, survey):
     """Digest of what templates and facts ask for, whatever is published."""
-    texts = _make(node, survey, survey.envs, {}, set(), {})
+    texts, _ = _make(node, survey, survey.envs, {}, set())
     return digest(generations.compose(node, Content(node.head, texts)))
 
 
-def _make(node, survey, envs, overlay, published, errors):
+def _make(node, survey, envs, overlay, published):
     """
-    The EnvText of each env whose text can be used; ``errors`` gets the others.
+    ([EnvText] of the envs whose text can be used, {env: _refusal} of the others).
 
     published
         Names of the envs that are published now.
     """
     owners = {text_.service_prefix(name): name for name in survey.rows}
-    found = []
+    found, unusable = [], {}
     for name, env in sorted(envs.items()):
         row, over = survey.rows.get(name), overlay.get(name)
         if row is None:
@@ -131,10 +165,11 @@ def _make(node, survey, envs, overlay, published, errors):
             rank = _rank(survey, env, published)
             found.append(text_.make(node, name, template, facts, trusted, owners, rank))
         except EnvError as err:
-            errors[name] = str(err)
+            words = str(err) if str(err).startswith("no address") else f"refused: {err}"
+            unusable[name] = _refusal(words)
         except Exception as err:  # noqa: BLE001 - one env's trouble never ends the pass
-            errors[name] = bugs.report(node, f"making the rules of {name}", err)
-    return found
+            unusable[name] = _refusal(bugs.report(node, f"making the rules of {name}", err))
+    return found, unusable
 
 
 def _rank(survey, env, published):
@@ -142,17 +177,31 @@ def _rank(survey, env, published):
     return (env.name not in survey.trust, env.name not in published, not survey.up(env))
 
 
-def _kept(job, publication):
-    """What was published for the envs whose text cannot be made now."""
-    parts = generations.parts_of(generations.published(job.node))
-    published = {owner for owner, _ in publication.services.values()}
-    found = []
-    for name in publication.errors:
-        if name in parts:
-            known = name in job.envs and name in job.survey.rows
-            rank = _rank(job.survey, job.envs[name], published) if known else (True, False, True)
-            found.append(text_.kept(name, parts[name], rank))
+def _kept(job, parts, names, published):
+    """{env: EnvText} of the ``parts`` that monit took once, where ``names`` has the env."""
+    found = {}
+    for name in sorted(names & parts.keys()):
+        known = name in job.envs and name in job.survey.rows
+        rank = _rank(job.survey, job.envs[name], published) if known else (True, False, True)
+        found[name] = text_.kept(name, parts[name], rank)
     return found
+
+
+def _renewed(content, live, changed):
+    """The services of ``content`` for which monit is given other words than it has in ``live``."""
+    found = set()
+    for text in content.texts:
+        if text.env in changed:
+            before = _blocks(live[text.env]) if text.env in live else {}
+            now = _blocks(text.text) if before else dict.fromkeys(text.names)
+            found |= {name for name, words in now.items() if not words or words != before.get(name)}
+    return found
+
+
+def _blocks(text):
+    """{service: its part of ``text``}."""
+    parts = re.split(r"(?mi)^(?=check\s)", text)[1:]
+    return {name: part for part in parts for name in language.service_names(part)[:1]}
 
 
 def _earlier(job, number):
@@ -168,7 +217,7 @@ def _write(job, publication, content, refused_before, services_before):
         files.write_json(node.in_state("quarantine.json"), publication.quarantined)
     for text in content.texts:
         _write_env(job, text.env, text.text, publication.errors)
-    for name in publication.quarantined:
+    for name in publication.quarantined.keys() - {text.env for text in content.texts}:
         # Nothing that monit refuses stays where a glob would find it.
         _write_env(job, name, None, publication.errors)
     if publication.services != services_before:
@@ -202,7 +251,7 @@ def _write_env(job, name, text, errors):
         failed(err)
 
 
-def _hold(job, wanted, publication, why):
+def _hold(job, wanted, texts, publication, why):
     """Publish an older generation, and keep to it until the inputs ask for something else."""
     node, number = job.node, generations.older(job.node)
     held = {"digest": wanted, "generation": number, "why": why, **node.stamp()}
@@ -210,6 +259,8 @@ def _hold(job, wanted, publication, why):
     content = _earlier(job, number)
     generations.swap(node, generations.compose(node, content))
     publication = publication._replace(held=held, services=_services(content))
+    publication = _rolled_back(publication, texts, content)
+    files.write_json(node.in_state("quarantine.json"), publication.quarantined)
     for text in content.texts:
         _write_env(job, text.env, text.text, publication.errors)
     _write_services(node, publication.services)

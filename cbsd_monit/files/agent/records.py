@@ -11,9 +11,10 @@ from collections import namedtuple
 import files
 import spool
 from node import NAME, SCHEMA, AgentError
-from states import LOUD
+from states import LOUD, RECOVERS, WELL
 
-HISTORY = 200  # transitions kept in an env's history.jsonl
+HISTORY = 200  # transitions kept in an env's history.jsonl, besides
+ATTEMPTS = 64  # heals, as many as a record counts
 
 # Records that a full disk refused: this process goes on by them, and each pass tries again.
 UNSAVED = {}
@@ -82,9 +83,19 @@ class Record:
             if reason:
                 self["reason"] = reason
             return
+        before, was, since, now = self["state"], self["reason"], self["since"], self.now.stamp()
+        ill = before in RECOVERS or bool(self["ill"])
+        if state == "healthy" and ill:
+            self.announce("recovered", self["reason"] or "", self["check"])
+        # A restart by hand, or a monit that is silent for a while, ends no illness.
+        self.data.pop("ill", None)
+        self.data.update({"ill": True} if ill and state in ("starting", "unknown") else {})
         self.announce(state, reason, check, **details)
-        self["state"], self["reason"], self["check"] = state, reason, check
-        self["since"] = self.now.stamp()
+        self["state"], self["reason"], self["check"], self["since"] = state, reason, check, now
+        if state in WELL and before not in WELL:
+            self["well"] = now
+        known = {"state": before, "reason": was or "", "since": (since or {}).get("t")}
+        self["known"] = known if state == "unknown" else None
 
     def announce(self, transition, reason="", check=None, **details):
         """Note a transition for the env's history and for Salt."""
@@ -166,7 +177,16 @@ def announce(node, record):
         folder = files.EnvDir(node.sysdir(record.name))
         with contextlib.suppress(OSError):  # a full disk must not keep an env from being healed
             old = (folder.read("history.jsonl") or "").splitlines(True)
-            folder.write("history.jsonl", "".join([*old, *lines][-HISTORY:]), **_urgency(record))
+            kept = "".join(_shortened([*old, *lines]))
+            folder.write("history.jsonl", kept, **_urgency(record))
+
+
+def _shortened(lines):
+    """The last HISTORY ``lines``, and before them heals: attempts are counted from those."""
+    more = lines[:-HISTORY]
+    heals = [line for line in more if '"transition": "healing"' in line]
+    room = ATTEMPTS - sum('"transition": "healing"' in line for line in lines[-HISTORY:])
+    return heals[-room:] + lines[-HISTORY:] if room > 0 else lines[-HISTORY:]
 
 
 def history(node, name):

@@ -19,8 +19,8 @@ class Publication(
     namedtuple(
         "Publication",
         "services errors quarantined missing held changed warnings foreign accepted status"
-        " reloaded started verify_wait",
-        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0),
+        " reloaded started verify_wait worst renewed",
+        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0, None, ()),
     )
 ):
     """
@@ -29,7 +29,8 @@ class Publication(
     services {service: (env, check)}; errors {env or "(monit)": words}; quarantined {env: {"reason",
     "digest"}}; missing: checks that monit does not know; held: held.json or None; changed: names of
     envs, or "node"; foreign {env: commands}; accepted: (control file, text) that monit just
-    accepted, or None; status: monit's Status or None; verify_wait: seconds.
+    accepted, or None; status: monit's Status or None; verify_wait: seconds; worst: seconds of
+    monit's worst cycle; renewed: services that monit is given other words for.
     """
 
 

@@ -3,25 +3,26 @@
 from collections import namedtuple
 
 from monit import PROBES
-from policy import BUILTIN, acts
-from states import FAILS, ILL
+from policy import BUILTIN, acts, of_node, parents
+from states import FAILS, ILL, WELL
 
 SETTLE = 60  # seconds at most that the first failure waits for those that may come with it
 
 # A heal that is due; `env` is the name.
 Due = namedtuple("Due", "env check reason")
-#   due: [Due] that may begin; reasons {env: why its heal waits}; announcements: [(env, transition,
+#   due: [Due] that may begin; reasons {env: why its heal waits}; announcements: [(transition,
 #   words)]; look_again_in: seconds or None; storm: for storm.json: {…, "envs"} in a storm,
 #   {"passed"} after one, {} before any
 Restraint = namedtuple("Restraint", "due reasons announcements storm look_again_in")
 
 
-class Judged(namedtuple("Judged", "envs policies due suspects ran")):
+class Judged(namedtuple("Judged", "envs policies due suspects ran node", defaults=({},))):
     """
     All envs of the node as they were judged.
 
     envs {name: Record}; policies {name: policy}; due [Due]; suspects: names of those whose last run
-    failed, counted or not; ran {name: when monit ran the failing check}.
+    failed, counted or not; ran {name: when monit ran the failing check}; node {check: proof.Seen}
+    of the node's own checks.
     """
 
     def policy(self, name):
@@ -50,6 +51,11 @@ def restrain(judged, storm, budget, poll, now):
         if other:
             state = judged.envs[other]["state"]
             reasons[heal.env] = f"{heal.reason}; waits for {other}, which is {state}"
+            continue
+        words = _held_by_node(judged, heal, now)
+        if words:
+            reasons[heal.env] = f"{heal.reason}; waits for {words}"
+            soon = min(soon or poll, max(1, poll / 2))
             continue
         wait = 0 if heal.check in ("env", "depends_on") else settle - env.age("since")
         check = judged.policy(heal.env)["checks"].get(heal.check, {})
@@ -90,15 +96,15 @@ def _settle(judged, budget, poll):
 
 def _parents(judged, name):
     """What ``name`` depends on; nothing in a circle, where everybody would wait for ever."""
-    todo, met = list(judged.policy(name)["depends_on"]), set()
+    todo, met = parents(judged.policy(name)), set()
     while todo:
         other = todo.pop()
         if other == name:
             return []
         if other not in met and other in judged.envs:
             met.add(other)
-            todo += judged.policy(other)["depends_on"]
-    return [n for n in judged.policy(name)["depends_on"] if n in judged.envs]
+            todo += parents(judged.policy(other))
+    return [n for n in parents(judged.policy(name)) if n in judged.envs]
 
 
 def _ill_parent(judged, name):
@@ -107,6 +113,28 @@ def _ill_parent(judged, name):
         if other in judged.suspects or judged.envs[other]["state"] in ILL:
             return other
     return None
+
+
+def _held_by_node(judged, heal, now):
+    """
+    Which of the node's own checks the heal waits for, and why; '' if for none.
+
+    One that fails, counted or not, holds it; so does one that did not run since the env began to
+    fail, as long as it is watched. One that this node does not have holds nothing.
+    """
+    env = judged.envs[heal.env]
+    failing = (env["failing"] or {}).get(heal.check)
+    began = now.age(failing["since"] if failing else env["since"])
+    for check in of_node(judged.policy(heal.env)):
+        seen = judged.node.get(check)
+        if seen is None:
+            continue
+        if seen.result in ("failed", "bad"):
+            return f"the node's check {check}, which fails: {seen.reason}"
+        watched = seen.result not in ("absent", "unwatched") and not seen.overdue(now)
+        if watched and now.age(seen.at) >= began and began < (seen.bound or 0):
+            return f"the node's check {check}, which has not run since"
+    return ""
 
 
 def _dependents(judged):
@@ -118,13 +146,13 @@ def _dependents(judged):
         parents = [n for n in _parents(judged, name) if n in policy["restart_with"]]
         if not parents or name in already or not policy["heal"]:
             continue
-        if env["state"] not in ("healthy", "failing", "starting"):
+        if env["state"] not in (*WELL, "failing", "starting"):
             continue
         if env["intent"] != "running" or env["phase"] or env.waits():
             continue
         for other in parents:
             parent = judged.envs[other]
-            restarted = parent["state"] == "healthy" and parent["restarted"]
+            restarted = parent["state"] in WELL and parent["restarted"]
             if restarted and env.age("started") > parent.age("restarted"):
                 found.append(Due(name, "depends_on", f"{other} was restarted"))
                 break
@@ -149,15 +177,13 @@ def _storm(judged, storm, budget, now):
         return len(envs) >= budget["storm_min"] and len(envs) > budget["storm_threshold"] * len(up)
 
     ill = [env for env in up if _fails(judged, env)]
-    fresh = [e for e in ill if e["state"] == "healthy" or e.age("since") < budget["storm_window"]]
+    fresh = [e for e in ill if e["state"] in WELL or e.age("since") < budget["storm_window"]]
     if "envs" not in storm and many(fresh):
         words = f"{len(ill)} of {len(up)} envs fail at once: nothing is healed until that passes"
         begun = {**now.stamp(), "envs": sorted(env.name for env in ill)}
-        return begun, [(ill[0].name, "storm", words)]
+        return begun, [("storm", words)]
     if "envs" in storm and not many(ill):
-        words = "no longer so many envs fail at once"
-        there = [name for name in storm["envs"] if name in judged.envs][:1]
-        return {"passed": now.stamp()}, [(name, "calm", words) for name in there]
+        return {"passed": now.stamp()}, [("calm", "no longer so many envs fail at once")]
     return storm, []
 
 
@@ -166,7 +192,7 @@ def _fails(judged, env):
     if env["state"] in FAILS:
         healed = acts(judged.policy(env.name), env["check"])
         return env["check"] not in ("env", "depends_on") and healed
-    return env["state"] == "healthy" and env.name in judged.suspects
+    return env["state"] in WELL and env.name in judged.suspects
 
 
 def _stale(judged, heal, calm):

@@ -20,16 +20,16 @@ _Moment = namedtuple("_Moment", "rows broken kernel hooks unreadable moving erro
 class Survey(
     namedtuple(
         "Survey",
-        "rows kernel hooks unreadable moving managed envs found histories trust errors",
+        "rows broken kernel hooks unreadable moving managed envs found histories trust errors",
     )
 ):
     """
     The node as it was read; nothing was written.
 
-    rows {env: {column: text}}; kernel {emulator: names} or None; hooks [(path, HookRecord)] of envs
-    that hold still; moving: envs whose hooks are still coming in; managed: envs with a template;
-    envs {name: Record}; found {name: Found}; histories {name: entries} of first-seen envs; trust:
-    trust.json; errors {env or "(kernel)": words}.
+    rows {env: {column: text}}; broken: envs whose row cannot be read; kernel {emulator: names} or
+    None; hooks [(path, HookRecord)] of envs that hold still; moving: envs whose hooks are still
+    coming in; managed: envs with a template; envs {name: Record}; found {name: Found}; histories
+    {name: entries} of first-seen envs; trust: trust.json; errors {env or "(kernel)": words}.
     """
 
     def up(self, env):
@@ -63,7 +63,8 @@ def take(node, overlay=None, dry=False):
         found.setdefault(name, _found(node, name))
         names |= {name} if found[name].template is not None else set()
     envs = {name: records.load(node, name) for name in sorted(names)}
-    for name in moment.broken & set(envs):  # neither judged nor forgotten; its text stays published
+    broken = moment.broken & set(envs)
+    for name in broken:  # nothing is known of it, nothing forgotten; its text stays published
         why = "a value holds a | or a line break"
         errors[name] = f"its row in CBSD's inventory cannot be read: {why}"
         del envs[name]
@@ -72,6 +73,7 @@ def take(node, overlay=None, dry=False):
         del envs[name]
     return Survey(
         rows=moment.rows,
+        broken=broken,
         kernel=moment.kernel,
         hooks=[(path, hook) for path, hook in moment.hooks if hook.env not in moving],
         unreadable=moment.unreadable,

@@ -16,6 +16,7 @@ _SAFE = re.compile(r"[A-Za-z0-9_.:/@+=,-]+\Z")
 _CRON = re.compile(r"""\bevery\s+(["'])(.*?)\1""", re.I)
 _CRON_FIELD = re.compile(r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\Z")
 _TESTED = re.compile(r"(?<!else )if\s+(?:failed|succeeded)\b(.*?)\bthen\b", re.I | re.S)
+WORST = 600  # seconds
 _TIMEOUT = 5  # seconds, monit's own where a test does not say
 _UNTRUSTED = ", and neither pillar says so nor is its directory root's alone"
 _RESTARTS = ("jrestart", "brestart", "jstart", "bstart")
@@ -179,12 +180,20 @@ def sweep(text, poll):
 
 
 def limits(head, texts, poll):
-    """What monit's one-by-one asking means for these EnvTexts, as sentences with numbers."""
+    """
+    (seconds of monit's worst cycle, sentences): what asking one after the other means for these.
+
+    A cycle in which no address answers is taken for WORST seconds at most.
+    """
     total, shortest = sweep(head, poll)
     for text in texts:
         seconds, interval = sweep(text.template, poll)
         total += seconds
         shortest = min(interval or shortest or 0, shortest or interval or 0)
+    return round(min(WORST, poll + total), 1), _sentences(total, shortest)
+
+
+def _sentences(total, shortest):
     if not shortest or total <= shortest:
         return []
     return [

@@ -25,25 +25,35 @@ class Trial:
         self.node, self.monit, self.head = node, monit, head
         self.accepted = None
 
-    def accept(self, texts, before=()):
+    def accept(self, texts, before=(), kept=()):
         """
         Split EnvTexts into those that monit accepts together and those that it refuses.
 
         before
             Names of envs that were refused the last time: asked about after the others, so that
             they cost one trial.
+        kept
+            {env: EnvText} that monit once took: it stands where the new one is refused.
 
-        Returns a Verdict, ``refused`` as {env: monit's words}. Raises AgentError when monit does
-        not accept the node's own control file.
+        Returns a Verdict, ``refused`` as {env: whose refusal it is, and why}. Raises AgentError
+        when monit does not accept the node's own control file.
         """
+        good, refused = self._split(texts, before, kept)
+        there = {text.env for text in good}
+        more = [kept[env] for env in sorted(refused) if env in kept and env not in there]
+        if more:
+            good, _ = self._split([*good, *more], {text.env for text in more}, {})
+        return Verdict(good, refused, self.accepted)
+
+    def _split(self, texts, before, kept):
         refused, taken, fresh = {}, {}, []
         for text in sorted(texts, key=lambda t: (t.rank, t.env)):
             names = [name.lower() for name in text.names]
             twin = next((taken[name] for name in names if name in taken), None)
             if twin:
-                refused[text.env] = f"service name already used by {twin}"
+                refused[text.env] = f"refused: service name already used by {twin}"
             elif len(set(names)) < len(names):
-                refused[text.env] = "two of its services have the same name"
+                refused[text.env] = "refused: two of its services have the same name"
             else:
                 taken.update(dict.fromkeys(names, text.env))
                 fresh.append(text)
@@ -56,10 +66,10 @@ class Trial:
             if not words:
                 good = both
             elif len(again) == 1:
-                refused[again[0].env] = _reason(words)
+                refused[again[0].env] = self._reason(words, both, again[0])
             else:
                 good = self._sound(both, refused, words)
-        return Verdict(good, refused, self.accepted)
+        return good, refused
 
     def _control(self, stage, control):
         """The operator's ``control`` file, including ``stage`` instead of what is published."""
@@ -76,6 +86,8 @@ class Trial:
         folder = self.node.in_state("generations")
         stage, trial = os.path.join(folder, ".stage"), os.path.join(folder, ".monitrc")
         control, text = files.read_text(self.node.conf["monitrc"]) or "", self._compose(texts)
+        if self.accepted == (control, text):
+            return ""
         try:
             files.scratch(stage, text)
             files.scratch(trial, self._control(stage, control))
@@ -128,6 +140,18 @@ class Trial:
             good, bad = (good, half) if self._words(texts[:half]) else (half, bad)
         return bad - 1
 
+    def _reason(self, words, texts, culprit):
+        """Monit's verdict on ``culprit``, one of ``texts``, by the lines of the env's own file."""
+        at = texts.index(culprit)
+        above = self._compose(texts[:at]).count("\n") + 1  # its first line says whose it is
+        last = culprit.text.rstrip().count("\n")
+
+        def own(match):
+            # A statement that is not finished is noticed in the next env.
+            return f"monitrc.tpl:{min(max(int(match.group(1)) - above, 1), last)}"
+
+        return "monit says: " + _BLAMED.sub(own, _verdict(words))
+
     def _sound(self, texts, refused, words=None):
         """Those of ``texts`` that monit accepts together; the others go to ``refused``."""
         words = self._words(texts) if words is None else words
@@ -135,27 +159,30 @@ class Trial:
             return texts
         at = self._cured(words, texts)
         if at is not None:
-            refused[texts[at].env] = _reason(words)
+            refused[texts[at].env] = self._reason(words, texts, texts[at])
             return texts[:at] + texts[at + 1 :]
         alone = self._words([])
         if alone:
-            raise AgentError(f"monit does not accept the node's own control file: {_reason(alone)}")
+            words = _verdict(alone)
+            raise AgentError(f"monit does not accept the node's own control file: {words}")
         for count in range(len(texts)):
             if not words:
                 break
             if count == ONE_BY_ONE:  # a template that many share is wrong
-                answers = {text.env: self._words([text]) for text in texts}
-                refused.update({env: _reason(why) for env, why in answers.items() if why})
-                texts = [text for text in texts if not answers[text.env]]
+                answers = [(text, self._words([text])) for text in texts]
+                bad = {t.env: self._reason(why, [t], t) for t, why in answers if why}
+                refused.update(bad)
+                texts = [text for text in texts if text.env not in bad]
             else:
                 at = self._culprit(words, texts)
-                refused[texts[at].env] = _reason(self._words(texts[: at + 1]))
+                until = texts[: at + 1]
+                refused[texts[at].env] = self._reason(self._words(until), until, texts[at])
                 texts = texts[:at] + texts[at + 1 :]
             words = self._words(texts)
         return texts
 
 
-def _reason(words):
+def _verdict(words):
     """Monit's verdict: the last line that names a place and what follows; warnings come before."""
     lines = words.splitlines() or [words]
     places = (n for n, line in enumerate(lines) if _BLAMED.search(line))

@@ -8,6 +8,7 @@ import signal
 
 import commands
 import passes
+import proof
 import pytest
 import records
 
@@ -149,27 +150,45 @@ def test_status_has_what_an_operator_asks_for(wake, lb1, world, node):
     wake("sync")
     wake("silence", "lb1", 4e9, "ann", "kernel", "upgrade")
     waits = {"after": {"t": 1000, "m": 0, "b": "x"}, "seconds": 7}
-    remember(node, "lb1", next=waits, attempts=[node.stamp()] * 2, heals=5)
+    held = {"next": waits, "attempts": [node.stamp()] * 2, "heals": 5}
+    seen = proof.load(node)
+    proof.save(node, seen._replace(round=node.stamp()), seen)
+    remember(node, "lb1", state="failing", **held)
+    assert json.loads(wake("status", "lb1")[1])["lb1"]["next"] == 1007
+    remember(node, "lb1", state="gave_up")
     code, out, _ = wake("status", "lb1")
     found = json.loads(out)["lb1"]
-    assert code == 0 and set(json.loads(out)) == {"lb1"}
-    words = "emulator state since check reason intent intent_why attempts restarts last next"
-    assert set(found) == {*words.split(), "silence", "quarantined"}
-    assert (found["next"], found["attempts"], found["restarts"]) == (1007, 2, 5)
+    assert code == 0 and set(json.loads(out)) == {"lb1", "(node)"}
+    table = CONTRACT.rpartition("| key | what |")[2]
+    words = " ".join(re.findall(r"^\| (`.*?`) \|", table, re.M)).replace("`", "")
+    assert set(found) == set(words.split()), "docs/contract.md, section 12"
+    assert (found["next"], found["attempts"], found["restarts"]) == (None, 2, 5)
     assert found["last"][0]["transition"] == "created" and found["intent"] == "running"
     assert found["silence"] == {"by": "ann", "env": "lb1", "reason": "kernel upgrade", "until": 4e9}
-    assert set(json.loads(wake("status")[1])) == {"lb1", "other"}
-    assert (json.loads(wake("status", "none")[1]), wake("history", "none")[:2]) == ({}, (0, ""))
+    assert set(json.loads(wake("status")[1])) == {"lb1", "other", "(node)"}
+    assert set(json.loads(wake("status", "none")[1])) == {"(node)"}
+    assert wake("history", "none")[:2] == (0, "")
     assert json.loads(wake("history", "lb1")[1].splitlines()[0])["transition"] == "created"
 
 
-def test_unsilence_lets_what_was_given_up_be_tried_again(wake, lb1, node):
+def test_silence_is_given_and_taken_back_and_ends_nothing_that_was_given_up(wake, lb1, node):
     for words, left in ((["silence", "lb1", 4e9, "ann"], 1), (["unsilence", "lb1"], 0)):
         remember(node, "lb1", gave_up=True, attempts=[node.stamp()])
         code, out, _ = wake(*words)
         assert (code, wake.woken()) == (0, ["monit silence"])
         assert bool(json.loads(out)["lb1"]["silence"]) == bool(left)
-        assert (lb1()["gave_up"], len(lb1()["attempts"])) == (bool(left), left)
+        assert (lb1()["gave_up"], len(lb1()["attempts"])) == (True, 1)
+
+
+def test_retry_ends_what_was_given_up_and_nothing_else(wake, lb1, node):
+    remember(node, "lb1", gave_up=True, state="gave_up", attempts=[node.stamp()], warm=True)
+    code, out, _ = wake("retry", "lb1")
+    assert (code, wake.woken(), lb1()["state"]) == (0, ["monit retry"], "starting")
+    assert json.loads(out)["lb1"]["last_known"]["state"] == "starting", "monit is silent"
+    assert (lb1()["gave_up"], lb1()["attempts"], lb1()["warm"]) == (False, [], False)
+    remember(node, "lb1", state="failing", attempts=[node.stamp()])
+    wake("retry", "lb1")
+    assert (lb1()["state"], len(lb1()["attempts"])) == ("failing", 1)
 
 
 def test_recheck_is_done_at_most_every_ten_seconds(wake, lb1, node):

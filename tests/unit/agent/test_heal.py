@@ -39,7 +39,7 @@ STOPPED = "unset CBSD_MONIT_CAUSE\nhook master_prestop.d\nhook master_poststop.d
 class Seen(SimpleNamespace):
     """What the fake monit says of a service: ``good`` or not since any moment before now."""
 
-    message = ""
+    message, by_hours, cycles = "", False, 1
 
     def good_since(self, moment):
         return self.good and moment < self.collected

@@ -3,14 +3,13 @@
 import copy
 import pathlib
 import re
-from xml.etree import ElementTree
 
 import judge
 import pytest
 from clock import Moment
 from judge import Facts
-from monit import Service
 from policy import BUILTIN
+from proof import Seen
 from records import Record
 from states import STATES
 
@@ -23,15 +22,17 @@ def ago(seconds, boot="boot-1"):
     return Moment(NOW.t - seconds, NOW.m - seconds, boot).stamp()
 
 
-def service(status=0, monitor=1, age=-5, more=""):
-    numbers = {"status": status, "monitor": monitor, "collected_sec": int(NOW.t - age)}
-    tags = "".join(f"<{tag}>{number}</{tag}>" for tag, number in numbers.items())
-    return Service(ElementTree.fromstring(f"<service><name>x</name>{tags}{more}</service>"))
+def seen(result="good", age=1, interval=30, reason="", live=True):
+    at, bound = None if age is None else ago(age), interval and interval + 110
+    return Seen(result, reason, at, interval, bound, live, result)
 
 
-GOOD, BAD, UNMONITORED = service(), service(32), service(32, monitor=0)
-ONCE = service(0, more="<port><portnumber>80</portnumber><responsetime>-1</responsetime></port>")
-UNASKED = service(16, more="<program><status>75</status><output>rctl says no</output></program>")
+GOOD, BAD, ONCE = seen(), seen("bad", reason="connection refused"), seen("failed")
+UNMONITORED = seen("unwatched", reason="monit does not watch it")
+UNASKED, NEVER = seen("unasked", reason="rctl says no"), seen("never", None)
+ABSENT = seen("absent", None, reason="monit does not know it")
+DAY = 86400
+CERT = {"http": GOOD, "cert": seen("bad", 7200, DAY, "expires in 19 days")}
 FAILS = {"env": GOOD, "http": BAD}
 SILENCED = {"until": 4e9, "by": "ann", "reason": "upgrade"}
 OP = {"id": "x", "action": "restart", "step": "stop", **ago(10)}
@@ -42,11 +43,10 @@ def judged(**given):
     """The Verdict on a healthy lb1 with ``given`` in Facts, row, policy or record by its name."""
     facts = {"up": True, "results": {"env": GOOD, "http": GOOD}}
     parts = {"facts": facts, "row": dict(ROW), "policy": {}, "record": {}}
+    parts["record"].update(given.pop("record", {}))
     for key, value in given.items():
         where = (("facts", Facts._fields), ("row", ROW), ("policy", BUILTIN))
         parts[next((part for part, names in where if key in names), "record")][key] = value
-    if facts["results"] is not None:
-        facts["results"] = list(facts["results"].items())
     data = {"env": "lb1", "emulator": parts["row"]["emulator"], "state": "unknown"}
     data = {**data, "attempts": [], "boot": "boot-1", "intent": "running", "warm": True}
     record = Record("lb1", {**data, **parts["record"]})
@@ -67,6 +67,7 @@ EVENT = {"http": {"type": "http", "on_failure": ["event"]}}
 ALIVE = {"alive": {"type": "running", "on_failure": ["alert"]}}
 STARTS = {"type": "running", "on_failure": ["start"]}
 BOTH = {"env": GOOD, "http": BAD, "acert": BAD}
+ALERTS = {"http": {"on_failure": ["alert"]}}
 ALERTED = {"http": HTTP, "acert": {"type": "tls", "on_failure": ["alert"]}}
 DELAY = {"attempts": 2, "mode": "delay"}
 TWICE = [ago(100), ago(50)]
@@ -79,7 +80,7 @@ HELD = {"next": {"after": ago(10), "seconds": 40}, "state": "backoff", "since": 
 # what is given, the state, the check that is due, and what the record holds besides
 CASES = [
     (dict(), "healthy", "", {"warm": True, "check": None}),
-    (dict(results=FAILS), "failing", "http", {"reason": "monit says 32", "check": "http"}),
+    (dict(results=FAILS), "failing", "http", {"reason": "connection refused", "check": "http"}),
     (dict(up=False), "failing", "env", {"reason": "jail lb1 does not run", "check": "env"}),
     (dict(up=False, results=None), "failing", "env"),
     (dict(results=None), "unknown", "", {"reason": "monit does not answer"}),
@@ -114,10 +115,15 @@ CASES = [
     # silences and quarantine
     (dict(results=FAILS, silence=SILENCED), "silenced", "", {"reason": "by ann: upgrade"}),
     (dict(up=False, silence=SILENCED), "silenced", ""),
-    (dict(results=FAILS, quarantined="line 3"), "quarantined", "", {"reason": "line 3"}),
+    (dict(quarantined="line 3"), "quarantined", "", {"reason": "line 3"}),
+    (dict(results=FAILS, quarantined="line 3"), "failing", "http", {"quarantined": "line 3"}),
+    (dict(results=FAILS, quarantined="line 3", **STARTED), "quarantined", ""),
+    (dict(results=FAILS, quarantined="x", on_failure=["alert"]), "quarantined", ""),
+    (dict(results={"http": UNASKED}, quarantined="line 3"), "quarantined", ""),
+    (dict(gave_up=True, quarantined="line 3"), "gave_up", ""),
     (dict(up=False, quarantined="line 3"), "failing", "env"),
     # grace
-    (dict(results=FAILS, **STARTED), "starting", "", {"reason": "http: monit says 32"}),
+    (dict(results=FAILS, **STARTED), "starting", "", {"reason": "http: connection refused"}),
     (dict(results=FAILS, **{**STARTED, "warm": True}), "failing", "http"),
     (dict(results=FAILS, **{**STARTED, "started": ago(61)}), "failing", "http"),
     (dict(results=FAILS, start_period=2, checks={"http": {"start_period": 120}}, **STARTED),
@@ -127,20 +133,49 @@ CASES = [
     (dict(up=False, **STARTED), "failing", "env"),
     # what is not known yet
     (dict(**WAITING, **STARTED), "starting", "", {"reason": "waiting for http", "warm": False}),
-    (dict(results={"http": None}, **STARTED), "starting", ""),
-    (dict(**WAITING, warm=False), "starting", ""),
-    (dict(**WAITING, state="healthy"), "healthy", ""),
-    (dict(**WAITING, state="failing", started=ago(999), warm=False), "failing", ""),
-    (dict(**WAITING, missing={"http"}), "unknown", "", {"reason": "not know lb1's check http"}),
+    (dict(results={"http": NEVER}, **STARTED), "starting", ""),
+    (dict(results={"http": NEVER}, **{**STARTED, "started": ago(169)}), "starting", ""),
+    (dict(results={"http": NEVER}, **{**STARTED, "started": ago(171)}), "unknown", "",
+     {"reason": "http has not run for 171 s"}),
+    (dict(**WAITING, warm=False, started=ago(999)), "unknown", ""),
+    (dict(**WAITING, state="healthy"), "unknown", "", {"reason": "http: monit does not watch it"}),
+    (dict(results={"http": NEVER}, state="failing", started=ago(999), proof_from=ago(9)),
+     "failing", ""),
+    (dict(results={"http": NEVER}, state="healthy", started=ago(999), proof_from=ago(9)),
+     "starting", "", {"reason": "waiting for http, which has not run since its rules changed"}),
+    (dict(results={"http": ABSENT}, **STARTED), "unknown", "", {"reason": "does not know it"}),
+    # what a proof is worth
+    (dict(results={"http": seen(age=139)}), "healthy", ""),
+    (dict(results={"http": seen(age=141)}), "unknown", "", {"reason": "proves it for 140 s"}),
+    (dict(results={"http": ONCE}), "healthy", ""),
+    (dict(results={"http": ONCE}, **STARTED), "starting", ""),
+    (dict(results={"http": seen(age=9e6, interval=None)}), "healthy", ""),
+    (dict(results={"env": UNMONITORED, "http": GOOD}), "unknown", ""),
+    (dict(results=FAILS, state="healthy", renewed=True), "starting", "", {"warm": False}),
+    (dict(results={"http": seen("bad", live=False)}), "failing", ""),
+    # a check that runs seldom is not waited for, its last result stands
+    (dict(results={"http": GOOD, "cert": seen(age=7200, interval=DAY)}, **STARTED), "healthy", ""),
+    (dict(results={"cert": seen(age=9e6, interval=DAY)}, **STARTED), "healthy", ""),
+    (dict(results={"cert": seen(age=9e4, interval=DAY)}), "unknown", ""),
+    (dict(results=CERT, **STARTED), "failing", "", {"reason": "expires in 19 days"}),
+    (dict(results=CERT), "failing", "cert"),
+    (dict(results=CERT, checks={"cert": {"on_failure": ["alert"]}}, **STARTED), "warning", ""),
+    # what was left alone and is no more: what failed before justifies no heal
+    (dict(results=FAILS, apart="silenced"), "starting", "", {"apart": None}),
+    (dict(apart="silenced"), "healthy", "", {"apart": None}),
+    (dict(apart="maintenance", state="maintenance"), "starting", ""),
+    (dict(up=False, apart="maintenance", state="maintenance"), "failing", "env"),
     (dict(results={"env": BAD, "http": GOOD}), "healthy", ""),
     (dict(results={"http": UNASKED}), "unknown", "", {"reason": "http: rctl says no"}),
     (dict(results={"acert": UNASKED, "http": BAD}), "failing", "http"),
-    (dict(results={"http": service(age=-1)}, started={**ago(5), "t": NOW.t + 3600}), "healthy", ""),
-    (dict(results={"http": service(32, age=30)}, start_period=0, **STARTED), "starting", ""),
-    (dict(results={"http": service(32, age=5)}, start_period=0, **STARTED), "failing", "http"),
+    (dict(results={"http": GOOD}, started={**ago(5), "t": NOW.t + 3600}), "healthy", ""),
+    (dict(results={"http": seen("bad", 30)}, start_period=0, **STARTED), "starting", ""),
+    (dict(results={"http": seen("bad", 5)}, start_period=0, **STARTED), "failing", "http"),
     # what the policy allows
-    (dict(results=FAILS, heal=False), "failing", "", {"reason": "monit says 32; heal: false"}),
-    (dict(results=FAILS, on_failure=["alert"]), "failing", ""),
+    (dict(results=FAILS, heal=False), "failing", "", {"reason": "refused; heal: false"}),
+    (dict(results=FAILS, on_failure=["alert"]), "warning", "", {"check": "http"}),
+    (dict(results={**FAILS, "x": UNASKED}, on_failure=["alert"]), "unknown", ""),
+    (dict(results=FAILS, on_failure=["alert", "event"]), "failing", ""),
     (dict(results=FAILS, on_failure=["stop"]), "failing", "http"),
     (dict(up=False, on_failure=["stop"]), "failing", ""),
     (dict(up=False, on_failure=["alert"]), "failing", ""),
@@ -158,14 +193,16 @@ CASES = [
     (dict(gave_up=True), "gave_up", ""),
     (dict(results=FAILS, attempts=TWICE), "failing", "http"),
     (dict(results=FAILS, attempts=TWICE, restart={"attempts": 2}), "gave_up", "",
-     {"gave_up": True, "reason": "2 attempts did not help: monit says 32"}),
+     {"gave_up": True, "reason": "2 attempts did not help: connection"}),
     (dict(results=FAILS, attempts=[ago(1801), ago(5)], restart={"attempts": 2}), "failing", "http"),
     (dict(results=FAILS, attempts=TWICE, restart=DELAY), "backoff", "", {"reason": "in 1700 s"}),
     (dict(results=FAILS, restart={"attempts": 0, "mode": "fail"}), "gave_up", ""),
     (dict(results=FAILS, restart={"attempts": 0, "mode": "delay"}), "backoff", ""),
-    (dict(results=FAILS, **HELD), "backoff", "", {"reason": "next attempt in 30 s: monit says 32"}),
+    (dict(results=FAILS, **HELD), "backoff", "", {"reason": "next attempt in 30 s: connection"}),
     (dict(results=FAILS, **{**HELD, "next": {"after": ago(41), "seconds": 40}}), "backoff", "http"),
     (dict(up=False, attempts=[ago(700)] * 3, state="healthy", since=ago(601)), "failing", "env"),
+    (dict(up=False, attempts=[ago(700)] * 3, state="warning", since=ago(9), well=ago(601)),
+     "failing", "env"),
     (dict(up=False, attempts=[ago(700)] * 3, state="healthy", since=ago(500)), "gave_up", ""),
     (dict(state="healthy", since=ago(601), attempts=TWICE, rung=2), "healthy", "",
      {"attempts": [], "rung": 0, "next": None}),
@@ -207,7 +244,7 @@ def test_phase_of_cbsd_is_no_failure_while_it_can_last(phase, limit, given):
     ({}, False, None, True),
     ({"results": {"http": ONCE}}, True, None, True),
     ({"results": {"http": ONCE}, "on_failure": ["alert"]}, False, None, True),
-    ({"results": FAILS}, True, NOW.t + 5, True),
+    ({"results": FAILS}, True, NOW.t - 1, True),
     ({"up": False}, True, None, True),
     ({"results": None}, False, None, True),
     ({"up": None}, False, None, False),
@@ -244,10 +281,11 @@ EVENTS = {
     "stopped by an operator": {"up": False, "intent": "stopped"},
     "dies": {"up": False},
     "a check fails": {"results": FAILS},
+    "one that only alerts fails": {"results": FAILS, "checks": ALERTS},
     "all checks succeed": {},
 }
 BEFORE = {
-    "starting": {"warm": False, "started": ago(0)},
+    "starting": {"warm": False, "started": ago(2)},
     "healing": {"op": {"id": "x", **ago(0)}, "busy": True},
     "backoff": {"next": {"after": ago(0), "seconds": 60}},
     "gave_up": {"gave_up": True},
@@ -267,4 +305,69 @@ def test_table_of_states_in_the_contract_is_what_happens():
         rows.append(f"| `{name}` | " + " | ".join(cells) + " |")
     text = (pathlib.Path(__file__).resolve().parents[3] / "docs/contract.md").read_text()
     assert "\n".join(rows) in text, "\n".join(rows)
-    assert set(STATES) == set(re.findall(r"^\| `(\w+)`(?: \| \w+){4} \|$", text, re.M))
+    assert set(STATES) == set(re.findall(r"^\| `(\w+)`(?: \| \w+){5} \|$", text, re.M))
+
+
+TLS = {"tls": {"type": "tls", "on_failure": ["alert"]}, "dns": {"on_failure": ["alert"]}}
+WORN = seen("bad", reason="expires in 19 days")
+
+
+@cases(
+    ("given", "transitions", "failing"),
+    (  # a second failure beside a first
+        dict(state="warning", check="tls", failing={"tls": {"since": ago(9)}}, checks=TLS,
+             results={"tls": WORN, "dns": BAD}),
+        [("warning", "dns")], ["dns", "tls"],
+    ),
+    (
+        dict(state="failing", check="http", failing={"http": {"since": ago(9)}}, checks=TLS,
+             results={"http": BAD, "tls": WORN}),
+        [("warning", "tls")], ["http", "tls"],
+    ),
+    (  # both at once: the state tells one, the other is told beside it
+        dict(state="healthy", failing=None, checks=TLS, results={"http": BAD, "tls": WORN}),
+        [("failing", "http"), ("warning", "tls")], ["http", "tls"],
+    ),
+    (  # one holds again while another fails
+        dict(state="warning", failing={"tls": {"since": ago(9)}, "dns": {"since": ago(9)}},
+             checks=TLS, results={"tls": GOOD, "dns": BAD}),
+        [("warning", "tls")], ["dns"],
+    ),
+    (  # all hold again: that is what `recovered` says
+        dict(state="warning", failing={"tls": {"since": ago(9)}}, checks=TLS,
+             results={"tls": GOOD}),
+        [("recovered", None), ("healthy", None)], [],
+    ),
+    (  # nothing new
+        dict(state="warning", failing={"tls": {"since": ago(9)}}, checks=TLS,
+             results={"tls": WORN}),
+        [], ["tls"],
+    ),
+    (  # what was known before a reload is nothing new
+        dict(state="warning", failing={"tls": {"since": ago(9)}}, checks=TLS,
+             results={"tls": seen("bad", live=False)}),
+        [], ["tls"],
+    ),
+    (  # an older agent told of it
+        dict(state="failing", check="http", checks=TLS, results={"http": BAD, "tls": WORN}),
+        [], ["http", "tls"],
+    ),
+    (dict(state="failing", failing={"env": {"since": ago(9)}}, up=False), [], ["env"]),
+    (dict(state="failing", failing={"http": {"since": ago(9)}}, results=None),
+     [("unknown", None)], ["http"]),
+    (dict(state="healthy", failing=None, quarantined="line 3", results=FAILS),
+     [("failing", "http"), ("quarantined", None)], ["http"]),
+    (dict(state="failing", failing={"http": {"since": ago(9)}}, quarantined="line 3",
+          results=FAILS, record={"quarantined": "line 3"}), [], ["http"]),
+)  # fmt: skip
+def test_each_check_that_begins_or_ceases_to_fail_is_told_once(given, transitions, failing):
+    verdict = judged(**given)
+    assert [(t.name, t.check) for t in verdict.env.transitions] == transitions
+    rows = verdict.env["failing"] or {}
+    assert sorted(rows) == failing
+    known = given.get("failing") or {}
+    assert {c: rows[c]["since"] for c in rows if c in known} == {
+        c: known[c]["since"] for c in rows if c in known
+    }
+    if given.get("results") and "tls" in rows:
+        assert rows["tls"]["warning"] is True

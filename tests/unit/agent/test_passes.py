@@ -11,6 +11,7 @@ import passes
 import pytest
 import records
 import text
+from proof import Seen
 from states import UNMONITORED
 
 from .conftest import cases, claim, deliver, remember, tree
@@ -28,7 +29,9 @@ def test_untrusted_directory_is_not_trusted(node, world, template, words, foreig
     world.env("b")
     monit.parent.chmod(0o777)
     seen = passes.run(node)
-    assert words in seen.errors["a"] and set(seen.publication.services) == {"b.tcp"}
+    assert words in seen.publication.quarantined["a"]["reason"] and set(
+        seen.publication.services
+    ) == {"b.tcp"}
     monit.parent.chmod(0o755)
     assert passes.run(node).publication.foreign == foreign
 
@@ -88,7 +91,8 @@ def test_bug_in_making_a_text_keeps_what_was_published(node, world, monkeypatch,
     world.change("b", ip4_addr="127.0.0.9/8")
     world.kill("b")
     seen = passes.run(node)
-    assert "a bug in cbsd_monit" in seen.errors["a"] and "ZeroDivisionError" in seen.errors["a"]
+    words = seen.publication.quarantined["a"]["reason"]
+    assert "a bug in cbsd_monit" in words and "ZeroDivisionError" in words
     assert set(seen.publication.services) == {"a.tcp", "b.tcp", "c.new"}
     assert seen.publication.changed == ["b", "c"] and [d.env for d in seen.due] == ["b"]
     assert "Traceback" in capsys.readouterr().err
@@ -150,7 +154,7 @@ def test_pass_switches_what_monit_is_to_look_at(node, world, watched):
 def test_answer_is_kept_for_a_highstate_only_without_errors(node, world, watched, tmp_path):
     path = tmp_path / "run/passed.json"
     passed = json.loads(path.read_text())
-    assert set(passed) == {*node.stamp(), "config", "trust", "published", "answer"}
+    assert set(passed) == {*node.stamp(), "config", "trust", "published", "limit", "answer"}
     assert passed["published"] == text.digest(generations.published(node))
     assert passed["answer"] == {"quarantined": {}, "foreign": {}, "warnings": [], "held": None}
     watched.silent = True
@@ -161,35 +165,34 @@ def test_answer_is_kept_for_a_highstate_only_without_errors(node, world, watched
     assert path.exists()
     before = generations.published(node)
     world.change("lb1", ip4_addr="DHCP")
-    assert "no address yet" in passes.run(node).errors["lb1"] and not path.exists()
+    assert "no address yet" in passes.run(node).publication.quarantined["lb1"]["reason"]
+    assert set(json.loads(path.read_text())["answer"]["quarantined"]) == {"lb1"}
     assert generations.published(node) == before, "what cannot be made now stays published"
 
 
-def test_results_are_those_of_monit_and_of_the_agents_own_probes(node):
+def test_outcomes_are_those_of_the_agents_own_probes(node):
     env = records.Record("a", {"probes": {"app": {"codes": [1], "words": "w", "at": node.stamp()}}})
-    policy = {"checks": {"app": {"type": "exec", "failure_threshold": 1}, "new": {"type": "file"}}}
-    services, now = {"a.http": "http", "a.gone": "gone"}, status(a_http={})
-    of_monit = [("gone", None), ("http", now.services["a.http"])]
-    assert passes._results(node, env, policy, services, None) is None
-    assert passes._results(node, env, policy, services, now) == of_monit
+    rows = {"app": {"type": "exec", "failure_threshold": 1}, "new": {"type": "file", "interval": 9}}
+    policies = {"a": {"checks": {**rows, "http": {"type": "http"}}}}
+    assert passes._outcomes(node, {"a": env}, policies, ["a"]) == {}
     node.conf["probes"] = "agent"
-    found = dict(passes._results(node, env, policy, services, now))
-    assert found.pop("app").failing and found == dict(of_monit, new=None)
+    found = passes._outcomes(node, {"a": env}, policies, ["a"])["a"]
+    assert found.pop("app")[0].failing and found == {"new": (None, 9)}
 
 
 def test_checks_of_the_node_are_told_when_they_change(node, tmp_path, capsys):
-    name = "node-disk"
-    for row, words in (
-        ({"failing": True, "reason": "full"}, "node: failing (disk) full"),
-        ({"failing": True, "reason": "fuller"}, ""),
-        ({"failing": False}, "node: healthy (disk)"),
-        ({"failing": True, "watched": False, "reason": "no"}, ""),
+    for result, reason, live, words in (
+        ("bad", "full", True, "(node): failing (disk): full"),
+        ("bad", "fuller", True, ""),
+        ("bad", "fuller", False, ""),
+        ("good", "", True, "(node): healthy (disk)"),
+        ("unwatched", "no", True, ""),
     ):
         capsys.readouterr()
-        services = {name: Answer(**row), "node-a.http": Answer(failing=True), "x": Answer()}
-        passes._announce_node(node, SimpleNamespace(services=services))
-        assert words in capsys.readouterr().err.strip() if words else not capsys.readouterr().err
-    assert json.loads((tmp_path / "state/node-checks.json").read_text()) == {}
+        passes._announce_node(node, {"disk": Seen(result, reason, None, 30, 99, live, result)})
+        found = capsys.readouterr().err
+        assert words in found if words else not found
+    assert json.loads((tmp_path / "state/node-checks.json").read_text()) == {"disk": ""}
 
 
 def test_heal_that_goes_on_is_seen_by_its_lock_and_a_dead_env_by_its_marker(node, world):

@@ -99,3 +99,55 @@ def test_saved_record_is_written_only_when_it_changed(node, world, monkeypatch):
     files.write(node.in_state("envs", "lb1.json"), '{"schema": 9}')
     with pytest.raises(AgentError, match="has schema 9, this agent knows 1"):
         records.load(node, "lb1")
+
+
+def gone(*states, start="unknown"):
+    """The transitions of an env that goes through ``states``."""
+    env = records.Record("lb1", {"env": "lb1", "emulator": "jail", "state": start}).at(NOW)
+    for state in states:
+        env.go(state, f"why {state}")
+    return [step.name for step in env.transitions], env
+
+
+@pytest.mark.parametrize("ill", ["warning", "failing", "backoff", "gave_up", "quarantined"])
+def test_env_that_becomes_well_without_a_heal_has_recovered(ill):
+    assert gone(ill, "healthy")[0] == [ill, "recovered", "healthy"]
+    assert gone(ill, "starting", "unknown", "healthy")[0][-2:] == ["recovered", "healthy"]
+    assert gone(ill, "unknown", ill, "healthy", "unknown", "healthy")[0].count("recovered") == 1
+    for ends in ("healing", "stopped", "silenced", "maintenance"):
+        assert "recovered" not in gone(ill, ends, "starting", "healthy")[0]
+    _, env = gone(ill, "healthy")
+    assert env.transitions[-2].reason == f"why {ill}" and not env["ill"]
+
+
+def test_state_before_unknown_is_remembered_and_a_warning_is_as_good_as_health():
+    _, env = gone("healthy", "unknown")
+    assert env["known"] == {"state": "healthy", "reason": "why healthy", "since": NOW.t}
+    env.go("healthy")
+    assert env["known"] is None
+    _, env = gone("healthy", "warning")
+    later = env.at(NOW._replace(t=1010.0, m=60.0))
+    later.go("healthy")
+    assert (later.age("since"), later.age("well")) == (0, 10)
+
+
+def test_check_that_flaps_pushes_no_heal_out_of_the_history(node, world):
+    folder = world.env("lb1")
+    env = records.load(node, "lb1").at(node.now())
+    env.go("healing")
+    for number in range(2 * records.HISTORY):
+        env.announce("warning", str(number), "tls")
+    records.save(node, env)
+    env.announce("healing", "another")
+    records.save(node, env)
+    kept = records.history(node, "lb1")
+    assert [entry["transition"] for entry in kept].count("healing") == 2
+    assert len(kept) == records.HISTORY + 1 and kept[0]["transition"] == "healing"
+    for _ in range(2 * records.ATTEMPTS):
+        env.announce("healing")
+    records.save(node, env)
+    for number in range(2 * records.HISTORY):
+        env.announce("warning", str(number), "tls")
+    records.save(node, env)
+    lines = (folder / "history.jsonl").read_text().splitlines()
+    assert len(lines) == records.HISTORY + records.ATTEMPTS

@@ -6,6 +6,7 @@ import pytest
 from clock import Moment
 from node import DEFAULT_BUDGET
 from policy import BUILTIN
+from proof import Seen
 from records import Record
 from restrain import Due, Judged, restrain
 
@@ -76,11 +77,10 @@ def test_storm_is_a_share_and_a_number_that_began_to_fail_together(states, given
     assert ("envs" in found.storm) == storms
     failing = [f"e{i}" for i, state in enumerate(states) if state == "failing"]
     assert due(found) == ([] if storms else failing)
-    transitions = [(name, words) for env, name, words in found.announcements if env == "e0"]
     up = sum(given.get(f"e{i}", {}).get("intent") != "stopped" for i in range(len(states)))
     ill = 8 if "suspects" in given else sum(s in ("failing", "healing", "backoff") for s in states)
     words = f"{ill} of {up} envs fail at once: nothing is healed until that passes"
-    assert transitions == ([("storm", words)] if storms else [])
+    assert found.announcements == ([("storm", words)] if storms else [])
     if storms:
         assert found.storm == {**NOW.stamp(), "envs": [f"e{i}" for i in range(ill)]}
 
@@ -92,7 +92,7 @@ def test_in_a_storm_only_the_dead_are_started_and_it_ends_when_no_longer_so_many
     assert (later.storm, due(later), later.announcements) == (storm.storm, ["e7"], [])
     calm = restrained(node(["healthy"] * 8), storm.storm)
     assert calm.storm == {"passed": NOW.stamp()}
-    assert [change[:2] for change in calm.announcements] == [("e0", "calm")]
+    assert [transition for transition, _ in calm.announcements] == ["calm"]
     assert restrained(node([]), storm.storm).storm == {"passed": NOW.stamp()}, "all are gone"
 
 
@@ -177,3 +177,47 @@ def test_dependent_is_restarted_once_after_its_parent(dependent, parent, rules, 
     already = restrained(node(["healthy"] * 3, rules, ["e0"], **envs))
     waits = envs["e1"].get("state") == "starting"
     assert [heal.check for heal in already.due if heal.env == "e0"] == ["http"] * (not waits)
+
+
+HELD = {"e0": {**BUILTIN, "depends_on": [{"node": "uplink"}], "checks": {"http": SLOW}}}
+
+
+def uplink(result="good", age=1, bound=100, live=True):
+    return {"uplink": Seen(result, "ping failed", ago(age), 5, bound, live, result)}
+
+
+@cases(
+    ("seen", "began", "words"),
+    ({}, 10, ""),  # this node has no such check
+    (uplink(), 10, ""),
+    (uplink("bad"), 10, "the node's check uplink, which fails: ping failed"),
+    (uplink("failed"), 10, "the node's check uplink, which fails: ping failed"),
+    (uplink(age=11), 10, "the node's check uplink, which has not run since"),
+    (uplink(age=111), 99, ""),  # nobody looks at it any more
+    (uplink(age=200), 101, ""),
+    (uplink("unwatched", age=11), 10, ""),
+    (uplink("unasked", age=1), 10, ""),
+)
+def test_heal_waits_for_the_nodes_own_check(seen, began, words):
+    for check in ("http", "env"):
+        rows = {check: {"since": ago(began)}}
+        judged = node(["failing"], HELD, e0={"check": check, "failing": rows})
+        found = restrained(judged._replace(node=seen))
+        assert due(found) == ([] if words else ["e0"])
+        assert found.reasons == ({"e0": f"x; waits for {words}"} if words else {})
+        assert bool(found.look_again_in) == bool(words)
+
+
+def test_envs_of_a_small_node_are_not_restarted_because_its_uplink_is_down():
+    """Three are too few for the storm guard."""
+    policies = {f"e{i}": HELD["e0"] for i in range(3)}
+    judged = node(["failing"] * 3, policies, **{f"e{i}": {"since": ago(10)} for i in range(3)})
+    assert due(restrained(judged._replace(node=uplink("failed")))) == []
+    assert len(due(restrained(judged._replace(node=uplink())))) == 3
+
+
+def test_dependent_is_restarted_after_a_heal_that_helped_late():
+    rules = {"e1": {"depends_on": ["e0"], "restart_with": ["e0"]}}
+    late = {"e0": {"restarted": ago(50)}, "e1": {"started": ago(999)}}
+    for state, restarted in (("healthy", ["e1"]), ("warning", ["e1"]), ("backoff", [])):
+        assert due(restrained(node([state, "healthy"], rules, due=[], **late))) == restarted

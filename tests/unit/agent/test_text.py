@@ -176,6 +176,7 @@ check host "a.ssh" with address "1.1.1.1"
 def test_worst_sweep_longer_than_the_interval_is_said_with_its_numbers(node):
     rule = WEB + "  every 6 cycles\n  if failed port 1 with timeout 4 seconds then alert\n"
     found = [make(node, rule, env=f"e{i}") for i in range(8)]
-    assert text.limits(node.head, found[:7], node.poll) == []
-    (words,) = text.limits(node.head, found, node.poll)
-    assert "need 32 s" in words and "interval is 30 s" in words
+    assert text.limits(node.head, found[:7], node.poll) == (33, [])
+    worst, (words,) = text.limits(node.head, found, node.poll)
+    assert worst == 37 and "need 32 s" in words and "interval is 30 s" in words
+    assert text.limits(node.head, found * 20, node.poll)[0] == text.WORST

@@ -38,8 +38,12 @@ def claiming(node, env, *names, rank=()):
 
 @cases(
     ("claims", "good", "refused"),
-    ({"a": ["Web"], "b": ["web"]}, ["a"], {"b": "service name already used by a"}),
-    ({"a": ["x", "X"], "b": ["y"]}, ["b"], {"a": "two of its services have the same name"}),
+    ({"a": ["Web"], "b": ["web"]}, ["a"], {"b": "refused: service name already used by a"}),
+    (
+        {"a": ["x", "X"], "b": ["y"]},
+        ["b"],
+        {"a": "refused: two of its services have the same name"},
+    ),
 )
 def test_duplicate_service_names_are_found_before_monit_sees_them(node, claims, good, refused):
     found = [claiming(node, env, *names) for env, names in claims.items()]
@@ -53,7 +57,7 @@ def test_name_that_two_envs_claim_stays_with_pillars_then_with_who_has_it(node):
     for left in (pair, pair[:2]):
         good, refused, _ = Trial(node, Daemon(node), node.head).accept(left)
         assert [t.env for t in good] == [left[-1].env]
-        assert refused["a"] == f"service name already used by {left[-1].env}"
+        assert refused["a"] == f"refused: service name already used by {left[-1].env}"
 
 
 def test_what_monit_accepted_is_told_with_the_control_file_it_stood_in(node, tmp_path):

@@ -486,6 +486,7 @@ def test_times_are_the_agents(salt, monkeypatch):
     import loop
     import monit
     import policy
+    import proof
     import restrain
 
     module = salt["cbsd_monit_explain.explain"].__globals__
@@ -495,6 +496,7 @@ def test_times_are_the_agents(salt, monkeypatch):
     assert set(module["PROBES"]) == {*monit.PROBES, "unix"}
     assert module["STOP"] == {e: cbsd.stop_timeout({"emulator": e}) for e in cbsd.EMULATORS}
     assert module["LINGER"] == loop.LINGER
+    assert (module["WORST"], module["MARGIN"]) == (proof.WORST, proof.MARGIN)
     bounded = {"delay": 7, "max_delay": 100, "jitter": 0.1}
     for restart in ({"delay_function": "constant"}, bounded, {"max_delay": 1}):
         restart = {**policy.BUILTIN["restart"], **restart}
@@ -527,6 +529,7 @@ def test_times_are_the_agents(salt, monkeypatch):
 
     monkeypatch.setattr(heal, "time", Clock())
     monkeypatch.setattr(heal, "Monit", lambda node: None)
+    monkeypatch.setattr(proof, "load", lambda _: proof.Proof(None, None, 17, {}, {}))
     job = heal.Heal(Node(), "lb1", "c", "why")
     monkeypatch.setattr(heal.hooks, "take_in_of", lambda *_: None)
     job._record = lambda: contextlib.nullcontext(Record())
