@@ -5,7 +5,7 @@ import re
 from collections import namedtuple
 
 import files
-from text import MARK
+from text import MARK, digest
 
 KEEP = 5
 
@@ -26,6 +26,12 @@ def parts_of(text):
     for name, part in zip(rest[::2], rest[1::2]):
         parts[name] = f"{MARK}{name}\n{part}"
     return parts
+
+
+def with_digest(node, wanted):
+    """The text of the generation whose digest is ``wanted``; '' if it is not kept."""
+    texts = (files.read_text(_path(node, which)) or "" for which in reversed(numbers(node)))
+    return next((text for text in texts if digest(text) == wanted), "")
 
 
 def latest_parts(node):

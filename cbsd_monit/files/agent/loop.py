@@ -12,6 +12,7 @@ import heal
 import passes
 import policy
 import probes
+import proof
 import records
 import spool
 from node import AgentError, Busy
@@ -164,7 +165,7 @@ def one_pass(node, **how):
         result = passes.run(node, **how)
     except Exception as err:
         with contextlib.suppress(Exception):  # the first one is what has to be told
-            passes.doubt(node, f"{type(err).__name__}: {err}")
+            _doubt(node, f"{type(err).__name__}: {err}")
         raise
     due = probes.due(node, result.running(), result.policies, node.now())
     jobs = [(env.name, check) for wait, env, check in due if wait < 0.5]
@@ -172,6 +173,20 @@ def one_pass(node, **how):
         probes.run_all(node, jobs)
         result = passes.run(node)
     return result
+
+
+def _doubt(node, why):
+    """Make every env `unknown` if no pass succeeded for too long; ``why`` the last one failed."""
+    with node.pass_lock():
+        now = node.now()
+        words = proof.load(node).doubt(now)
+        if not words:
+            return
+        for name in sorted(records.names(node)):
+            env = records.load(node, name).at(now)
+            if not env["op"]:
+                env.go("unknown", f"{words}: {why}")
+                records.save(node, env)
 
 
 def free_stale_ticket(node):

@@ -75,12 +75,14 @@ def run(node, start_monit=False):
         hooks.write_down(node, seen, changes)
         seen = seen._replace(envs=envs)  # a thousand records need not be kept twice
         settled = [name for name in sorted(envs) if name not in seen.moving]
-        policies, monit = _Policies(node, seen.found), Monit(node)
+        policies, monit, before = _Policies(node, seen.found), Monit(node), proof.load(node)
+        if before.more.get("generation") != generations.number(node):
+            before = before._replace(checks={})  # of another text: a pass was killed
         meanwhile = functools.partial(policies.read, settled)
         publication = publish.publish(node, monit, seen, envs, meanwhile=meanwhile)
         if start_monit:
             publication = reload.ensure_monit(node, monit, publication, meanwhile)
-        before, now = proof.load(node), node.now()
+        now = node.now()
         outcomes = _outcomes(node, envs, policies, settled)
         worst = publication.worst or before.worst or WORST
         proven = proof.take(
@@ -92,6 +94,7 @@ def run(node, start_monit=False):
             outcomes,
             worst,
             publication.renewed,
+            reload.unread(node),
         )
         verdicts = _judge(node, now, seen, envs, publication, policies, proven, settled)
         judged = _judged(envs, policies, verdicts, proven)
@@ -99,6 +102,8 @@ def run(node, start_monit=False):
         restraint = _restrain(node, judged, storm, now, publication.errors)
         _write_down(node, seen, verdicts, judged.envs, restraint, storm)
         errors, unsettled = publication.errors, bool(seen.moving)
+        if proven.round and proven.stalled(now):
+            errors.setdefault("(monit)", proven.stalled(now))
         for verdict in verdicts:
             if verdict.checked and policies[verdict.env.name]["trouble"]:
                 errors.setdefault(verdict.env.name, policies[verdict.env.name]["trouble"])
@@ -339,26 +344,13 @@ def _keep_proof(node, result, proven, before):
         for name, row in rows.items()
         if name not in result.survey.managed
     }
-    more = {"unwatched": unwatched, "held": result.publication.held}
+    number = generations.number(node)
+    more = {"unwatched": unwatched, "held": result.publication.held, "generation": number}
     try:
         proof.save(node, proven._replace(more=more), before)
         descriptions.tidy(node, result.publication.services)
     except OSError as err:
         say(f"the proof of this pass cannot be kept: {err}", loud=True)
-
-
-def doubt(node, why):
-    """Make every env `unknown` if no pass succeeded for too long; ``why`` the last one failed."""
-    with node.pass_lock():
-        now = node.now()
-        words = proof.load(node).doubt(now)
-        if not words:
-            return
-        for name in sorted(records.names(node)):
-            env = records.load(node, name).at(now)
-            if not env["op"]:
-                env.go("unknown", f"{words}: {why}")
-                records.save(node, env)
 
 
 def dry(node, overlay):

@@ -129,7 +129,7 @@ def _seldom(proof):
     return found
 
 
-def take(node, now, before, services, status, outcomes, worst, renewed=()):
+def take(node, now, before, services, status, outcomes, worst, renewed=(), unread=()):
     """
     The Proof at ``now``.
 
@@ -145,6 +145,8 @@ def take(node, now, before, services, status, outcomes, worst, renewed=()):
         Seconds of monit's worst cycle.
     renewed
         Services that monit was given other words for: what was known of them counts no more.
+    unread
+        Envs whose present text monit has not read: what it says of them is about another.
     """
     checks, known = {}, status.services if status else {}
     own = {name: (NODE, name[5:]) for name in known if name.startswith("node-") and "." not in name}
@@ -153,8 +155,9 @@ def take(node, now, before, services, status, outcomes, worst, renewed=()):
         service = known.get(name)
         if status is None:
             row = old and old._replace(result=old.last or old.result, live=False)
-        elif service is None:
-            row = Seen("absent", "monit does not know it", None, None, None, True, None)
+        elif service is None or env in unread:
+            words = "monit does not know it" if service is None else "monit has not read it yet"
+            row = Seen("absent", words, None, None, None, True, None)
         else:
             row = _of_service(node, now, service, old, worst)
         if row:

@@ -18,6 +18,7 @@ from records import say
 from reload import Publication
 from text import EnvError, digest
 
+NOT_YET = "its present text was not published"
 INCLUDES = 1024  # files that monit takes by one `include`, whatever the version
 
 
@@ -38,7 +39,11 @@ def publish(node, monit, survey, envs, overlay=None, dry=False, meanwhile=lambda
     services = {service: tuple(owner) for service, owner in before.items()}
     publication = Publication(services, errors=dict(survey.errors))
     job = _Job(node, monit, survey, envs, overlay or {}, meanwhile)
-    return reload.last(_steps(job, publication, dry), publication)
+    publication = reload.last(_steps(job, publication, dry), publication)
+    words = publication.errors.get("(monit)")
+    for why in publication.quarantined.values() if words else ():
+        why["reason"] = why["reason"].replace(NOT_YET, f"{NOT_YET}: {words}")
+    return publication
 
 
 _Job = namedtuple("_Job", "node monit survey envs overlay meanwhile")
@@ -61,10 +66,12 @@ def _steps(job, publication, dry):
         held = None
         if not dry:
             files.remove(node.in_state("held.json"))
-    publication = publication._replace(quarantined={**still, **unusable}, held=held)
+    not_yet = {t.env: _refusal(NOT_YET) for t in texts if live.get(t.env) != t.text}
+    publication = publication._replace(quarantined={**not_yet, **still, **unusable}, held=held)
     yield publication
     if held:
         content = _earlier(job, held["generation"])
+        publication = publication._replace(quarantined={**still, **unusable})
         publication = _rolled_back(publication, texts, content)
     else:
         lost = {*publication.errors, *unusable}  # these have no text of their own now

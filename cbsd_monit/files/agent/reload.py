@@ -54,6 +54,14 @@ def globs(node):
     return node.conf.get("include") == "glob"
 
 
+def unread(node):
+    """The envs whose published text monit has not read yet, as far as that was verified."""
+    live, loaded = generations.published(node), files.read_json(node.in_state("loaded"), {})
+    if loaded.get("digest") == digest(live):
+        return []
+    return generations.difference(live, generations.with_digest(node, loaded.get("digest")))
+
+
 def load(node, monit, publication, meanwhile, hold):
     """
     See that monit runs what is published and checks again; take back a reload that ends it.

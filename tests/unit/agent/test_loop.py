@@ -8,12 +8,14 @@ from types import SimpleNamespace
 import loop
 import passes
 import policy
+import proof
 import pytest
 import records
+from clock import Moment
 from node import AgentError
 from restrain import Due
 
-from .conftest import cases
+from .conftest import cases, remember
 
 
 @pytest.fixture
@@ -223,3 +225,25 @@ def test_heals_get_the_pass_lock_although_triggers_never_cease(node, agent):
     finally:
         stop.set()
         thread.join()
+
+
+def test_passes_that_fail_for_too_long_make_every_env_unknown(node, world, monkeypatch, no_monit):
+    """The first failures change nothing: what was known is known until the limit."""
+    world.settle("a", "b")
+    remember(node, "a", state="healthy", reason="")
+    remember(node, "b", state="failing", op={"id": "x", "action": "restart", "step": "stop"})
+    (world.tmp_path / "work/nc.inventory").unlink()
+    with pytest.raises(AgentError, match="cannot be read"):
+        loop.one_pass(node)
+    assert records.load(node, "a")["state"] == "healthy"
+    late = node.now().m + 2 * proof.WORST + 91
+    monkeypatch.setattr(type(node), "now", lambda self: Moment(time.time(), late, self.boot))
+    for _ in range(2):
+        with pytest.raises(AgentError, match="cannot be read"):
+            loop.one_pass(node)
+    env = records.load(node, "a")
+    assert env["state"] == "unknown" and "inventory" in env["reason"], env.data
+    assert env["known"]["state"] == "healthy"
+    assert records.load(node, "b")["state"] == "failing", "its heal goes on"
+    told = [entry["transition"] for entry in records.history(node, "a")]
+    assert told.count("unknown") == 1

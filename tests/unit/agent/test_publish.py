@@ -3,12 +3,14 @@
 import json
 import os
 
+import files
 import generations
 import publish
 import pytest
+import reload
 import survey
 
-from .conftest import claim, published, rule
+from .conftest import cases, claim, published, rule
 
 
 def test_change_is_read_once_and_verified(node, world, daemon, tmp_path):
@@ -124,3 +126,101 @@ def test_service_that_two_envs_claim_is_pillars_or_stays(node, world, daemon, tm
     world.env("d")
     found = published(daemon)
     assert found.services["web"] == ("a", "web") and "already used by a" in str(found.quarantined)
+
+
+def reason(found, name):
+    return found.quarantined[name]["reason"]
+
+
+@cases(
+    ("template", "words"),
+    ("set alert root@localhost\n" + rule(), "refused: `set` in the text of one env"),
+    (rule() + "# %%NO_SUCH%%\n", "refused: the template asks for %%NO_SUCH%%"),
+    (rule() + 'group "x\n', "refused: unbalanced quotes"),
+    (rule("bad"), "monit says: monitrc.tpl:2: syntax error 'x'"),
+)
+def test_env_whose_text_is_refused_keeps_what_monit_took_last(node, world, daemon, template, words):
+    """And the others go live; whose refusal it is stands in the reason."""
+    world.env("a")
+    world.env("b")
+    world.env("c")
+    published(daemon)
+    before = generations.parts_of(generations.published(node))["b"]
+    world.env("b", template=template)
+    world.env("c", template=rule("new"))
+    for _ in range(2):
+        found = published(daemon)
+        assert reason(found, "b").startswith(words) and set(found.quarantined) == {"b"}
+        assert set(found.services) == {"a.tcp", "b.tcp", "c.tcp"} and "b" not in found.errors
+        assert generations.parts_of(generations.published(node))["b"] == before
+    world.env("b", template=rule("good"))
+    assert published(daemon).quarantined == {}
+
+
+def test_env_without_an_address_is_in_quarantine_and_says_so(world, daemon):
+    world.env("a", ip4_addr="REALDHCP")
+    found = published(daemon)
+    assert reason(found, "a") == "no address yet: ip4_addr is 'REALDHCP'" and not found.services
+
+
+def test_kept_text_that_collides_now_is_not_kept(node, world, daemon):
+    world.env("a", template=claim("a.one"))
+    published(daemon)
+    world.env("a", template=rule("bad"))
+    assert set(published(daemon).services) == {"a.one"}
+    world.env("b", template=claim("a.one"))
+    found = published(daemon)
+    assert set(found.services) in ({"a.one"}, {"b.x"}) and len(found.quarantined) == 2
+
+
+def test_rollback_puts_those_into_quarantine_whose_checks_it_takes_away(node, world, daemon):
+    world.env("a")
+    world.env("b")
+    published(daemon)
+    world.env("b", template=rule("newer"))
+    world.env("c")
+    published(daemon)
+    held = {
+        "digest": publish.wanted(node, survey.take(node)),
+        "generation": 1,
+        "why": "rolled back",
+    }
+    files.write_json(node.in_state("held.json"), held)
+    found = published(daemon)
+    assert set(found.quarantined) == {"b", "c"} and set(found.services) == {"a.tcp", "b.tcp"}
+    assert reason(found, "b") == "rolled back to generation 1"
+    files.remove(node.in_state("held.json"))
+    assert published(daemon).quarantined == {}
+
+
+def test_text_that_could_not_be_published_is_not_live(node, world, daemon, monkeypatch):
+    world.env("a")
+    published(daemon)
+    world.env("a", template=rule("newer"))
+    monkeypatch.setattr(daemon, "test", lambda path: "monitrc:1: syntax error 'operator'")
+    found = published(daemon)
+    assert "syntax error 'operator'" in reason(found, "a") and set(found.services) == {"a.tcp"}
+
+
+def test_only_services_with_other_words_are_renewed(node, world, daemon):
+    two = rule() + 'check file "%%ENV%%.f" with path "/x"\n  if exist then alert\n'
+    world.env("a", template=two)
+    world.env("b")
+    assert published(daemon).renewed == {"a.tcp", "a.f", "b.tcp"}
+    assert published(daemon).renewed == set()
+    world.env("a", template=two.replace("/x", "/y"))
+    assert published(daemon).renewed == {"a.f"}
+
+
+def test_what_monit_has_not_read_is_known(node, world, daemon, monkeypatch):
+    world.env("a")
+    world.env("b")
+    published(daemon)
+    assert reload.unread(node) == []
+    loaded = files.read_json(node.in_state("loaded"))
+    world.env("b", template=rule("newer"))
+    published(daemon)
+    files.write_json(node.in_state("loaded"), loaded)
+    assert reload.unread(node) == ["b"]
+    files.remove(node.in_state("loaded"))
+    assert set(reload.unread(node)) >= {"a", "b"}
