@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "cbsd_monit_fleet"
 
-TROUBLE = ("failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
+TROUBLE = ("warning", "failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
 PATIENCE = 600  # seconds that an adoption waits for a state run to end
 WINDOW = 7  # seconds that one adoption looks on: more than what the reactor leaves out meanwhile
 ROUNDS = 5

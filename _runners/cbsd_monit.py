@@ -21,6 +21,7 @@ __virtualname__ = "cbsd_monit"
 
 COLUMNS = ["node", "env", "state", "since", "check", "reason", "restarts", "next"]
 NOT_RESTARTED = ("stopped", "silenced", "maintenance", "slave")
+WELL = ("healthy", "warning")  # a warning is no illness
 GIVEN_UP = ("gave_up", "quarantined", "not there")  # nobody waits for these to become healthy
 
 
@@ -168,7 +169,8 @@ def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
 
 def failing(tgt="*", tgt_type="glob", env=None, group=None, timeout=None):
     """
-    Return the envs that need attention: failing, healing, backoff, gave_up, quarantined, unknown.
+    Return the envs that need attention:
+    warning, failing, healing, backoff, gave_up, quarantined, unknown.
 
     Parameters and result as of :py:func:`fleet`.
 
@@ -276,7 +278,7 @@ def rolling_restart(
 ):
     """
     Restart the running envs of a group across nodes, a few at a time, while each becomes healthy
-    again.
+    again; here a ``warning`` is as good.
 
     group, env
         Which: a group of the nodes' pillar, a name or a glob.
@@ -305,7 +307,7 @@ def rolling_restart(
     if asked.get("no_answer") or asked.get("errors"):
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
     rows = [r for r in asked["envs"] if r["state"] not in NOT_RESTARTED]
-    ill = [row for row in rows if row["state"] != "healthy"]
+    ill = [row for row in rows if row["state"] not in WELL]
     ill = [f"{_place(row)} is {row['state']}: {row.get('reason', '')}" for row in ill]
     if ill:
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
@@ -361,8 +363,8 @@ def _restart(wave, timeout):
 def _settle(wave, healthy_time, deadline, timeout):
     """Wait until all were healthy for ``healthy_time`` seconds; return ``{place: why not}``."""
     began = time.monotonic()
-    before = {_place(row): row.get("since") for row in wave}
-    healthy, last = {}, {}
+    before = {_place(row): (row["state"], row.get("since")) for row in wave}
+    healthy, last, anew = {}, {}, set()
     while True:
         asked = _fleet(sorted({row["node"] for row in wave}), "list", None, None, None, timeout)
         now = time.monotonic()
@@ -374,13 +376,16 @@ def _settle(wave, healthy_time, deadline, timeout):
                 if row
                 else "not there"
             )
-            # `since` changes, for an env is `starting` first; one without checks is healthy all the
-            # time.
-            anew = row and (row.get("since") != before[place] or now - began > 5)
-            if not row or row["state"] != "healthy" or not anew:
-                healthy.pop(place, None)
-            else:
+            well = row and row["state"] in WELL
+            # An env is `starting` first, so `since` changes; that of another state that is well may
+            # have changed before the restart was seen.
+            state, since = before[place]
+            if row and (not well or (row["state"] == state and row.get("since") != since)):
+                anew.add(place)
+            if well and (place in anew or now - began > 5):
                 healthy.setdefault(place, now)
+            else:
+                healthy.pop(place, None)
         if len(healthy) == len(before) and all(
             now - moment >= healthy_time for moment in healthy.values()
         ):

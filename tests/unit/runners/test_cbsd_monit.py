@@ -3,7 +3,7 @@
 import sys
 
 import pytest
-from salt.exceptions import SaltInvocationError
+from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 from tests.unit.loaded import load
 
@@ -53,3 +53,40 @@ def test_long_work_tells_a_terminal_how_far_it_is(runner, monkeypatch, capsys):
     runner.rolling_restart("web", max_parallel=2)
     first, second = "0 restarted, 3 to go: hv1/lb1, hv2/lb1", "2 restarted, 1 to go: hv3/lb1"
     assert capsys.readouterr().err.splitlines() == [first, second]
+
+
+class Envs:
+    """What the fleet says of hv1/lb1, ``(state, since)`` a second; a restart begins the next."""
+
+    def __init__(self, runner, monkeypatch, *told):
+        self.now, self.told, self.began = 1000.0, list(told), None
+        monkeypatch.setattr(runner.time, "monotonic", lambda: self.now)
+        monkeypatch.setattr(runner.time, "sleep", self.sleep)
+        monkeypatch.setattr(runner, "_fleet", lambda *_: {"envs": [self.row()]})
+        monkeypatch.setattr(runner, "_restart", self.restart)
+
+    def restart(self, wave, timeout):
+        self.began, self.told = self.now, self.told[1:]
+        return {}
+
+    def sleep(self, seconds):
+        self.now, self.told = self.now + seconds, self.told[1:] or self.told
+
+    def row(self):
+        state, since = self.told[0]
+        return {"node": "hv1", "env": "lb1", "state": state, "since": since}
+
+
+def test_a_warning_holds_no_rolling_restart_up(runner, monkeypatch):
+    """Before it, while it waits, and in the time in which the env has to be well."""
+    told = [("warning", 1), ("starting", 2), ("starting", 2), *[("healthy", 3)] * 4]
+    envs = Envs(runner, monkeypatch, *told, *[("warning", 4)] * 3, *[("healthy", 5)] * 9)
+    assert runner.rolling_restart(env="lb1", min_healthy_time=8) == {"restarted": ["hv1/lb1"]}
+    assert envs.now - envs.began == 10, "8 s from the first moment at which it was well"
+
+
+def test_a_warning_from_before_the_restart_was_seen_proves_nothing(runner, monkeypatch):
+    told = [("healthy", 1), ("warning", 2), ("starting", 3), ("failing", 4)]
+    Envs(runner, monkeypatch, *told)
+    with pytest.raises(CommandExecutionError, match="not healthy after 31 s: failing"):
+        runner.rolling_restart(env="lb1", min_healthy_time=0, healthy_deadline=30)
