@@ -1,5 +1,5 @@
 """
-``cbsd_monit.notify``: people are told of ``gave_up``, ``quarantined`` and ``storm``.
+``cbsd_monit.notify``: people are told what is beyond the agents, or over; docs/events.md says what.
 
 The reactor puts what happened into a queue below the master's ``cachedir`` and starts this.
 

@@ -140,10 +140,15 @@ def test_states_and_their_groups_are_the_same_words():
 
 
 def test_transitions_that_are_sent_alone_are_those_that_people_are_told():
-    alone = load("_engines/cbsd_monit.py").ALONE
+    engine = load("_engines/cbsd_monit.py")
+    alone, of_node = engine.ALONE, engine.OF_NODE
     assert constant(REACTORS[0], "ALONE") == alone and set(alone) <= TRANSITIONS
+    assert constant(REACTORS[0], "OF_NODE") == of_node and set(of_node) <= TRANSITIONS
+    assert f'NODE = "{engine.NODE}"' in (REPO / REACTORS[0]).read_text()
     example = (REPO / "cbsd_monit/reactor/master.conf.example").read_text()
     assert tuple(re.findall(r"'cbsd_monit/\*/\*/(\w+)'", example)) == alone
+    its_own = re.findall(r"'cbsd_monit/\*/\(node\)/(\w+)'", example)
+    assert {*its_own, *alone} >= set(of_node) and not set(its_own) & set(alone)
     assert set(constant(REACTORS[1], "APPEARED")) <= TRANSITIONS | {"started"}
 
 
