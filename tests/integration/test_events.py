@@ -393,7 +393,9 @@ def test_the_runner_shows_the_fleet(fleet):
     found = fleet.run("cbsd_monit.fleet")
     assert "no_answer" not in found and "errors" not in found
     rows = {(r["node"], r["env"]): r for r in found["envs"]}
-    assert len(rows) == 2 * ENVS + 1 and rows["hv2", "e2"]["state"] == "healthy"
+    assert len(rows) == 2 * ENVS + 3 and rows["hv2", "e2"]["state"] == "healthy"
+    assert {rows[name, "(node)"]["state"] for name in fleet.nodes} == {"healthy"}
+    assert [place for place, row in rows.items() if row["age"] is None] == []
     assert [r["env"] for r in fleet.run("cbsd_monit.failing")["envs"]] == ["g2"]
     assert [(r["node"], r["env"]) for r in fleet.run("cbsd_monit.fleet", "group=web")["envs"]] == [
         ("hv1", "a1"),

@@ -127,7 +127,7 @@ def constant(path, name):
 
 
 def test_states_and_their_groups_are_the_same_words():
-    trouble = load("_modules/cbsd_monit_fleet.py").TROUBLE
+    trouble = RUNNER.TROUBLE
     over = {"starting", "healthy", *RUNNER.NOT_RESTARTED}
     assert set(trouble) == set(STATES) - over, "what is neither well nor meant needs attention"
     assert set(RUNNER.GIVEN_UP) - {"not there"} <= set(trouble)
@@ -164,7 +164,8 @@ def code(function):
 def test_tables_and_printable_text_are_made_in_one_way():
     notify = load("_runners/cbsd_monit_notify.py")
     assert code(RUNNER._table) == code(load("_modules/cbsd_monit_explain.py").table)
-    assert code(RUNNER._clean) == code(notify._clean)
+    answers = load("_runners/cbsd_monit_answers.py")
+    assert code(RUNNER._clean) == code(notify._clean) == code(answers._clean)
 
 
 # --- Files
