@@ -121,6 +121,26 @@ def unsilence(env=None, group=None):
     return names
 
 
+def retry(env=None, group=None):
+    """
+    End ``gave_up`` of the envs that ``env`` (name or glob) and ``group`` select: their attempts are
+    counted anew. Returns their names; others are left as they are.
+
+    Raises as :py:func:`cbsd_monit.retry`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit_fleet.retry group=web
+    """
+    rows = __salt__["cbsd_monit.status"]()
+    names = [name for name in _selected(rows, env, group) if rows[name]["state"] == "gave_up"]
+    for name in names:
+        __salt__["cbsd_monit.retry"](name)
+    return names
+
+
 def adopt():
     """
     Apply this node's checks if pillar names an env here that has none yet; returns the names of

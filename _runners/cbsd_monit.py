@@ -293,6 +293,29 @@ def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
     return _summary(answers, unsilenced={m: envs for m, envs in sorted(answers.items()) if envs})
 
 
+def retry(env=None, group=None, node="*", tgt_type="glob", timeout=None):
+    """
+    Have the agents try again what they gave up, without restarting what works meanwhile.
+
+    env, group
+        Name or glob of envs, group of the nodes' pillar; without them all envs of ``node``, which
+        then has to be given. Only those that are ``gave_up`` are meant.
+    node
+        Which minions.
+
+    Returns ``{"retried": {node: [env]}, "no_answer": [minion], "errors": {minion: why}}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run cbsd_monit.retry env=lb1
+    """
+    _meant(env, group, node)
+    answers = _ask(node, "cbsd_monit_fleet.retry", tgt_type, timeout, env=env, group=group)
+    return _summary(answers, retried={m: envs for m, envs in sorted(answers.items()) if envs})
+
+
 def _meant(env, group, node):
     if env == NODE:
         raise SaltInvocationError(f"env: {NODE} stands for a node's own checks; it is no env")

@@ -241,9 +241,11 @@ def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
     until = time.monotonic() + 30
     while len(people.mails) < 1 and time.monotonic() < until:
         time.sleep(0.1)
-    assert sorted(path for path, _ in people.posts) == ["/chat", "/hook"]
-    for _, body in people.posts:
+    posts = [(path, body) for path, body in people.posts if "gave_up" in body["text"]]
+    assert sorted(path for path, _ in posts) == ["/chat", "/hook"]
+    for _, body in posts:
         assert body["text"].startswith("hv2/g2 gave_up (")
+        assert body["text"].endswith("; end it: salt-run cbsd_monit.retry env=g2")
     assert people.mails[0]["Subject"] == "cbsd_monit: hv2/g2 gave_up"
 
 
@@ -295,6 +297,7 @@ texts = [
     "x\\nowned:\\n  runner.salt.cmd:\\n    - args:\\n      - fun: cmd.run\\n      - cmd: " + touch,
     "{{ salt['cmd.run']('" + touch + "') }}", "__slot__:salt:cmd.run('" + touch + "')",
     "$(" + touch + ")", "`" + touch + "`", "\\x1b[2J", "a" * 5000, "\\U0001f4a3", "';|&",
+    "(node)", "(node)/x",
 ]
 shapes = [[], {}, "x", 7, None, {"records": "x"}, {"records": {"a": 1}}]
 shapes.append({"records": [1, None, {"env": 7, "transition": []}]})
@@ -380,6 +383,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
     ]
     assert {fun for fun, _, _ in jobs} <= {"cbsd_monit.recheck"} and len(jobs) < 60, jobs[:5]
     assert {tuple(tgt) for _, tgt, _ in jobs} <= {("hv1",), ("hv2",)}
+    assert not [arg for _, _, arg in jobs if "(node)" in json.dumps(arg)]
     verbs = {"jstart", "jstop", "jrestart", "bstart", "bstop"}
     for name, node in fleet.nodes.items():
         ran = [argv for argv in node.commands()[plain[name] :] if argv[0] in verbs]
@@ -416,6 +420,24 @@ def test_the_runner_shows_the_fleet(fleet):
     done = fleet.cli("salt-run", "cbsd_monit.silence", "1h", "all of them")
     assert "give env, group or node" in done.stdout + done.stderr
     assert not [r for r in fleet.run("cbsd_monit.fleet")["envs"] if r["state"] == "silenced"]
+
+
+def test_what_was_given_up_and_works_again_is_well_without_a_restart(fleet):
+    node = fleet.nodes["hv1"]
+
+    def inside(*argv):
+        assert node.sim.cbsd("jexec", "jname=g1", *argv).returncode == 0
+
+    inside("sysrc", "nginx_enable=NO")
+    inside("service", "nginx", "onestop")
+    assert node.wait_state("g1", "gave_up", 90), node.agent_log()
+    assert fleet.run("cbsd_monit.retry", "env=a*") == {"retried": {}}
+    inside("sysrc", "nginx_enable=YES")
+    inside("service", "nginx", "start")
+    before = node.running()["g1"]
+    assert fleet.run("cbsd_monit.retry", "env=g1") == {"retried": {"hv1": ["g1"]}}
+    assert node.wait_state("g1", "healthy", 60), node.agent_log()
+    assert node.running()["g1"] == before
 
 
 def test_clean_takes_it_back(fleet):

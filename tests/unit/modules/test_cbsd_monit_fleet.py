@@ -78,6 +78,9 @@ def test_env_that_a_state_run_adopts_meanwhile_is_not_applied_again(fleet, tmp_p
     assert fleet.adopt() == [] and node.applied == 0
 
 
+VERBS = ("silence", "unsilence", "retry")
+
+
 class Status:
     """What the agent says of a jail, a VM, an env without checks and the node, and is asked."""
 
@@ -95,7 +98,7 @@ class Status:
         module.__salt__ = {
             "config.get": lambda key, default: {"groups": {**groups, "wrong": None}},
             "cbsd_monit.status": lambda: self.rows,
-            **{f"cbsd_monit.{verb}": self.verb(verb) for verb in ("silence", "unsilence")},
+            **{f"cbsd_monit.{verb}": self.verb(verb) for verb in VERBS},
         }
 
     def verb(self, name):
@@ -139,3 +142,12 @@ def test_neither_the_node_nor_who_is_not_watched_is_silenced(fleet, asked, meant
     status = Status(fleet)
     assert list(fleet.silence("2h", "x", "ann", **asked)) == meant
     assert fleet.unsilence(**asked) == meant and status.asked == meant * 2
+
+
+def test_only_what_was_given_up_is_tried_again(fleet):
+    status = Status(fleet)
+    assert fleet.retry() == status.asked == []
+    for name in ("(node)", "lb1", "lb2"):
+        status.rows[name]["state"] = "gave_up"
+    assert fleet.retry(group="web") == status.asked == ["lb1"]
+    assert fleet.retry("lb*") == ["lb1", "lb2"]

@@ -87,7 +87,8 @@ def test_a_terminal_gets_a_table_and_obeys_nothing(runner, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fun, args", [("silence", ("1h", "x")), ("unsilence", ()), ("rolling_restart", ())]
+    "fun, args",
+    [("silence", ("1h", "x")), ("unsilence", ()), ("retry", ()), ("rolling_restart", ())],
 )
 def test_everything_everywhere_has_to_be_said(runner, fun, args):
     with pytest.raises(SaltInvocationError, match="which: give"):
@@ -244,9 +245,9 @@ def test_a_rolling_restart_leaves_the_unwatched_and_the_node_alone(nodes, monkey
 
 @pytest.mark.parametrize(
     "fun, args",
-    [("silence", ("1h", "x")), ("unsilence", ()), ("rolling_restart", ())],
+    [("silence", ("1h", "x")), ("unsilence", ()), ("retry", ()), ("rolling_restart", ())],
 )
-def test_a_node_is_no_env_to_be_silenced_or_restarted(runner, fun, args):
+def test_a_node_is_no_env_to_be_silenced_tried_or_restarted(runner, fun, args):
     with pytest.raises(SaltInvocationError, match="it is no env"):
         getattr(runner, fun)(*args, env="(node)")
 
@@ -351,3 +352,21 @@ def test_a_table_shows_the_age_what_was_known_and_all_that_fails(nodes, monkeypa
     assert lines[2].split()[:8] == ["hv1", "db1", "failing", "2", "s", "-", "tcp,", "http"]
     assert lines[5].split()[:7] == ["hv2", "lb2", "unknown", "(was", "healthy)", "302", "s"]
     assert lines[-1] == "hv2 does not answer"
+
+
+def test_retry_asks_the_nodes_and_says_where_it_was_of_use(runner, monkeypatch):
+    def ask(*asked, **wanted):
+        assert (asked, wanted) == (
+            ("hv*", "cbsd_monit_fleet.retry", "glob", None),
+            {"env": "lb*", "group": None},
+        )
+        found = runner._Answers()
+        found.update(hv1=["lb1"], hv2=[])
+        found.silent = ["hv3"]
+        return found
+
+    monkeypatch.setattr(runner, "_ask", ask)
+    assert runner.retry(env="lb*", node="hv*") == {
+        "retried": {"hv1": ["lb1"]},
+        "no_answer": ["hv3"],
+    }
