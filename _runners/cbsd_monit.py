@@ -114,14 +114,14 @@ def _shown(result, columns):
 
 def _cell(key, row):
     value = row.get(key)
+    if key == "check" and row.get("failing"):
+        value = ", ".join(filter(None, [value, *sorted(set(row["failing"]) - {value})]))
     if value is None or value == "":
         return "-"
     if key == "age":
         return f"{value:.0f} s"
     if key == "state" and row.get("last_known"):
         value = f"{value} (was {row['last_known'].get('state')})"
-    if key == "check" and row.get("failing"):
-        value = ", ".join([value, *sorted(set(row["failing"]) - {value})])
     if key in ("since", "next", "time") and isinstance(value, (int, float)):
         return time.strftime("%m-%d %H:%M:%S", time.localtime(value))
     return _clean(value)[:60]
@@ -371,7 +371,7 @@ def rolling_restart(
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
     rows = [r for r in asked["envs"] if r["state"] not in NOT_RESTARTED]
     ill = [row for row in rows if row["state"] not in WELL]
-    ill = [f"{_place(row)} is {row['state']}: {row.get('reason', '')}" for row in ill]
+    ill = [f"{_place(row)} is {row['state']}: {row.get('reason') or ''}" for row in ill]
     if ill:
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
     while rows:

@@ -144,7 +144,9 @@ def test_transitions_that_are_sent_alone_are_those_that_people_are_told():
     alone, of_node = engine.ALONE, engine.OF_NODE
     assert constant(REACTORS[0], "ALONE") == alone and set(alone) <= TRANSITIONS
     assert constant(REACTORS[0], "OF_NODE") == of_node and set(of_node) <= TRANSITIONS
-    assert f'NODE = "{engine.NODE}"' in (REPO / REACTORS[0]).read_text()
+    holders = ("_modules/cbsd_monit_fleet.py", "_runners/cbsd_monit_answers.py", REACTORS[0])
+    for path in (*holders, "_runners/cbsd_monit.py"):
+        assert f'\nNODE = "{engine.NODE}"' in (REPO / path).read_text(), path
     example = (REPO / "cbsd_monit/reactor/master.conf.example").read_text()
     assert tuple(re.findall(r"'cbsd_monit/\*/\*/(\w+)'", example)) == alone
     its_own = re.findall(r"'cbsd_monit/\*/\(node\)/(\w+)'", example)

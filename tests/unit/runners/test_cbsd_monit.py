@@ -226,6 +226,8 @@ def test_a_clock_that_was_set_back_makes_no_answer_young(nodes):
 
 def test_a_rolling_restart_believes_no_last_answer(nodes, monkeypatch):
     nodes.rows()
+    with pytest.raises(CommandExecutionError, match="restarted: hv1/db1 is failing: $"):
+        nodes.runner.rolling_restart(env="*")
     nodes.silent = ["hv2"]
     with pytest.raises(CommandExecutionError, match="nothing was restarted: hv2 does not answer"):
         nodes.runner.rolling_restart(group="web")
@@ -344,12 +346,14 @@ def test_a_node_that_does_not_say_its_groups_is_no_node_without_them(nodes):
 
 def test_a_table_shows_the_age_what_was_known_and_all_that_fails(nodes, monkeypatch):
     nodes.said["hv1"]["db1"].update(check="tcp", failing={"tcp": {}, "http": {}})
+    nodes.said["hv1"]["lb1"].update(state="silenced", failing={"tls": {}})
     nodes.rows()
     nodes.silent, nodes.now = ["hv2"], nodes.now + 300
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     lines = nodes.runner.fleet()["data"].splitlines()
     assert lines[0].split()[:4] == ["node", "env", "state", "age"]
     assert lines[2].split()[:8] == ["hv1", "db1", "failing", "2", "s", "-", "tcp,", "http"]
+    assert lines[3].split()[:7] == ["hv1", "lb1", "silenced", "2", "s", "-", "tls"]
     assert lines[5].split()[:7] == ["hv2", "lb2", "unknown", "(was", "healthy)", "302", "s"]
     assert lines[-1] == "hv2 does not answer"
 
