@@ -13,8 +13,8 @@ The SLS ``cbsd_monit.events`` writes that, and restarts the minion once. On the 
     ``data.data``: ``{"schema": 1, "records": [record, …]}``, the records of docs/contract.md
     section 8 in the order in which they happened.
 ``cbsd_monit/<minion>/<env>/<transition>``
-    ``gave_up``, ``quarantined`` and ``storm`` are also sent alone: ``data.data`` is the record,
-    with the ``id`` that it has in its batch.
+    What people are told of is also sent alone, ``ALONE`` of envs and ``OF_NODE`` of ``(node)``:
+    ``data.data`` is the record, with the ``id`` that it has in its batch.
 ``cbsd_monit/<minion>/hello``
     The engine found its master (again), or had nothing to send for a while: what it sent before has
     arrived.
@@ -48,7 +48,9 @@ log = logging.getLogger(__name__)
 __virtualname__ = "cbsd_monit"
 
 SCHEMA = 1
-ALONE = ("gave_up", "quarantined", "storm")
+ALONE = ("gave_up", "quarantined", "storm", "calm", "warning", "recovered")
+NODE = "(node)"  # stands where the name of an env does; no env has such a name
+OF_NODE = ("failing", "healthy", "storm", "calm")  # of its own checks, and of many envs
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
 # Seconds: what was answered so shortly before the last answer may have died with the master.
 RISK = 15
@@ -100,6 +102,13 @@ def start(spool="/var/db/cbsd_monit/spool", interval=0.1, gap=0.5, batch=200, se
         while time.monotonic() < until and os.getppid() == parent:
             time.sleep(min(interval, wait))
     courier.close()
+
+
+def _alone(env, transition):
+    """Return whether this transition of this env, or of the node, is also sent alone."""
+    if env == NODE:
+        return transition in OF_NODE
+    return transition in ALONE and isinstance(env, str) and bool(ENV.match(env))
 
 
 class Unanswered(Exception):
@@ -248,7 +257,7 @@ class Courier:
             self.master.send(tag, {"schema": SCHEMA, "records": records})
         for record in records:
             env, transition = record.get("env"), record.get("transition")
-            if transition in ALONE and isinstance(env, str) and ENV.match(env):
+            if _alone(env, transition):
                 self.master.send(f"cbsd_monit/{self.master.opts['id']}/{env}/{transition}", record)
         if not self._same_session():
             return None

@@ -19,7 +19,8 @@ log = logging.getLogger(__name__)
 
 __virtualname__ = "cbsd_monit_fleet"
 
-TROUBLE = ("failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
+NODE = "(node)"  # the row of the node's own checks: not an env
+LEFT_OUT = ("last", "checks")
 PATIENCE = 600  # seconds that an adoption waits for a state run to end
 WINDOW = 7  # seconds that one adoption looks on: more than what the reactor leaves out meanwhile
 ROUNDS = 5
@@ -33,57 +34,53 @@ def _settings():
     return __salt__["config.get"]("cbsd_monit", {}) or {}
 
 
+def _groups():
+    """The groups of this node's pillar, by name."""
+    groups = _settings().get("groups") or {}
+    return {name: group for name, group in groups.items() if isinstance(group, dict)}
+
+
+def _holds(group, name, row):
+    globs = group.get("match", "*")
+    globs = globs if isinstance(globs, list) else [globs]
+    fits = group.get("emulator") in (None, row["emulator"])
+    return fits and any(fnmatch.fnmatchcase(name, str(glob)) for glob in globs)
+
+
 def _selected(rows, env, group):
-    """The names among ``rows`` that a glob and a group of this node's pillar leave."""
+    """The watched envs among ``rows`` that a glob and a group of this node's pillar leave."""
     for what, value in (("env", env), ("group", group)):
         if value is not None and not isinstance(value, str):
             raise SaltInvocationError(f"{what}: expected a name, got {value!r}")
-    meant = {}
-    if group is not None:
-        meant = (_settings().get("groups") or {}).get(group)
-        if meant is None:
-            return []
-    globs = meant.get("match", "*")
-    globs = globs if isinstance(globs, list) else [globs]
-    emulator = meant.get("emulator")
+    meant = {} if group is None else _groups().get(group)
+    if meant is None:
+        return []
     return [
         name
         for name, row in sorted(rows.items())
-        if fnmatch.fnmatchcase(name, env or "*")
-        and any(fnmatch.fnmatchcase(name, str(glob)) for glob in globs)
-        and emulator in (None, row["emulator"])
+        if name != NODE and row["state"] != "unwatched"
+        if fnmatch.fnmatchcase(name, env or "*") and _holds(meant, name, row)
     ]
 
 
-def report(env=None, group=None, state=None, trouble=False):
+def report():
     """
-    Return the present state of this node's envs, as :py:func:`cbsd_monit.status` has it, with less
-    to carry.
-
-    env
-        Name or glob.
-    group
-        A group of this node's pillar; a node that knows no such group has no such envs.
-    state
-        Only envs in this state, or in one of a list.
-    trouble
-        Only envs that need somebody's attention.
+    Return the present state of this node's envs, as :py:func:`cbsd_monit.status` has it, with the
+    ``groups`` of this node's pillar that hold each, and with less to carry: without ``last``,
+    ``checks`` and what is empty.
 
     CLI Example:
 
     .. code-block:: bash
 
-        salt '*' cbsd_monit_fleet.report group=web state=failing
+        salt '*' cbsd_monit_fleet.report
     """
-    rows = __salt__["cbsd_monit.status"]()
-    states = TROUBLE if trouble else state
-    states = [states] if isinstance(states, str) else states
-    names = _selected(rows, env, group)
-    return {
-        name: {key: value for key, value in rows[name].items() if value not in (None, "")}
-        for name in names
-        if not states or rows[name]["state"] in states
-    }
+    groups, found = _groups(), {}
+    for name, row in __salt__["cbsd_monit.status"]().items():
+        said = {k: v for k, v in row.items() if v not in (None, "", {}, []) and k not in LEFT_OUT}
+        inside = [g for g in sorted(groups) if name != NODE and _holds(groups[g], name, row)]
+        found[name] = {**said, "groups": inside}
+    return found
 
 
 def silence(until, reason, by, env=None, group=None):
@@ -121,6 +118,26 @@ def unsilence(env=None, group=None):
     names = _selected(__salt__["cbsd_monit.status"](), env, group)
     for name in names:
         __salt__["cbsd_monit.unsilence"](name)
+    return names
+
+
+def retry(env=None, group=None):
+    """
+    End ``gave_up`` of the envs that ``env`` (name or glob) and ``group`` select: their attempts are
+    counted anew. Returns their names; others are left as they are.
+
+    Raises as :py:func:`cbsd_monit.retry`.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt 'hv1*' cbsd_monit_fleet.retry group=web
+    """
+    rows = __salt__["cbsd_monit.status"]()
+    names = [name for name in _selected(rows, env, group) if rows[name]["state"] == "gave_up"]
+    for name in names:
+        __salt__["cbsd_monit.retry"](name)
     return names
 
 

@@ -4,10 +4,11 @@ What an operator types on the master: the state of the fleet, silences, rolling 
 Each function asks the minions by one targeted command, in parallel, and lists those that do not
 answer.
 
-:depends: a master; on a node use the execution modules ``cbsd_monit`` and ``cbsd``;
-    ``cbsd_monit.notify`` is in ``cbsd_monit_notify.py``
+:depends: cbsd_monit_answers, and a master; on a node use the execution modules ``cbsd_monit`` and
+    ``cbsd``; ``cbsd_monit.notify`` is in ``cbsd_monit_notify.py``
 """
 
+import fnmatch
 import sys
 import time
 
@@ -19,8 +20,11 @@ from salt.exceptions import CommandExecutionError, SaltInvocationError
 
 __virtualname__ = "cbsd_monit"
 
-COLUMNS = ["node", "env", "state", "since", "check", "reason", "restarts", "next"]
-NOT_RESTARTED = ("stopped", "silenced", "maintenance", "slave")
+COLUMNS = ["node", "env", "state", "age", "since", "check", "reason", "restarts", "next"]
+NODE = "(node)"  # the row of a node's own checks
+TROUBLE = ("warning", "failing", "healing", "backoff", "gave_up", "quarantined", "unknown")
+NOT_RESTARTED = ("stopped", "silenced", "maintenance", "slave", "unwatched")
+WELL = ("healthy", "warning")  # a warning is no illness
 GIVEN_UP = ("gave_up", "quarantined", "not there")  # nobody waits for these to become healthy
 
 
@@ -32,11 +36,14 @@ def __virtual__():
 
 
 class _Answers(dict):
-    """``{minion: answer}``; ``silent`` lists those without one, ``errors`` why others failed."""
+    """
+    ``{minion: answer}``; ``silent`` lists those without one, ``errors`` why others failed,
+    ``moments`` when each arrived.
+    """
 
     def __init__(self):
         super().__init__()
-        self.silent, self.errors = [], {}
+        self.silent, self.errors, self.moments = [], {}, {}
 
 
 def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
@@ -63,7 +70,7 @@ def _ask(tgt, fun, tgt_type="glob", timeout=None, **kwarg):
                 if item.get("retcode") or not item.get("success", True):
                     found.errors[minion] = str(item.get("ret"))[:500]
                 else:
-                    found[minion] = item.get("ret")
+                    found[minion], found.moments[minion] = item.get("ret"), time.time()
             if time.monotonic() - began > 2 + reports:
                 reports += 1
                 _progress(f"{len(found) + len(found.errors)} of {len(expected)} nodes answered")
@@ -97,7 +104,7 @@ def _shown(result, columns):
     """Return ``result``; where a terminal shows it, as a table of its ``envs``."""
     if not sys.stdout.isatty() or __opts__.get("output"):
         return result
-    rows = [[_cell(key, row.get(key)) for key in columns] for row in result["envs"]]
+    rows = [[_cell(key, row) for key in columns] for row in result["envs"]]
     lines = _table([columns, *rows], 60)
     lines += [f"{minion} does not answer" for minion in result.get("no_answer", ())]
     errors = sorted(result.get("errors", {}).items())
@@ -105,9 +112,16 @@ def _shown(result, columns):
     return {"outputter": "txt", "data": "\n".join(lines)}
 
 
-def _cell(key, value):
+def _cell(key, row):
+    value = row.get(key)
+    if key == "check" and row.get("failing"):
+        value = ", ".join(filter(None, [value, *sorted(set(row["failing"]) - {value})]))
     if value is None or value == "":
         return "-"
+    if key == "age":
+        return f"{value:.0f} s"
+    if key == "state" and row.get("last_known"):
+        value = f"{value} (was {row['last_known'].get('state')})"
     if key in ("since", "next", "time") and isinstance(value, (int, float)):
         return time.strftime("%m-%d %H:%M:%S", time.localtime(value))
     return _clean(value)[:60]
@@ -127,17 +141,22 @@ def _clean(value):
 
 def fleet(tgt="*", tgt_type="glob", env=None, group=None, state=None, timeout=None):
     """
-    Return the present state of every env of every node.
+    Return the present state of every env of every node, and of the nodes' own checks as ``(node)``.
 
-    ``{"envs": [{"node", "env", "emulator", "state", "since", "check", "reason", "restarts",
-    "next"}, …], "no_answer": [minion], "errors": {minion: why}}``; ``since`` and ``next`` (the next
-    attempt) are seconds since 1970, ``restarts`` counts those within the interval of the env's
-    policy. A terminal gets a table, unless ``--out=json`` or the like asks for data.
+    ``{"envs": [{"node", "env", "emulator", "state", "age", "since", "check", "reason", "restarts",
+    "next", "last_known", "failing", "groups", …}, …], "no_answer": [minion], "errors": {minion:
+    why}}``; ``age`` is how many seconds ago this was found to be so, ``since`` and ``next`` (the
+    next attempt) are seconds since 1970, ``restarts`` counts all that the env's history knows. A
+    terminal gets a table, unless ``--out=json`` or the like asks for data.
+
+    Of a node that does not answer the last answer counts for as long as the node itself would trust
+    what it knows; then its envs are ``unknown``, with ``last_known`` beside it. An env without
+    checks is ``unwatched``.
 
     tgt, tgt_type
         Which minions.
     env
-        Name or glob.
+        Name or glob; ``(node)`` has to be spelled out.
     group
         A group of the nodes' pillar.
     state
@@ -155,20 +174,40 @@ def fleet(tgt="*", tgt_type="glob", env=None, group=None, state=None, timeout=No
     return _shown(_fleet(tgt, tgt_type, env, group, state, timeout), COLUMNS)
 
 
-def _fleet(tgt, tgt_type, env, group, state, timeout, trouble=None):
+def _fleet(tgt, tgt_type, env, group, state, timeout, last=True):
+    """Ask for whole reports, which are kept; ``last`` adds what silent nodes said before."""
+    for what, value in (("env", env), ("group", group)):
+        if value is not None and not isinstance(value, str):
+            raise SaltInvocationError(f"{what}: expected a name, got {value!r}")
     states = [s.strip() for s in state.split(",")] if isinstance(state, str) else state
-    wanted = {"env": env, "group": group, "state": states, "trouble": trouble}
-    answers = _ask(tgt, "cbsd_monit_fleet.report", tgt_type, timeout, **wanted)
+    answers = _ask(tgt, "cbsd_monit_fleet.report", tgt_type, timeout)
+    found = __salt__["cbsd_monit_answers.keep"](dict(answers), answers.moments)
+    for minion in [minion for minion, rows in found.items() if rows is None]:
+        del found[minion]
+        answers.errors[minion] = "what it answers is no report of envs"
+    if last:
+        found.update(__salt__["cbsd_monit_answers.last"]([*answers.silent, *answers.errors]))
     envs = []
-    for minion in sorted(answers):
-        for name, row in sorted(answers[minion].items()):
-            envs.append({"node": minion, "env": name, "restarts": row.pop("attempts", 0), **row})
+    for minion, rows in sorted(found.items()):
+        if group is not None and any(row["groups"] is None for row in rows.values()):
+            answers.errors[minion] = "it is older than this runner: saltutil.sync_modules"
+            continue
+        for name, row in sorted(rows.items()):
+            if _is_meant(name, row, env, group) and (not states or row["state"] in states):
+                envs.append({"node": minion, "env": name, **row})
     return _summary(answers, envs=envs)
+
+
+def _is_meant(name, row, env, group):
+    """Return whether a glob and a group select the row; no glob means the node's own."""
+    named = env is None or name == env or name != NODE and fnmatch.fnmatchcase(name, env)
+    return named and (group is None or group in row["groups"])
 
 
 def failing(tgt="*", tgt_type="glob", env=None, group=None, timeout=None):
     """
-    Return the envs that need attention: failing, healing, backoff, gave_up, quarantined, unknown.
+    Return the envs that need attention:
+    warning, failing, healing, backoff, gave_up, quarantined, unknown.
 
     Parameters and result as of :py:func:`fleet`.
 
@@ -178,7 +217,7 @@ def failing(tgt="*", tgt_type="glob", env=None, group=None, timeout=None):
 
         salt-run cbsd_monit.failing
     """
-    return _shown(_fleet(tgt, tgt_type, env, group, None, timeout, True), COLUMNS)
+    return _shown(_fleet(tgt, tgt_type, env, group, TROUBLE, timeout), COLUMNS)
 
 
 def history(env, tgt="*", tgt_type="glob", limit=50, timeout=None):
@@ -254,7 +293,32 @@ def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
     return _summary(answers, unsilenced={m: envs for m, envs in sorted(answers.items()) if envs})
 
 
+def retry(env=None, group=None, node="*", tgt_type="glob", timeout=None):
+    """
+    Have the agents try again what they gave up, without restarting what works meanwhile.
+
+    env, group
+        Name or glob of envs, group of the nodes' pillar; without them all envs of ``node``, which
+        then has to be given. Only those that are ``gave_up`` are meant.
+    node
+        Which minions.
+
+    Returns ``{"retried": {node: [env]}, "no_answer": [minion], "errors": {minion: why}}``.
+
+    CLI Example:
+
+    .. code-block:: bash
+
+        salt-run cbsd_monit.retry env=lb1
+    """
+    _meant(env, group, node)
+    answers = _ask(node, "cbsd_monit_fleet.retry", tgt_type, timeout, env=env, group=group)
+    return _summary(answers, retried={m: envs for m, envs in sorted(answers.items()) if envs})
+
+
 def _meant(env, group, node):
+    if env == NODE:
+        raise SaltInvocationError(f"env: {NODE} stands for a node's own checks; it is no env")
     if env is None and group is None and node == "*":
         raise SaltInvocationError(
             "which: give env, group or node (node='*' env='*' for every env of every node)"
@@ -276,7 +340,7 @@ def rolling_restart(
 ):
     """
     Restart the running envs of a group across nodes, a few at a time, while each becomes healthy
-    again.
+    again; here a ``warning`` is as good.
 
     group, env
         Which: a group of the nodes' pillar, a name or a glob.
@@ -289,8 +353,8 @@ def rolling_restart(
 
     Returns ``{"restarted": ["node/env", …]}``. Raises ``CommandExecutionError`` that says where it
     stopped and what is left: at the first env that is not healthy before it begins, cannot be
-    restarted, or does not become healthy. Envs that are stopped, silenced, in maintenance or slaves
-    are left alone.
+    restarted, or does not become healthy. Envs that are stopped, silenced, in maintenance, slaves
+    or unwatched are left alone.
 
     CLI Example:
 
@@ -300,13 +364,14 @@ def rolling_restart(
     """
     if group is None and env is None:
         raise SaltInvocationError("which: give group or env")
+    _meant(env, group, tgt)
     max_parallel, done = max(1, int(max_parallel)), []
-    asked = _fleet(tgt, tgt_type, env, group, None, timeout)
+    asked = _fleet(tgt, tgt_type, env, group, None, timeout, False)
     if asked.get("no_answer") or asked.get("errors"):
         raise CommandExecutionError(f"nothing was restarted: {_trouble(asked)}")
     rows = [r for r in asked["envs"] if r["state"] not in NOT_RESTARTED]
-    ill = [row for row in rows if row["state"] != "healthy"]
-    ill = [f"{_place(row)} is {row['state']}: {row.get('reason', '')}" for row in ill]
+    ill = [row for row in rows if row["state"] not in WELL]
+    ill = [f"{_place(row)} is {row['state']}: {row.get('reason') or ''}" for row in ill]
     if ill:
         raise CommandExecutionError(f"nothing was restarted: {'; '.join(ill)}")
     while rows:
@@ -361,10 +426,11 @@ def _restart(wave, timeout):
 def _settle(wave, healthy_time, deadline, timeout):
     """Wait until all were healthy for ``healthy_time`` seconds; return ``{place: why not}``."""
     began = time.monotonic()
-    before = {_place(row): row.get("since") for row in wave}
-    healthy, last = {}, {}
+    before = {_place(row): (row["state"], row.get("since")) for row in wave}
+    healthy, last, anew = {}, {}, set()
     while True:
-        asked = _fleet(sorted({row["node"] for row in wave}), "list", None, None, None, timeout)
+        nodes = sorted({row["node"] for row in wave})
+        asked = _fleet(nodes, "list", None, None, None, timeout, False)
         now = time.monotonic()
         rows = {_place(row): row for row in asked["envs"]}
         for place in before:
@@ -374,13 +440,16 @@ def _settle(wave, healthy_time, deadline, timeout):
                 if row
                 else "not there"
             )
-            # `since` changes, for an env is `starting` first; one without checks is healthy all the
-            # time.
-            anew = row and (row.get("since") != before[place] or now - began > 5)
-            if not row or row["state"] != "healthy" or not anew:
-                healthy.pop(place, None)
-            else:
+            well = row and row["state"] in WELL
+            # An env is `starting` first, so `since` changes; that of another state that is well may
+            # have changed before the restart was seen.
+            state, since = before[place]
+            if row and (not well or (row["state"] == state and row.get("since") != since)):
+                anew.add(place)
+            if well and (place in anew or now - began > 5):
                 healthy.setdefault(place, now)
+            else:
+                healthy.pop(place, None)
         if len(healthy) == len(before) and all(
             now - moment >= healthy_time for moment in healthy.values()
         ):

@@ -1,5 +1,5 @@
 """
-``cbsd_monit.notify``: people are told of ``gave_up``, ``quarantined`` and ``storm``.
+``cbsd_monit.notify``: people are told what is beyond the agents, or over; docs/events.md says what.
 
 The reactor puts what happened into a queue below the master's ``cachedir`` and starts this.
 
@@ -127,7 +127,10 @@ def _send(records):
     for record in records[:LINES]:
         check = f" ({_clean(record['check'])})" if record["check"] else ""
         what = f"{record['node']}/{record['env']} {record['transition']}{check}"
-        lines.append(f"{what}: {_clean(record['reason'])}")
+        words = [_clean(record["reason"])] if record["reason"] else []
+        if record["transition"] == "gave_up":
+            words.append(f"end it: salt-run cbsd_monit.retry env={record['env']}")
+        lines.append(": ".join(filter(None, [what, "; ".join(words)])))
     if len(records) > LINES:
         lines.append(f"… and {len(records) - LINES} more")
     failed, text = {}, "\n".join(lines)

@@ -1,8 +1,8 @@
 #!py
 """
-People are told of `gave_up`, `quarantined` and `storm`; docs/events.md.
+People are told what is beyond the agent, or over; docs/events.md.
 
-For `cbsd_monit/*/*/gave_up` and so on. The record is put into a queue, and the runner
+For `cbsd_monit/*/*/gave_up` and so on, and what the node itself says, as `(node)`. The record is put into a queue, and the runner
 `cbsd_monit.notify` is started at most once a second to send what has gathered: ten thousand events
 are a few messages. Nothing of an event is rendered; the runner gets no arguments from it, and
 makes its text printable.
@@ -16,7 +16,9 @@ import time
 
 MINION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}\Z", re.ASCII)
 ENV = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\Z")
-ALONE = ("gave_up", "quarantined", "storm")
+ALONE = ("gave_up", "quarantined", "storm", "calm", "warning", "recovered")
+NODE = "(node)"  # stands where the name of an env does
+OF_NODE = ("failing", "healthy", "storm", "calm")
 MAX = 1 << 20
 
 
@@ -25,7 +27,9 @@ def run():
     if not isinstance(minion, str) or not MINION.match(minion) or not isinstance(record, dict):
         return {}
     env, transition = record.get("env"), record.get("transition")
-    if not isinstance(env, str) or not ENV.match(env) or transition not in ALONE:
+    if not isinstance(env, str) or not (env == NODE or ENV.match(env)):
+        return {}
+    if transition not in (OF_NODE if env == NODE else ALONE):
         return {}
     keys = os.path.join(__opts__["pki_dir"], "minions")
     if os.path.isdir(keys) and not os.path.exists(os.path.join(keys, minion)):

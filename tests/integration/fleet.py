@@ -606,11 +606,11 @@ def detected(node, service, since, seconds=20):
 
 
 def _arrival(name, env, since, listener):
-    """When the first `failing` of an env since then arrived, or None."""
+    """When the first `warning` of an env since then arrived, or None."""
     found = [
         m
         for m, r in listener.records(name)
-        if (r["env"], r["transition"]) == (env, "failing") and r["time"] >= since
+        if (r["env"], r["transition"]) == (env, "warning") and r["time"] >= since
     ]
     return found[0] if found else None
 

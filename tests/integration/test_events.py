@@ -90,6 +90,33 @@ class Told:
             server.server_close()
 
 
+class Uplink:
+    """What the node's own check connects to; it comes back at the same port."""
+
+    def __init__(self):
+        self.port = 0
+        self.up()
+
+    def up(self):
+        class Server(socketserver.ThreadingTCPServer):
+            allow_reuse_address = True
+
+        self.server = Server(("127.0.0.1", self.port), socketserver.BaseRequestHandler)
+        self.port = self.server.server_address[1]
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def down(self):
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def uplink():
+    found = Uplink()
+    yield found
+    found.down()
+
+
 @pytest.fixture(scope="module")
 def people():
     told = Told()
@@ -98,7 +125,7 @@ def people():
 
 
 @pytest.fixture(scope="module")
-def fleet(people):
+def fleet(people, uplink):
     if os.geteuid() != 0:
         pytest.skip("needs root: simulated jails listen on their own loopback addresses")
     example = yaml.safe_load(EXAMPLE.read_text().replace("/usr/local/etc/salt/states", str(REPO)))
@@ -116,11 +143,16 @@ def fleet(people):
         {
             **fleets.QUICK,
             "budget": {"max_concurrent": 4, "storm_min": 50},
+            "nodes": {"hv1": {"checks": {"uplink": {"type": "tcp", "port": uplink.port}}}},
             "groups": {
                 "web": {"match": "a*", "checks": HTTP},
                 "plain": {"match": "b*", "checks": {"up": {"type": "running"}}},
                 "asks": {"match": "e*", "checks": HTTP, "on_failure": ["event"]},
                 "bad": {"match": "g*", "checks": HTTP, **quick},
+                "warns": {
+                    "match": "w*",
+                    "checks": {"http": {**HTTP["http"], "on_failure": "alert"}},
+                },
                 "later": {"match": "new*", "checks": {"up": {"type": "running"}}},
             },
         }
@@ -128,11 +160,9 @@ def fleet(people):
 
     def jails(name, node):
         n = name[-1]
-        for number, (env, words) in enumerate(
-            [(f"a{n}", NGINX), (f"e{n}", NGINX), (f"g{n}", NGINX)], 1
-        ):
-            made.jail(name, env, number, *words)
-        for number in range(4, ENVS + 1):
+        for number, word in enumerate("waeg"):
+            made.jail(name, f"{word}{n}", number, *NGINX)
+        for number in range(4, ENVS):
             made.jail(name, f"b{n}-{number}", number)
 
     try:
@@ -241,10 +271,57 @@ def test_people_are_told_once_when_the_agent_gives_up(fleet, people):
     until = time.monotonic() + 30
     while len(people.mails) < 1 and time.monotonic() < until:
         time.sleep(0.1)
-    assert sorted(path for path, _ in people.posts) == ["/chat", "/hook"]
-    for _, body in people.posts:
+    posts = [(path, body) for path, body in people.posts if "gave_up" in body["text"]]
+    assert sorted(path for path, _ in posts) == ["/chat", "/hook"]
+    for _, body in posts:
         assert body["text"].startswith("hv2/g2 gave_up (")
+        assert body["text"].endswith("; end it: salt-run cbsd_monit.retry env=g2")
     assert people.mails[0]["Subject"] == "cbsd_monit: hv2/g2 gave_up"
+
+
+def told(people, *starts):
+    """Wait until each of ``starts`` begins a line that people got; return those that did not."""
+    until, missing = time.monotonic() + 60, starts
+    while missing and time.monotonic() < until:
+        lines = [line for _, body in list(people.posts) for line in body["text"].splitlines()]
+        missing = [start for start in starts if not any(line.startswith(start) for line in lines)]
+        time.sleep(0.1)
+    return missing
+
+
+def alone(fleet, tag):
+    return fleet.listener.wait(lambda s: [d for _, t, d in s.events() if t == tag], 60)
+
+
+def test_people_are_told_of_a_warning_and_that_it_is_over(fleet, people):
+    node = fleet.nodes["hv1"]
+    fleets.begin(fleet, "hv1", "w1")
+    before, since = node.running()["w1"], time.time()
+    node.sim.cbsd("jexec", "jname=w1", "service", "nginx", "stop")
+    assert alone(fleet, "cbsd_monit/hv1/w1/warning"), node.agent_log()
+    found = fleet.run("cbsd_monit.failing", "env=w1")["envs"]
+    assert [(r["env"], r["state"], r["check"]) for r in found] == [("w1", "warning", "http")]
+    node.sim.cbsd("jexec", "jname=w1", "service", "nginx", "start")
+    assert alone(fleet, "cbsd_monit/hv1/w1/recovered"), node.agent_log()
+    assert told(people, "hv1/w1 warning (http)", "hv1/w1 recovered") == []
+    records = fleets.unique(fleet.listener.records("hv1"))
+    seen = [r["transition"] for r in records if r["env"] == "w1" and r["time"] > since]
+    assert sorted(seen) == ["healthy", "recovered", "warning"]
+    assert node.running()["w1"] == before
+
+
+def test_people_are_told_what_ails_a_node_itself_and_that_it_is_over(fleet, people, uplink):
+    since, node = time.time(), fleet.nodes["hv1"]
+    uplink.down()
+    try:
+        assert alone(fleet, "cbsd_monit/hv1/(node)/failing"), node.agent_log()
+        (row,) = fleet.run("cbsd_monit.failing", "env=(node)")["envs"]
+        assert (row["node"], row["state"], row["check"]) == ("hv1", "failing", "uplink")
+    finally:
+        uplink.up()
+    assert alone(fleet, "cbsd_monit/hv1/(node)/healthy"), node.agent_log()
+    assert told(people, "hv1/(node) failing (uplink)", "hv1/(node) healthy (uplink)") == []
+    assert fleet.listener.jobs("cbsd_monit.recheck", since) == []
 
 
 def test_an_outage_of_master_and_minion_loses_nothing(fleet):
@@ -295,6 +372,7 @@ texts = [
     "x\\nowned:\\n  runner.salt.cmd:\\n    - args:\\n      - fun: cmd.run\\n      - cmd: " + touch,
     "{{ salt['cmd.run']('" + touch + "') }}", "__slot__:salt:cmd.run('" + touch + "')",
     "$(" + touch + ")", "`" + touch + "`", "\\x1b[2J", "a" * 5000, "\\U0001f4a3", "';|&",
+    "(node)", "(node)/x",
 ]
 shapes = [[], {}, "x", 7, None, {"records": "x"}, {"records": {"a": 1}}]
 shapes.append({"records": [1, None, {"env": 7, "transition": []}]})
@@ -380,6 +458,7 @@ def test_a_hostile_minion_gains_a_look_and_no_more(fleet, people, tmp_path):
     ]
     assert {fun for fun, _, _ in jobs} <= {"cbsd_monit.recheck"} and len(jobs) < 60, jobs[:5]
     assert {tuple(tgt) for _, tgt, _ in jobs} <= {("hv1",), ("hv2",)}
+    assert not [arg for _, _, arg in jobs if "(node)" in json.dumps(arg)]
     verbs = {"jstart", "jstop", "jrestart", "bstart", "bstop"}
     for name, node in fleet.nodes.items():
         ran = [argv for argv in node.commands()[plain[name] :] if argv[0] in verbs]
@@ -393,7 +472,9 @@ def test_the_runner_shows_the_fleet(fleet):
     found = fleet.run("cbsd_monit.fleet")
     assert "no_answer" not in found and "errors" not in found
     rows = {(r["node"], r["env"]): r for r in found["envs"]}
-    assert len(rows) == 2 * ENVS + 1 and rows["hv2", "e2"]["state"] == "healthy"
+    assert len(rows) == 2 * ENVS + 3 and rows["hv2", "e2"]["state"] == "healthy"
+    assert {rows[name, "(node)"]["state"] for name in fleet.nodes} == {"healthy"}
+    assert [place for place, row in rows.items() if row["age"] is None] == []
     assert [r["env"] for r in fleet.run("cbsd_monit.failing")["envs"]] == ["g2"]
     assert [(r["node"], r["env"]) for r in fleet.run("cbsd_monit.fleet", "group=web")["envs"]] == [
         ("hv1", "a1"),
@@ -414,6 +495,24 @@ def test_the_runner_shows_the_fleet(fleet):
     done = fleet.cli("salt-run", "cbsd_monit.silence", "1h", "all of them")
     assert "give env, group or node" in done.stdout + done.stderr
     assert not [r for r in fleet.run("cbsd_monit.fleet")["envs"] if r["state"] == "silenced"]
+
+
+def test_what_was_given_up_and_works_again_is_well_without_a_restart(fleet):
+    node = fleet.nodes["hv1"]
+
+    def inside(*argv):
+        assert node.sim.cbsd("jexec", "jname=g1", *argv).returncode == 0
+
+    inside("sysrc", "nginx_enable=NO")
+    inside("service", "nginx", "onestop")
+    assert node.wait_state("g1", "gave_up", 90), node.agent_log()
+    assert fleet.run("cbsd_monit.retry", "env=a*") == {"retried": {}}
+    inside("sysrc", "nginx_enable=YES")
+    inside("service", "nginx", "start")
+    before = node.running()["g1"]
+    assert fleet.run("cbsd_monit.retry", "env=g1") == {"retried": {"hv1": ["g1"]}}
+    assert node.wait_state("g1", "healthy", 60), node.agent_log()
+    assert node.running()["g1"] == before
 
 
 def test_clean_takes_it_back(fleet):

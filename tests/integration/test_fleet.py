@@ -114,10 +114,25 @@ def test_a_rolling_restart_stops_at_the_first_env_that_does_not_come_back(fleet)
     assert fleet.nodes["hv3"].running()["a3"] == before["hv3"]["a3"]
 
 
-def test_who_does_not_answer_is_listed(fleet):
+def test_of_who_does_not_answer_the_last_answer_is_shown_until_it_is_too_old(fleet):
+    def states(found):
+        return {(r["node"], r["env"]): r["state"] for r in found["envs"]}
+
+    told = fleet.run("cbsd_monit.fleet")
     fleet.minions["hv3"].kill()
     found = fleet.run("cbsd_monit.fleet", "timeout=2")
-    assert found["no_answer"] == ["hv3"] and {r["node"] for r in found["envs"]} == {"hv1", "hv2"}
+    assert found["no_answer"] == ["hv3"] and states(found) == states(told)
+    (row,) = [r for r in fleet.run("cbsd_monit.fleet", "timeout=2", "env=a3")["envs"]]
+    assert row["state"] == "healthy" and row["age"] > 2
+    for path in (fleet.root / "var/cache/salt/master/cbsd_monit/answers").iterdir():
+        head, *rows = path.read_text().splitlines()
+        kept = json.loads(head)
+        if kept["node"] == "hv3":
+            path.write_text("\n".join([json.dumps({**kept, "time": kept["time"] - 1400}), *rows]))
+    found = fleet.run("cbsd_monit.failing", "timeout=2")
+    (row,) = [r for r in found["envs"] if r["env"] == "a3"]
+    assert row["state"] == "unknown" and row["last_known"]["state"] == "healthy"
+    assert row["age"] > 1400 and found["no_answer"] == ["hv3"]
     fleet.minions["hv3"].start()
     fleet.wait_minions()
 

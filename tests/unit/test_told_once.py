@@ -127,7 +127,7 @@ def constant(path, name):
 
 
 def test_states_and_their_groups_are_the_same_words():
-    trouble = load("_modules/cbsd_monit_fleet.py").TROUBLE
+    trouble = RUNNER.TROUBLE
     over = {"starting", "healthy", *RUNNER.NOT_RESTARTED}
     assert set(trouble) == set(STATES) - over, "what is neither well nor meant needs attention"
     assert set(RUNNER.GIVEN_UP) - {"not there"} <= set(trouble)
@@ -140,10 +140,17 @@ def test_states_and_their_groups_are_the_same_words():
 
 
 def test_transitions_that_are_sent_alone_are_those_that_people_are_told():
-    alone = load("_engines/cbsd_monit.py").ALONE
+    engine = load("_engines/cbsd_monit.py")
+    alone, of_node = engine.ALONE, engine.OF_NODE
     assert constant(REACTORS[0], "ALONE") == alone and set(alone) <= TRANSITIONS
+    assert constant(REACTORS[0], "OF_NODE") == of_node and set(of_node) <= TRANSITIONS
+    holders = ("_modules/cbsd_monit_fleet.py", "_runners/cbsd_monit_answers.py", REACTORS[0])
+    for path in (*holders, "_runners/cbsd_monit.py"):
+        assert f'\nNODE = "{engine.NODE}"' in (REPO / path).read_text(), path
     example = (REPO / "cbsd_monit/reactor/master.conf.example").read_text()
     assert tuple(re.findall(r"'cbsd_monit/\*/\*/(\w+)'", example)) == alone
+    its_own = re.findall(r"'cbsd_monit/\*/\(node\)/(\w+)'", example)
+    assert {*its_own, *alone} >= set(of_node) and not set(its_own) & set(alone)
     assert set(constant(REACTORS[1], "APPEARED")) <= TRANSITIONS | {"started"}
 
 
@@ -159,7 +166,8 @@ def code(function):
 def test_tables_and_printable_text_are_made_in_one_way():
     notify = load("_runners/cbsd_monit_notify.py")
     assert code(RUNNER._table) == code(load("_modules/cbsd_monit_explain.py").table)
-    assert code(RUNNER._clean) == code(notify._clean)
+    answers = load("_runners/cbsd_monit_answers.py")
+    assert code(RUNNER._clean) == code(notify._clean) == code(answers._clean)
 
 
 # --- Files

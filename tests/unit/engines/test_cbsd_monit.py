@@ -86,6 +86,27 @@ def test_a_batch_in_order_and_the_loud_ones_also_alone(made):
     assert single == [("cbsd_monit/hv1/lb1/gave_up", "3")]
 
 
+@pytest.mark.parametrize(
+    "env, alone",
+    [
+        ("lb1", ["gave_up", "quarantined", "storm", "calm", "warning", "recovered"]),
+        ("(node)", ["failing", "healthy", "storm", "calm"]),
+        *((env, []) for env in ("(Node)", "(node) ", "(node)\n", "(node)/x", "(node", "()", None)),
+    ],
+)
+def test_what_people_are_told_goes_alone_under_its_env_or_the_node(made, env, alone):
+    courier, master, clock, put, _ = made
+    words = "calm failing gave_up healing healthy quarantined recovered storm unknown warning"
+    for transition in words.split():
+        put(transition, transition=transition, env=env)
+    for _ in range(9):
+        courier.work()
+        clock.now += 1
+    assert sum(map(len, master.batches())) == len(words.split())
+    single = [t for t, _ in master.sent if t.count("/") > 2]
+    assert single == [f"cbsd_monit/hv1/{env}/{transition}" for transition in sorted(alone)]
+
+
 def test_what_comes_within_the_gap_is_one_message(made):
     courier, master, clock, put, _ = made
     put("1")

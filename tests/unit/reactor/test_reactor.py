@@ -11,6 +11,7 @@ REACTOR = pathlib.Path(__file__).resolve().parents[3] / "cbsd_monit/reactor"
 HOSTILE = [
     "x\nowned:\n  runner.salt.cmd: []",
     "{{ 7*7 }}",
+    "(Node)", "(node) ", "(node)/x", "(node)\n", "(node", "node)",
     "__slot__:salt:cmd.run(x)", "$(touch /x)", "../x", "*", "", "a b", "ä", "lb1\n", "\U0001f4a3",
     7, None, True, [], {"a": "b"}, "a" * 300,
 ]  # fmt: skip
@@ -128,3 +129,32 @@ def test_people_are_told_from_a_queue_and_nothing_is_passed_on(react, tmp_path):
     assert react("notify", "t", {"id": "hv1", "data": {**record, "id": "2"}}) == {}, "one is at it"
     lines = (tmp_path / "cbsd_monit/notify.jsonl").read_text().splitlines()
     assert [json.loads(line)["id"] for line in lines] == ["1", "2"]
+
+
+def test_people_are_told_of_what_is_beyond_the_agent_or_over(react, tmp_path):
+    words = [
+        "gave_up",
+        "quarantined",
+        "storm",
+        "calm",
+        "warning",
+        "recovered",
+        "failing",
+        "healthy",
+    ]
+    for env in ("lb1", "(node)"):
+        for transition in [*words, "healing", ["storm"]]:
+            record = {"id": env, "env": env, "transition": transition}
+            react("notify", "t", {"id": "hv1", "data": record})
+    queue = (tmp_path / "cbsd_monit/notify.jsonl").read_text().splitlines()
+    told = [(entry["env"], entry["transition"]) for entry in map(json.loads, queue)]
+    assert told == [
+        *[("lb1", word) for word in words[:6]],
+        *[("(node)", word) for word in ("storm", "calm", "failing", "healthy")],
+    ]
+
+
+def test_what_the_node_says_of_itself_has_nothing_rechecked(react):
+    said = [failing("(node)"), {"env": "(node)", "transition": "created", "reason": "not watched"}]
+    assert react("recheck", "t", batch(*said)) == {}
+    assert args(react("recheck", "t", batch(*said, failing("lb1"))))[1]["envs"] == ["lb1"]

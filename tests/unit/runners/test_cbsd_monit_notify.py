@@ -34,10 +34,31 @@ def test_ten_thousand_records_are_one_message_and_none_is_told_twice(runner, tmp
     queue(tmp_path, *((n, {}) for n in range(10000)))
     assert runner.notify()["told"] == 10000
     ((text, records),) = said
-    assert len(records) == 50 and text.splitlines()[0] == "hv1/lb1 gave_up (http): no"
+    first = "hv1/lb1 gave_up (http): no; end it: salt-run cbsd_monit.retry env=lb1"
+    assert len(records) == 50 and text.splitlines()[0] == first
     assert text.splitlines()[-1] == "… and 9950 more"
     queue(tmp_path, (9999, {}))
     assert runner.notify()["told"] == 0 and len(said) == 1
+
+
+def test_what_needs_no_command_names_none(runner, tmp_path):
+    said = []
+    runner.__salt__["pager.page"] = lambda text, records: said.extend(text.splitlines())
+    runner.__opts__["cbsd_monit_notify"] = [{"runner": {"fun": "pager.page"}}]
+    queue(
+        tmp_path,
+        (1, {"transition": "warning", "reason": "expires in 19 days"}),
+        (2, {"transition": "recovered", "check": "", "reason": ""}),
+        (3, {"env": "(node)", "transition": "failing", "check": "bridge"}),
+        (4, {"env": "(node)", "transition": "calm", "check": "", "reason": "a storm is over"}),
+    )
+    assert runner.notify()["told"] == 4
+    assert said == [
+        "hv1/lb1 warning (http): expires in 19 days",
+        "hv1/lb1 recovered",
+        "hv1/(node) failing (bridge): no",
+        "hv1/(node) calm: a storm is over",
+    ]
 
 
 def test_a_hook_that_fails_keeps_no_other_from_telling(runner, tmp_path, monkeypatch):
@@ -49,11 +70,11 @@ def test_a_hook_that_fails_keeps_no_other_from_telling(runner, tmp_path, monkeyp
         {"nonsense": {}},
         {"runner": {"fun": "pager.page"}},
     ]
-    queue(tmp_path, (1, {"reason": "\x1b]0;x\x07"}))
+    queue(tmp_path, (1, {"transition": "storm", "reason": "\x1b]0;x\x07"}))
     found = runner.notify()
     assert set(found["failed"]) == {"webhook", "nonsense"}
     assert "http or https" in found["failed"]["webhook"]
-    assert said == ["hv1/lb1 gave_up (http): ?]0;x?"]
+    assert said == ["hv1/lb1 storm (http): ?]0;x?"]
 
 
 def test_the_reactor_is_told_that_it_has_to_start_the_next_one(runner, tmp_path):
