@@ -219,8 +219,9 @@ class Heal:
             if outcome == "healed":
                 env["next"], env["rung"], env["warm"], env["recheck"] = None, 0, True, None
                 env.announce("healed", "", self.check, attempt=number, duration=took)
-                rows = sorted((env["failing"] or {}).items())
-                alerts = [(row["reason"], check) for check, row in rows if row["warning"]]
+                rows = sorted((env["failing"] or {}).items())  # what only alerts was not verified
+                env["failing"] = {check: row for check, row in rows if row["warning"]} or None
+                alerts = [(row["reason"], check) for check, row in (env["failing"] or {}).items()]
                 env.go("warning", *alerts[0]) if alerts else env.go("healthy")
             elif outcome == "failed":
                 wait = round(policy.delay(restart, number), 2)

@@ -310,8 +310,9 @@ def _tell(env, facts, found, told):
     announced = {step.check for step in env.transitions[told:]}
     for check in sorted(now.keys() - before.keys() - announced):
         env.announce("warning" if now[check]["warning"] else "failing", now[check]["reason"], check)
-    state, left = env["state"], ", ".join(now)
-    for check in sorted(before.keys() - now.keys() - {"env"}) if now else ():
+    state, left, results = env["state"], ", ".join(now), facts.results if facts.up else {}
+    good = [check for check, seen in results.items() if seen.result == "good"]
+    for check in sorted(before.keys() - now.keys() & set(good)) if now else ():
         env.announce(state, f"{check} holds again; what still fails is {left}", check)
 
 

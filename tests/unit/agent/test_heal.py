@@ -194,7 +194,12 @@ def test_env_that_is_not_well_again_in_time_waits_for_the_next_attempt(site, ser
 def test_checks_that_only_alert_need_not_be_good(site):
     site.begin(up=False, rules={"checks": {"http": {**HTTP, "on_failure": ["alert"]}}})
     site.services["lb1.http"] = False
+    failing = {"since": site.node.stamp(), "reason": "HTTP 500"}
+    rows = {"env": {**failing, "warning": False}, "http": {**failing, "warning": True}}
+    remember(site.node, "lb1", failing=rows)
     assert site.heal("env") is True
+    env = site.record()
+    assert (env["state"], env["check"], set(env["failing"])) == ("warning", "http", {"http"})
     site.services["lb1.env"] = False
     assert site.heal("http") is False
 

@@ -353,6 +353,10 @@ WORN = seen("bad", reason="expires in 19 days")
         [], ["http", "tls"],
     ),
     (dict(state="failing", failing={"env": {"since": ago(9)}}, up=False), [], ["env"]),
+    (  # it does not hold again because the env died
+        dict(state="failing", failing={"http": {"since": ago(9)}}, up=False,
+             results={"http": GOOD}), [("failing", "env")], ["env"],
+    ),
     (dict(state="failing", failing={"http": {"since": ago(9)}}, results=None),
      [("unknown", None)], ["http"]),
     (dict(state="healthy", failing=None, quarantined="line 3", results=FAILS),
