@@ -10,6 +10,7 @@ change.
 """
 
 import contextlib
+import functools
 import os
 import re
 import signal
@@ -202,11 +203,15 @@ def addresses(ip4_addr):
         if address.version == 6:
             facts["ipv6_first"] = facts["ipv6_first"] or text
             continue
-        private = any(address in ipaddress.ip_network(net) for net in _PRIVATE)
+        private = any(address in net for net in _private())
         kind = "ipv4_first_private" if private else "ipv4_first_public"
         facts["ipv4_first"] = facts["ipv4_first"] or text
         facts[kind] = facts[kind] or text
     return facts
 
 
-_PRIVATE = ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")
+@functools.lru_cache(maxsize=1)
+def _private():
+    import ipaddress
+
+    return [ipaddress.ip_network(n) for n in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]

@@ -51,8 +51,10 @@ class Service:
     """One service as monit sees it now, read from its XML ``element``."""
 
     def __init__(self, element):
+        children = {child.tag: child for child in element}
+
         def number(tag):
-            text = element.findtext(tag)
+            text = children[tag].text if tag in children else None
             return int(text) if text and text.lstrip("-").isdigit() else 0
 
         self.name = element.findtext("name") or element.get("name")
@@ -60,15 +62,14 @@ class Service:
         self.monitor = number("monitor")
         self.pending = number("pendingaction")
         self.collected = number("collected_sec") + number("collected_usec") / 1e6
-        kind, cycles = element.findtext("every/type"), element.findtext("every/number") or ""
-        self.by_hours = kind in ("3", "4")  # `every "* 8-19 * * *"` and `not every`
-        self.cycles = int(cycles) if kind == "2" and cycles.isdigit() else 1
+        self.by_hours, self.cycles = _every(children.get("every"))
         self.message, self.exit_code = "", 0
-        for tag in ("port", "icmp", "unix"):
-            for test in element.iter(tag):
+        for test in element:
+            if test.tag in ("port", "icmp", "unix"):
                 if (test.findtext("responsetime") or "").startswith("-"):
-                    self.message = f"{tag} {test.findtext('portnumber') or ''}".strip() + " failed"
-        program = element.find("program")
+                    words = f"{test.tag} {test.findtext('portnumber') or ''}"
+                    self.message = words.strip() + " failed"
+        program = children.get("program")
         if program is not None and (program.findtext("status") or "0") != "0":
             self.exit_code = int(program.findtext("status"))
             output = (program.findtext("output") or "").strip().splitlines()
@@ -103,6 +104,14 @@ class Service:
     def good_since(self, moment):
         """True if it was checked after ``moment`` (seconds since 1970) and found good."""
         return self.watched and not self.suspect and not self.unasked and self.collected > moment
+
+
+def _every(element):
+    """(whether certain hours limit it, cycles from one run to the next) by `every` of a service."""
+    if element is None:
+        return False, 1
+    kind, cycles = element.findtext("type"), element.findtext("number") or ""
+    return kind in ("3", "4"), int(cycles) if kind == "2" and cycles.isdigit() else 1
 
 
 class Outcome:

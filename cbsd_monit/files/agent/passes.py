@@ -94,7 +94,7 @@ def run(node, start_monit=False):
             outcomes,
             worst,
             publication.renewed,
-            reload.unread(node),
+            publication.unread,
         )
         verdicts = _judge(node, now, seen, envs, publication, policies, proven, settled)
         judged = _judged(envs, policies, verdicts, proven)
@@ -348,7 +348,8 @@ def _keep_proof(node, result, proven, before):
     more = {"unwatched": unwatched, "held": result.publication.held, "generation": number}
     try:
         proof.save(node, proven._replace(more=more), before)
-        descriptions.tidy(node, result.publication.services)
+        if result.publication.changed:
+            descriptions.tidy(node, result.publication.services)
     except OSError as err:
         say(f"the proof of this pass cannot be kept: {err}", loud=True)
 

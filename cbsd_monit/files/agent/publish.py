@@ -57,7 +57,8 @@ def _steps(job, publication, dry):
     wanted = digest(generations.compose(node, Content(node.head, texts)))
     refused_before = files.read_json(node.in_state("quarantine.json"), {})
     digests = {text.env: digest(text.text) for text in texts}
-    live = generations.parts_of(generations.published(node))
+    before = generations.published(node)
+    live = generations.parts_of(before)
     still = {
         e: b for e, b in refused_before.items() if b["digest"] and digests.get(e) == b["digest"]
     }
@@ -78,7 +79,7 @@ def _steps(job, publication, dry):
         kept = _kept(job, live, {*lost, *still}, published)
         good = [t for t in texts if t.env not in still] + list(kept.values())
         content = Content(node.head, sorted(good, key=lambda t: t.env))
-        if generations.compose(node, content) != generations.published(node):
+        if generations.compose(node, content) != before:
             others = {t.env for t in texts if live.get(t.env) != t.text}
             kept = _kept(job, generations.latest_parts(node), {*lost, *others}, published)
             # Those in quarantine are tried again too: what they collided with may be gone.
@@ -99,7 +100,7 @@ def _steps(job, publication, dry):
             f"{len(content.texts)} envs are more than monit includes by one glob ({INCLUDES}); "
             "nothing was changed: cbsd_monit:monit:include: publish has no such limit"
         )
-    text, before = generations.compose(node, content), generations.published(node)
+    text = generations.compose(node, content)
     changed = [] if text == before else generations.difference(text, before)
     services_before = publication.services
     worst, warnings = text_.limits(content.head, content.texts, node.poll)

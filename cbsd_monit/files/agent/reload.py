@@ -19,8 +19,8 @@ class Publication(
     namedtuple(
         "Publication",
         "services errors quarantined missing held changed warnings foreign accepted status"
-        " reloaded started verify_wait worst renewed",
-        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0, None, ()),
+        " reloaded started verify_wait worst renewed unread",
+        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0, None, (), ()),
     )
 ):
     """
@@ -30,7 +30,8 @@ class Publication(
     "digest"}}; missing: checks that monit does not know; held: held.json or None; changed: names of
     envs, or "node"; foreign {env: commands}; accepted: (control file, text) that monit just
     accepted, or None; status: monit's Status or None; verify_wait: seconds; worst: seconds of
-    monit's worst cycle; renewed: services that monit is given other words for.
+    monit's worst cycle; renewed: services that monit is given other words for; unread: envs whose
+    present text it has not read, as far as that was verified.
     """
 
 
@@ -54,14 +55,6 @@ def globs(node):
     return node.conf.get("include") == "glob"
 
 
-def unread(node):
-    """The envs whose published text monit has not read yet, as far as that was verified."""
-    live, loaded = generations.published(node), files.read_json(node.in_state("loaded"), {})
-    if loaded.get("digest") == digest(live):
-        return []
-    return generations.difference(live, generations.with_digest(node, loaded.get("digest")))
-
-
 def load(node, monit, publication, meanwhile, hold):
     """
     See that monit runs what is published and checks again; take back a reload that ends it.
@@ -73,9 +66,12 @@ def load(node, monit, publication, meanwhile, hold):
 
     Yields the Publication after each step.
     """
-    live = digest(generations.published(node))
-    loaded = files.read_json(node.in_state("loaded"), {})
+    text = generations.published(node)
+    live, loaded = digest(text), files.read_json(node.in_state("loaded"), {})
     publication = _with_status(node, publication, monit.status())
+    if loaded.get("digest") != live:
+        read = generations.with_digest(node, loaded.get("digest"))
+        publication = publication._replace(unread=generations.difference(text, read))
     yield publication
     stale = publication.missing and node.age(loaded) > MISSING
     if publication.status is None or loaded.get("digest") == live and not stale:
@@ -103,7 +99,7 @@ def load(node, monit, publication, meanwhile, hold):
         words = f"monit has not checked anything for {VERIFY} s since its reload"
         publication.errors.setdefault("(monit)", words)
     _remember(node, wait)
-    yield publication
+    yield publication._replace(unread=() if checks else publication.unread)
 
 
 def ensure_monit(node, monit, publication, meanwhile=lambda: None):
