@@ -144,7 +144,7 @@ def _findings(env, policy, facts, now):
     failures, young, waiting, unproven, suspect = [], None, "", "", False
     begun = _begun(env)
     for check, seen in sorted((facts.results or {}).items()):
-        age, words = now.age(seen.at), f"{check}: {seen.reason}"
+        age, words = seen.age(now), f"{check}: {seen.reason}"
         before, awaited = age >= begun, _awaited(seen, policy, facts)
         if seen.result == "unwatched" and not env["warm"]:
             waiting = waiting or check

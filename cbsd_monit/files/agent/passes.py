@@ -29,7 +29,7 @@ from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 from records import say
 from states import LOUD, NODE, UNMONITORED
-from text import WORST, digest
+from text import digest
 
 _FIELDS = "survey envs policies publication due warnings errors unsettled look_again_in"
 
@@ -75,27 +75,15 @@ def run(node, start_monit=False):
         hooks.write_down(node, seen, changes)
         seen = seen._replace(envs=envs)  # a thousand records need not be kept twice
         settled = [name for name in sorted(envs) if name not in seen.moving]
-        policies, monit, before = _Policies(node, seen.found), Monit(node), proof.load(node)
-        if before.more.get("generation") != generations.number(node):
-            before = before._replace(checks={})  # of another text: a pass was killed
+        policies, monit = _Policies(node, seen.found), Monit(node)
+        number = generations.number(node)
         meanwhile = functools.partial(policies.read, settled)
         publication = publish.publish(node, monit, seen, envs, meanwhile=meanwhile)
         if start_monit:
             publication = reload.ensure_monit(node, monit, publication, meanwhile)
-        now = node.now()
+        now, before = node.now(), _known(node, number)
         outcomes = _outcomes(node, envs, policies, settled)
-        worst = publication.worst or before.worst or WORST
-        proven = proof.take(
-            node,
-            now,
-            before,
-            publication.services,
-            publication.status,
-            outcomes,
-            worst,
-            publication.renewed,
-            publication.unread,
-        )
+        proven = proof.take(node, now, before, publication, outcomes)
         verdicts = _judge(node, now, seen, envs, publication, policies, proven, settled)
         judged = _judged(envs, policies, verdicts, proven)
         storm = files.read_json(node.in_state("storm.json"), {})
@@ -130,6 +118,13 @@ def run(node, start_monit=False):
         for name in settled:
             files.EnvDir(node.sysdir(name)).tidy()
         return result
+
+
+def _known(node, generation):
+    """The Proof of the pass before, less what it says of another text than ``generation``."""
+    before = proof.load(node)
+    killed = before.stamp and before.more.get("generation") != generation
+    return before._replace(checks={}) if killed else before
 
 
 def _by_env(services):

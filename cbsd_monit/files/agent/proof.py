@@ -18,6 +18,7 @@ from text import WORST
 MARGIN = 90  # seconds
 SELDOM = 600  # seconds between two runs
 _PLACES = ("run", "proof.json"), ("state", "seldom.json")
+_WORDS = {word: word for word in "good failed bad unasked never unwatched absent".split()}
 
 
 class Seen(namedtuple("Seen", "result reason at interval bound live last")):
@@ -29,7 +30,8 @@ class Seen(namedtuple("Seen", "result reason at interval bound live last")):
         ``unasked``: it could not find out; ``never``: it did not run yet; ``unwatched``: monit does
         not monitor it; ``absent``: monit does not know it.
     at
-        Stamp of its last run, None if there was none.
+        When it last ran, None if it did not: (seconds since 1970, monotonic seconds or None for a
+        run before the node booted).
     interval, bound
         Seconds between two runs, and for how long one counts; None where certain hours limit it.
     live
@@ -38,8 +40,17 @@ class Seen(namedtuple("Seen", "result reason at interval bound live last")):
         The result of the last run, whatever monit does now.
     """
 
+    __slots__ = ()  # a thousand envs have thousands of these
+
+    def age(self, now):
+        """Seconds since its last run, infinite if there was none."""
+        if self.at is None:
+            return float("inf")
+        moment, monotonic = self.at
+        return now.m - monotonic if monotonic is not None else max(0.0, now.t - moment)
+
     def overdue(self, now):
-        return self.bound is not None and now.age(self.at) > self.bound
+        return self.bound is not None and self.age(now) > self.bound
 
 
 class Proof(namedtuple("Proof", "stamp round worst checks more")):
@@ -87,11 +98,13 @@ def _length(seconds):
 def load(node):
     """The Proof of the last pass, without stamp and round if the node booted since."""
     found, seldom = (files.read_json(_path(node, place), {}) for place in _PLACES)
-    checks = _rows(seldom)
+    checks = {}
     with contextlib.suppress(TypeError, KeyError, AttributeError):  # of another version
+        checks = _rows(seldom["checks"], seldom["boot"] == node.boot)
+    with contextlib.suppress(TypeError, KeyError, AttributeError):
         if found["stamp"]["b"] == node.boot:
             known = Proof(**found)
-            for env, rows in _rows(known.checks).items():
+            for env, rows in _rows(known.checks, True).items():
                 checks.setdefault(env, {}).update(rows)
             return known._replace(checks=checks)
     return Proof(None, None, None, checks, {})
@@ -102,11 +115,20 @@ def _path(node, place):
     return os.path.join(getattr(node, folder), name)
 
 
-def _rows(found):
-    """{env: {check: Seen}} of what was read; {} if another version wrote it."""
-    with contextlib.suppress(TypeError, AttributeError):
-        return {env: {c: Seen(*row) for c, row in rows.items()} for env, rows in found.items()}
-    return {}
+def _rows(found, this_boot):
+    """{env: {check: Seen}} of what was read."""
+    return {
+        env: {check: _row(row, this_boot) for check, row in rows.items()}
+        for env, rows in found.items()
+    }
+
+
+def _row(row, this_boot):
+    result, reason, at, interval, bound, live, last = row
+    if at is not None:
+        at = (at[0], at[1] if this_boot else None)
+    words = _WORDS.get  # one word for all, not one for each
+    return Seen(words(result, result), reason, at, interval, bound, live, words(last, last))
 
 
 def save(node, proof, before):
@@ -115,7 +137,8 @@ def save(node, proof, before):
     files.scratch(path + ".new", json.dumps(proof._asdict()))
     os.replace(path + ".new", path)
     if _seldom(proof) != _seldom(before):
-        files.write_json(_path(node, _PLACES[1]), _seldom(proof))
+        kept = {"boot": node.boot, "checks": _seldom(proof)}
+        files.write_json(_path(node, _PLACES[1]), kept)
 
 
 def _seldom(proof):
@@ -124,38 +147,32 @@ def _seldom(proof):
     for env, rows in proof.checks.items():
         for check, seen in rows.items():
             if seen.at and (seen.interval is None or seen.interval > SELDOM):
-                row = seen._replace(result=seen.last, live=False)
-                found.setdefault(env, {})[check] = list(row)
+                found.setdefault(env, {})[check] = seen._replace(result=seen.last, live=False)
     return found
 
 
-def take(node, now, before, services, status, outcomes, worst, renewed=(), unread=()):
+def take(node, now, before, publication, outcomes):
     """
     The Proof at ``now``.
 
     before
         The Proof that it follows.
-    services
-        {service of monit: (env, check)}.
-    status
-        monit's Status, None while it does not answer: what was known before stands.
+    publication
+        A reload.Publication: ``services``; ``status`` of monit, None while it does not answer: what
+        was known before stands; ``worst``; ``renewed``: what was known of these services counts no
+        more; ``unread``: what monit says of these envs is about another text.
     outcomes
         {env: {check: (Outcome or None, interval)}} of the checks that the agent runs itself.
-    worst
-        Seconds of monit's worst cycle.
-    renewed
-        Services that monit was given other words for: what was known of them counts no more.
-    unread
-        Envs whose present text monit has not read: what it says of them is about another.
     """
+    status, worst = publication.status, publication.worst or before.worst or WORST
     checks, known = {}, status.services if status else {}
     own = {name: (NODE, name[5:]) for name in known if name.startswith("node-") and "." not in name}
-    for name, (env, check) in {**services, **own}.items():
-        old = None if name in renewed else before.checks.get(env, {}).get(check)
+    for name, (env, check) in {**publication.services, **own}.items():
+        old = None if name in publication.renewed else before.checks.get(env, {}).get(check)
         service = known.get(name)
         if status is None:
             row = old and old._replace(result=old.last or old.result, live=False)
-        elif service is None or env in unread:
+        elif service is None or env in publication.unread:
             words = "monit does not know it" if service is None else "monit has not read it yet"
             row = Seen("absent", words, None, None, None, True, None)
         else:
@@ -164,7 +181,7 @@ def take(node, now, before, services, status, outcomes, worst, renewed=(), unrea
             checks.setdefault(env, {})[check] = row
     for env, rows in outcomes.items():
         for check, (outcome, interval) in rows.items():
-            row = _of_outcome(outcome, interval, limit(worst))
+            row = _of_outcome(now, outcome, interval, limit(worst))
             checks.setdefault(env, {})[check] = row
     return Proof(now.stamp(), _round(now, known, checks, before), worst, checks, {})
 
@@ -173,12 +190,12 @@ def _of_service(node, now, service, old, worst):
     interval = None if service.by_hours else service.cycles * node.poll
     bound = None if service.by_hours else interval + limit(worst)
     if service.watched:
-        at = old.at if old and old.at and old.at["t"] == round(service.collected, 3) else None
-        at = at or _at(now, service.collected)
+        moment = round(service.collected, 3)
+        at = old.at if old and old.at and old.at[0] == moment else _at(now, moment)
         result, reason = _result(service), ""
         if result != "good":
-            reason = service.exit_code and service.message or descriptions.last(node, service.name)
-            reason = reason or service.reason
+            reason = service.exit_code and service.message
+            reason = reason or descriptions.last(node, service.name) or service.reason
         return Seen(result, reason, at, interval, bound, True, result)
     last, at = (old.last, old.at) if old else (None, None)
     if not service.monitor:
@@ -188,12 +205,13 @@ def _of_service(node, now, service, old, worst):
     return Seen(last, old.reason, at, interval, bound, False, last)
 
 
-def _of_outcome(outcome, interval, more):
+def _of_outcome(now, outcome, interval, more):
     if outcome is None:
         return Seen("never", "it has not run yet", None, interval, interval + more, True, None)
     result = _result(outcome)
     reason = "" if result == "good" else outcome.reason
-    return Seen(result, reason, outcome.at, interval, interval + more, True, result)
+    at = outcome.at["t"], outcome.at["m"] if outcome.at["b"] == now.b else None
+    return Seen(result, reason, at, interval, interval + more, True, result)
 
 
 def _result(found):
@@ -204,9 +222,8 @@ def _result(found):
 
 
 def _at(now, moment):
-    """The stamp of a moment in seconds since 1970 that lies shortly before ``now``."""
-    age = max(0.0, now.t - moment)
-    return {"t": round(moment, 3), "m": round(now.m - age, 3), "b": now.b}
+    """(``moment``, the monotonic seconds then), for one that lies shortly before ``now``."""
+    return moment, round(now.m - max(0.0, now.t - moment), 3)
 
 
 def _round(now, known, checks, before):
@@ -215,5 +232,6 @@ def _round(now, known, checks, before):
         return before.round
     seen = [row.at for rows in checks.values() for row in rows.values() if row.live and row.at]
     unrun = [s for s in known.values() if s.monitor and not s.watched and s.collected]
-    begun = [_at(now, service.collected) for service in unrun]
-    return max([*seen, *begun], key=lambda at: at["m"] if at["b"] == now.b else 0, default=None)
+    ends = [*seen, *(_at(now, service.collected) for service in unrun)]
+    moment, monotonic = max(ends, key=lambda at: at[1] or 0, default=(0, None))
+    return {"t": moment, "m": monotonic, "b": now.b} if monotonic is not None else None

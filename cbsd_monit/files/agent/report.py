@@ -73,7 +73,7 @@ def _proven_by_monit(env):
 
 
 def _of_check(seen, now):
-    age = now.age(seen.at)
+    age = seen.age(now)
     return {
         "result": seen.result,
         "age": None if age == float("inf") else round(age, 1),
@@ -92,7 +92,7 @@ def _of_node(proven, now):
         "check": next(iter(bad), None),
         "reason": "; ".join(f"{check}: {seen.reason}" for check, seen in bad.items()),
         "failing": {
-            check: {"since": seen.at["t"], "reason": seen.reason, "warning": False}
+            check: {"since": seen.at[0], "reason": seen.reason, "warning": False}
             for check, seen in bad.items()
         },
         "checks": {check: _of_check(seen, now) for check, seen in own.items()},

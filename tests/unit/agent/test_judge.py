@@ -23,7 +23,7 @@ def ago(seconds, boot="boot-1"):
 
 
 def seen(result="good", age=1, interval=30, reason="", live=True):
-    at, bound = None if age is None else ago(age), interval and interval + 110
+    at, bound = None if age is None else (NOW.t - age, NOW.m - age), interval and interval + 110
     return Seen(result, reason, at, interval, bound, live, result)
 
 

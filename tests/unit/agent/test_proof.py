@@ -9,6 +9,7 @@ import proof
 import pytest
 from clock import Moment
 from proof import Proof, Seen
+from reload import Publication
 from states import NODE
 
 from .conftest import cases
@@ -34,8 +35,9 @@ def status(*elements):
 
 def take(node, *elements, before=NONE, now=NOW, services=SERVICES, silent=False, **more):
     found = None if silent else status(*elements)
-    given = {"outcomes": {}, "worst": 15, **more}
-    return proof.take(node, now, before, services, found, **given)
+    outcomes = more.pop("outcomes", {})
+    publication = Publication(services, {}, status=found, worst=15, **more)
+    return proof.take(node, now, before, publication, outcomes)
 
 
 EVERY = "<every><type>2</type><counter>1</counter><number>17280</number></every>"
@@ -59,7 +61,7 @@ LOST = "<program><status>75</status><output>rctl says no</output></program>"
 )
 def test_check_is_what_monit_says_of_it(node, given, expected):
     seen = take(node, element(**given)).checks["lb1"]["http"]
-    age = seen.at and NOW.age(seen.at)
+    age = seen.at and seen.age(NOW)
     assert (seen.result, seen.reason, age, seen.interval, seen.bound) == expected and seen.live
 
 
@@ -75,11 +77,11 @@ def test_last_result_stands_until_monit_has_run_the_check_anew(node):
         silent = how.pop("silent", False)
         seen = take(node, element(now=now, **how), before=first, now=now, silent=silent)
         seen = seen.checks["lb1"]["http"]
-        assert (seen.result, seen.live, now.age(seen.at)) == ("bad", False, 15)
+        assert (seen.result, seen.live, seen.age(now)) == ("bad", False, 15)
     gone = take(node, element(monitor=0), before=first, now=later(10))
     assert gone.checks["lb1"]["http"].result == "unwatched"
     back = take(node, element(monitor=6), before=gone, now=later(20)).checks["lb1"]["http"]
-    assert (back.result, back.live, later(20).age(back.at)) == ("bad", False, 25)
+    assert (back.result, back.live, back.age(later(20))) == ("bad", False, 25)
     new = take(node, element(monitor=2), before=first, renewed=("lb1.http",))
     assert new.checks["lb1"]["http"].result == "never", "it is another check now"
 
@@ -89,7 +91,7 @@ def test_age_of_a_run_does_not_jump_with_the_clock(node):
     now = later(10, jump=3600)
     collected = element(age=5)  # monit has not run it since
     seen = take(node, collected, before=first, now=now)
-    assert now.age(seen.checks["lb1"]["http"].at) == 15 and not seen.stalled(now)
+    assert seen.checks["lb1"]["http"].age(now) == 15 and not seen.stalled(now)
 
 
 def test_round_is_the_last_moment_at_which_monit_did_anything(node):
@@ -127,12 +129,12 @@ def test_checks_of_the_node_and_the_agents_own_probes_are_seen_too(node):
     assert set(found.checks) == {NODE, "lb1"} and set(found.checks[NODE]) == {"disk"}
     assert found.checks[NODE]["disk"].reason == "a resource is beyond its limit"
     app, new = found.checks["lb1"]["app"], found.checks["lb1"]["new"]
-    assert (app.result, app.reason, NOW.age(app.at), app.bound) == ("bad", "old file", 7, 180)
+    assert (app.result, app.reason, app.age(NOW), app.bound) == ("bad", "old file", 7, 180)
     assert new.result == "never"
 
 
 def test_proof_is_kept_over_a_pass_and_seldom_results_over_a_boot(node, tmp_path):
-    seldom = SimpleNamespace(at=node.stamp(), kept=tmp_path / "state/seldom.json")
+    seldom = SimpleNamespace(at=node.now()[:2], kept=tmp_path / "state/seldom.json")
     rows = {"http": Seen("good", "", seldom.at, 5, 125, True, "good")}
     rows["cert"] = Seen("unwatched", "x", seldom.at, 86400, 86520, True, "bad")
     first = Proof(node.stamp(), node.stamp(), 15, {"lb1": rows}, {"held": None})
@@ -144,7 +146,8 @@ def test_proof_is_kept_over_a_pass_and_seldom_results_over_a_boot(node, tmp_path
     node.boot = "boot-2"
     booted = proof.load(node)
     assert (booted.stamp, booted.round, set(booted.checks["lb1"])) == (None, None, {"cert"})
-    assert booted.checks["lb1"]["cert"].last == "bad"
+    cert = booted.checks["lb1"]["cert"]
+    assert (cert.last, cert.at) == ("bad", (seldom.at[0], None)) and 0 <= cert.age(node.now()) < 9
     (tmp_path / "run/proof.json").write_text("[]")
     seldom.kept.write_text("nonsense")
     assert proof.load(node) == NONE, "files that are not ours are no proof"
@@ -176,7 +179,7 @@ def test_proof_is_json(node):
         "stamp": NOW.stamp(),
         "round": {**NOW.stamp(), "t": NOW.t - 5, "m": NOW.m - 5},
         "worst": 15,
-        "checks": {"lb1": {"http": list(found.checks["lb1"]["http"])}},
+        "checks": {"lb1": {"http": ["good", "", [NOW.t - 5, NOW.m - 5], 5, 125, True, "good"]}},
         "more": {},
     }
 

@@ -27,7 +27,8 @@ def known(node, state, passed=0, rounded=0, **more):
         record.data.update(data)
         record.new = False
     stamps = [after(node, -seconds).stamp() for seconds in (passed, rounded)]
-    checks = {"lb1": {"http": Seen("good", "", stamps[1], 5, 125, True, "good")}}
+    at = stamps[1]["t"], stamps[1]["m"]
+    checks = {"lb1": {"http": Seen("good", "", at, 5, 125, True, "good")}}
     checks[NODE] = more.pop("own", {})
     seen = Proof(*stamps, WORST, checks, {"unwatched": {"other": {"emulator": "bhyve"}}})
     proof.save(node, seen, seen)
@@ -89,7 +90,7 @@ def test_all_failing_checks_are_shown_and_none_of_an_env_that_is_stopped(node):
 
 
 def test_row_of_the_node_tells_its_own_checks_and_what_is_held(node):
-    own = {"disk": Seen("bad", "full", node.stamp(), 5, 125, True, "bad")}
+    own = {"disk": Seen("bad", "full", node.now()[:2], 5, 125, True, "bad")}
     row = known(node, "healthy", own=own)[NODE]
     assert (row["state"], row["reason"], set(row["failing"])) == ("failing", "disk: full", {"disk"})
     row = known(node, "healthy", own=own, rounded=121)[NODE]

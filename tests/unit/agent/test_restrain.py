@@ -183,7 +183,9 @@ HELD = {"e0": {**BUILTIN, "depends_on": [{"node": "uplink"}], "checks": {"http":
 
 
 def uplink(result="good", age=1, bound=100, live=True):
-    return {"uplink": Seen(result, "ping failed", ago(age), 5, bound, live, result)}
+    return {
+        "uplink": Seen(result, "ping failed", (NOW.t - age, NOW.m - age), 5, bound, live, result)
+    }
 
 
 @cases(
