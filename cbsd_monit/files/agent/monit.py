@@ -159,6 +159,7 @@ class Status:
         numbers = re.findall(r"\d+", server.findtext("version", ""))
         self.version = tuple(int(number) for number in numbers)
         self.uptime = int(server.findtext("uptime") or 0)
+        self.poll = int(server.findtext("poll") or 0)  # seconds of a cycle, 0 if it does not say
         self.incarnation = server.findtext("incarnation")
         services = (Service(element) for element in root.findall("service"))
         self.services = {service.name: service for service in services}

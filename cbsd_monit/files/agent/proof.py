@@ -164,7 +164,10 @@ def take(node, now, before, publication, outcomes):
     outcomes
         {env: {check: (Outcome or None, interval)}} of the checks that the agent runs itself.
     """
-    status, worst = publication.status, publication.worst or before.worst or WORST
+    status, worst = publication.status, before.worst or WORST
+    poll = status and status.poll or node.poll  # the operator's own may be longer by now
+    if publication.worst:
+        worst = min(WORST, publication.worst + max(0, poll - node.poll))
     checks, known = {}, status.services if status else {}
     own = {name: (NODE, name[5:]) for name in known if name.startswith("node-") and "." not in name}
     for name, (env, check) in {**publication.services, **own}.items():
@@ -176,7 +179,7 @@ def take(node, now, before, publication, outcomes):
             words = "monit does not know it" if service is None else "monit has not read it yet"
             row = Seen("absent", words, None, None, None, True, None)
         else:
-            row = _of_service(node, now, service, old, worst)
+            row = _of_service(node, now, service, old, poll, worst)
         if row:
             checks.setdefault(env, {})[check] = row
     for env, rows in outcomes.items():
@@ -186,8 +189,8 @@ def take(node, now, before, publication, outcomes):
     return Proof(now.stamp(), _round(now, known, checks, before), worst, checks, {})
 
 
-def _of_service(node, now, service, old, worst):
-    interval = None if service.by_hours else service.cycles * node.poll
+def _of_service(node, now, service, old, poll, worst):
+    interval = None if service.by_hours else service.cycles * poll
     bound = None if service.by_hours else interval + limit(worst)
     if service.watched:
         moment = round(service.collected, 3)

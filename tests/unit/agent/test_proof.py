@@ -29,8 +29,8 @@ def element(name="lb1.http", status=0, monitor=1, age=5, now=NOW, more=""):
     return f"<service><name>{name}</name>{tags}{more}</service>"
 
 
-def status(*elements):
-    return monit.Status(f"<monit><server/>{''.join(elements)}</monit>")
+def status(*elements, server="<server/>"):
+    return monit.Status(f"<monit>{server}{''.join(elements)}</monit>")
 
 
 def take(node, *elements, before=NONE, now=NOW, services=SERVICES, silent=False, **more):
@@ -63,6 +63,15 @@ def test_check_is_what_monit_says_of_it(node, given, expected):
     seen = take(node, element(**given)).checks["lb1"]["http"]
     age = seen.at and seen.age(NOW)
     assert (seen.result, seen.reason, age, seen.interval, seen.bound) == expected and seen.live
+
+
+def test_cycle_is_as_long_as_monit_says(node):
+    """An operator may have changed `set daemon` since the formula ran."""
+    found = status(element(), server="<server><poll>60</poll></server>")
+    publication = Publication(SERVICES, {}, status=found, worst=15)
+    seen = proof.take(node, NOW, NONE, publication, {})
+    assert (seen.worst, seen.limit) == (70, 230)
+    assert seen.checks["lb1"]["http"][3:5] == (60, 290)
 
 
 def test_last_result_stands_until_monit_has_run_the_check_anew(node):
