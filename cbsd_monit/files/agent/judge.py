@@ -26,7 +26,8 @@ Facts = namedtuple(
 #   that its killed agent left; checked: its policy and its checks had a say
 Verdict = namedtuple("Verdict", "env due suspect ran orphan checked")
 # A check that fails. ``rank``: 0 if it is healed, 1 if the fleet is asked, 2 if it only alerts;
-# ``stale``: it ran before what may have mended it, or monit has begun anew since: no heal by it.
+# ``stale``: it ran too long ago, before what may have mended it, or before monit began anew: no
+# heal by it.
 Failure = namedtuple("Failure", "rank stale check reason ran")
 #   failures: [Failure], the worst first; young: the one that a start excuses, None if none is;
 #   waiting: what has to run first; unproven: what proves nothing, and why; suspect: as above
@@ -157,7 +158,7 @@ def _findings(env, policy, facts, now):
         elif before and awaited and not (env["warm"] and seen.result == "good"):
             waiting = waiting or check
         elif seen.result == "bad":
-            stale = before or not seen.live
+            stale = before or not seen.live or seen.overdue(now)
             failure = Failure(_rank(policy, check), stale, check, seen.reason, now.t - age)
             if not before and _in_grace(env, policy, check):
                 young = young or failure

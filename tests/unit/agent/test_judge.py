@@ -153,6 +153,7 @@ CASES = [
     (dict(results={"env": UNMONITORED, "http": GOOD}), "unknown", ""),
     (dict(results=FAILS, state="healthy", renewed=True), "starting", "", {"warm": False}),
     (dict(results={"http": seen("bad", live=False)}), "failing", ""),
+    (dict(results={"http": seen("bad", 141)}), "failing", ""),
     # a check that runs seldom is not waited for, its last result stands
     (dict(results={"http": GOOD, "cert": seen(age=7200, interval=DAY)}, **STARTED), "healthy", ""),
     (dict(results={"cert": seen(age=9e6, interval=DAY)}, **STARTED), "healthy", ""),
