@@ -108,7 +108,8 @@ def run(node, start_monit=False):
             errors.setdefault("(disk)", str(err))
             say(f"records: {err}", loud=True)
         warnings = publication.warnings + _unlinked(seen, settled, judged.envs)
-        warnings += _without_node_check(proven, judged.envs, policies)
+        if publication.status is not None:
+            warnings += _without_node_check(proven, judged.envs, policies)
         more = (warnings, errors, unsettled, restraint.look_again_in)
         result = Pass(seen, judged.envs, policies, publication, restraint.due, *more)
         _remember(node, result, proven)

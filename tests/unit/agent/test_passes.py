@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import generations
 import judge
 import passes
+import proof
 import pytest
 import records
 import text
@@ -207,3 +208,47 @@ def test_heal_that_goes_on_is_seen_by_its_lock_and_a_dead_env_by_its_marker(node
     world.start("lb1")
     passes.run(node)
     assert not os.path.exists(node.dead_marker("lb1"))
+
+
+def test_check_of_the_node_that_there_is_not_holds_nothing_and_is_a_warning(node, world, watched):
+    world.settle("lb1", policy={"checks": {}, "depends_on": [{"node": "uplink"}]})
+    words = "lb1: depends_on: this node has no check uplink, which therefore holds nothing"
+    seen = passes.run(node)
+    assert seen.warnings == [words] and seen.envs["lb1"]["state"] == "healthy"
+    watched.services.append("node-uplink")
+    assert passes.run(node).warnings == []
+
+
+def test_monit_that_goes_round_no_more_proves_nothing_and_is_an_error(node, world, watched):
+    passes.run(node)
+    before = proof.load(node)
+    long_ago = {**before.round, "m": before.round["m"] - 2 * before.limit}
+    rows = {"tcp": before.checks["lb1"]["tcp"]._replace(at=(0, long_ago["m"]))}
+    proof.save(node, before._replace(round=long_ago, checks={"lb1": rows}), before)
+    watched.silent = True
+    seen = passes.run(node)
+    assert "has not gone round" in seen.envs["lb1"]["reason"]
+    assert seen.envs["lb1"]["state"] == "unknown" and "(monit)" in seen.errors
+    assert seen.envs["lb1"]["known"]["state"] == "healthy"
+
+
+def test_env_whose_row_cannot_be_read_is_unknown(node, world, watched):
+    world.settle("lb2")
+    world.change("lb1", path="/a|b")
+    passes.run(node)
+    env = records.load(node, "lb1")
+    assert env["state"] == "unknown" and "cannot be read" in env["reason"]
+
+
+def test_service_that_monit_does_not_watch_proves_nothing(node, world, watched):
+    """`then unmonitor` and `then stop` leave it like that."""
+    passes.run(node)
+    assert passes.run(node).envs["lb1"]["state"] == "healthy"
+    watched.idle = True
+    seen = passes.run(node)
+    assert (seen.envs["lb1"]["state"], watched.asked[-2:]) == (
+        "unknown",
+        [("monitor", "lb1.tcp"), "hurry"],
+    )
+    watched.idle = False
+    assert passes.run(node).envs["lb1"]["state"] == "healthy"
