@@ -28,6 +28,11 @@ def parts_of(text):
     return parts
 
 
+def between(node, one, other):
+    """The names of the envs whose part differs between two generations, by their numbers."""
+    return difference(*(files.read_text(_path(node, which)) or "" for which in (one, other)))
+
+
 def with_digest(node, wanted):
     """The text of the generation whose digest is ``wanted``; '' if it is not kept."""
     texts = (files.read_text(_path(node, which)) or "" for which in reversed(numbers(node)))

@@ -68,7 +68,8 @@ class Heal:
         outcome, words = "healed", ""
         try:
             self._act(step, lock, restart, own)
-            self._verify(rules)
+            if not self._verify(rules):
+                outcome = "unproven"
         except Abandoned as err:
             outcome, words = "abandoned", str(err)
         except (AgentError, OSError, subprocess.SubprocessError) as err:
@@ -79,7 +80,7 @@ class Heal:
         self._end(outcome, words, number, restart, event, began)
         if outcome == "abandoned":
             raise Abandoned(words)
-        return outcome == "healed"
+        return outcome in ("healed", "unproven")
 
     def _record(self):
         return records.changing(self.node, self.name, PATIENCE)
@@ -147,7 +148,11 @@ class Heal:
             raise AgentError(f"{' '.join(argv)}: {answer.last_words}")
 
     def _verify(self, rules):
-        """Wait until every check was found good since now; raises AgentError when it is not."""
+        """
+        Wait until every check that runs soon was found good since now; True if ours is one of them.
+
+        Raises AgentError when one is not.
+        """
         done = self.node.stamp()
         with self._record() as env:
             # Our own hooks first: taken in later, they would begin another start.
@@ -169,7 +174,7 @@ class Heal:
                 moment = time.time() - self.node.age(done)  # by the clock that monit has now
                 bad = [n for n in sorted(found) if not (found[n] and found[n].good_since(moment))]
                 if not bad:
-                    return
+                    return self.check in ("env", "depends_on", *self._awaited(found))
                 missing = f"{bad[0]}: {found[bad[0]] and found[bad[0]].message or 'no success yet'}"
             time.sleep(0.2)
         raise AgentError(f"not healthy {seconds:.0f} s after it: {missing}")
@@ -202,9 +207,15 @@ class Heal:
                 c: row for c, row in own.items() if counts(c) and row.get("interval", 30) <= soon
             }
             probes.run_all(self.node, [(self.name, check) for check in own])
-            last = records.load(self.node, self.name)["probes"] or {}
-            found.update({c: Outcome(row, last[c]) for c, row in own.items() if c in last})
+            env = records.load(self.node, self.name)
+            last = {check: probes.last_of(env, check, row) for check, row in own.items()}
+            found.update({c: Outcome(row, last[c]) for c, row in own.items() if last[c]})
         return found
+
+    def _awaited(self, found):
+        """The checks that `_results` is about."""
+        services = files.read_json(self.node.in_state("services.json"), {})
+        return [services[name][1] if name in services else name for name in found]
 
     def _still_ours(self):
         with self.node.pass_lock(PATIENCE):
@@ -216,13 +227,13 @@ class Heal:
         with self._record() as env:
             env["op"] = None
             took = round(time.monotonic() - began, 2)
-            if outcome == "healed":
+            if outcome in ("healed", "unproven"):
                 env["next"], env["rung"], env["warm"], env["recheck"] = None, 0, True, None
-                env.announce("healed", "", self.check, attempt=number, duration=took)
-                rows = sorted((env["failing"] or {}).items())  # what only alerts was not verified
-                env["failing"] = {check: row for check, row in rows if row["warning"]} or None
-                alerts = [(row["reason"], check) for check, row in (env["failing"] or {}).items()]
-                env.go("warning", *alerts[0]) if alerts else env.go("healthy")
+                rows = (env["failing"] or {}).items()  # what only alerts was not verified
+                left = {c: row for c, row in rows if row["warning"] and c != self.check}
+                env["failing"] = left or None
+                if outcome == "healed":  # the next pass says in which state that leaves the env
+                    env.announce("healed", "", self.check, attempt=number, duration=took)
             elif outcome == "failed":
                 wait = round(policy.delay(restart, number), 2)
                 env["next"], env["recheck"] = {"after": env.now.stamp(), "seconds": wait}, None

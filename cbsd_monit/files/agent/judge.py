@@ -15,11 +15,12 @@ ORPHAN = 60  # seconds beyond its time after which a command that outlived its a
 #   results: {check: proof.Seen}, or None if monit proves nothing, for which `monit` says why
 #   busy: the heal in its journal still goes on; silence: of silences.json; quarantined: why not all
 #   that is wanted is live; kernel_error: why the kernel cannot be asked; limit: seconds in which
-#   monit surely goes round; renewed: just now monit was given other words for some check
+#   monit surely goes round; renewed: just now monit was given other words for some check; moved:
+#   what is live asks at an address that the env no longer has
 Facts = namedtuple(
     "Facts",
-    "row up results monit busy silence quarantined kernel_error boot_grace limit renewed",
-    defaults=("monit does not answer", False, None, None, "", 600, 110, False),
+    "row up results monit busy silence quarantined kernel_error boot_grace limit renewed moved",
+    defaults=("monit does not answer", False, None, None, "", 600, 110, False, False),
 )
 #   env: the changed Record; due: (check, reason) of a heal, or None; suspect: its last run failed,
 #   counted or not; ran: when monit ran the failing check, None if none; orphan: end the command
@@ -147,9 +148,15 @@ def _findings(env, policy, facts, now):
     for check, seen in sorted((facts.results or {}).items()):
         age, words = seen.age(now), f"{check}: {seen.reason}"
         before, awaited = age >= begun, _awaited(seen, policy, facts)
+        stale = before or facts.moved or not seen.live or seen.overdue(now)
+        fails = seen.result == "bad"
+        if seen.result == "failed" and seen.last == "bad" and _still(env, check):
+            fails = stale = True  # its first run since a reload, which sets monit's counts to zero
         if seen.result == "unwatched" and not env["warm"]:
             waiting = waiting or check
         elif seen.result in ("unwatched", "absent", "unasked"):
+            unproven = unproven or words
+        elif seen.result == "never" and seen.interval is None:
             unproven = unproven or words
         elif seen.result == "never":
             waiting = waiting or check
@@ -157,8 +164,7 @@ def _findings(env, policy, facts, now):
             continue  # the kernel says it better
         elif before and awaited and not (env["warm"] and seen.result == "good"):
             waiting = waiting or check
-        elif seen.result == "bad":
-            stale = before or not seen.live or seen.overdue(now)
+        elif fails:
             failure = Failure(_rank(policy, check), stale, check, seen.reason, now.t - age)
             if not before and _in_grace(env, policy, check):
                 young = young or failure
@@ -171,7 +177,19 @@ def _findings(env, policy, facts, now):
             waiting = waiting or check
         if check != "env" and seen.result in ("failed", "bad") and not before:
             suspect = suspect or acts(policy, check)
+    if facts.results == {}:
+        unproven = "it has no check"
     return _Findings(sorted(failures), young, waiting, unproven, suspect)
+
+
+def _still(env, check):
+    """True if ``check`` was failing at the last look, and began to after the last start."""
+    entry = (env["failing"] or {}).get(check)
+    return entry is not None and env.now.age(entry["since"]) <= _since(env)
+
+
+def _since(env):
+    return env.age("started") if env["started"] else float("inf")
 
 
 def _begun(env):
@@ -305,16 +323,34 @@ def _tell(env, facts, found, told):
         return
     first, before = "failing" not in env.data, env["failing"] or {}
     now = {f.check: _entry(env, f, before.get(f.check)) for f in found.failures}
-    env["failing"] = now or None
+    gone, kept = _gone(env, facts, before, now)
+    env["failing"] = {**kept, **now} or None
     if first:
         return  # an older agent told of it
     announced = {step.check for step in env.transitions[told:]}
     for check in sorted(now.keys() - before.keys() - announced):
         env.announce("warning" if now[check]["warning"] else "failing", now[check]["reason"], check)
-    state, left, results = env["state"], ", ".join(now), facts.results if facts.up else {}
-    good = [check for check, seen in results.items() if seen.result == "good"]
-    for check in sorted(before.keys() - now.keys() & set(good)) if now else ():
+    state, left = env["state"], ", ".join(now)
+    for check in sorted(gone) if now else ():
         env.announce(state, f"{check} holds again; what still fails is {left}", check)
+
+
+def _gone(env, facts, before, now):
+    """
+    (checks that hold again, {check: entry} of those that did not run since) of what failed before.
+
+    After a start all of them begin anew.
+    """
+    gone, kept = [], {}
+    for check, entry in before.items():
+        seen = (facts.results or {}).get(check)
+        if check in now or not facts.up or seen is None or not _still(env, check):
+            continue
+        if seen.result == "good" and seen.live and seen.age(env.now) < env.now.age(entry["since"]):
+            gone.append(check)
+        else:
+            kept[check] = entry
+    return gone, kept
 
 
 def _entry(env, failure, before):

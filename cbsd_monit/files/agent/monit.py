@@ -57,7 +57,7 @@ class Service:
             text = children[tag].text if tag in children else None
             return int(text) if text and text.lstrip("-").isdigit() else 0
 
-        self.name = element.findtext("name") or element.get("name")
+        self.name = _utf8(element.findtext("name") or element.get("name"))
         self.status = number("status")
         self.monitor = number("monitor")
         self.pending = number("pendingaction")
@@ -72,7 +72,7 @@ class Service:
         program = children.get("program")
         if program is not None and (program.findtext("status") or "0") != "0":
             self.exit_code = int(program.findtext("status"))
-            output = (program.findtext("output") or "").strip().splitlines()
+            output = _utf8(program.findtext("output") or "").strip().splitlines()
             self.message = (output or [f"exit code {self.exit_code}"])[-1][:200]
 
     @property
@@ -104,6 +104,14 @@ class Service:
     def good_since(self, moment):
         """True if it was checked after ``moment`` (seconds since 1970) and found good."""
         return self.watched and not self.suspect and not self.unasked and self.collected > moment
+
+
+def _utf8(text):
+    """``text`` of monit's, which calls its answer ISO-8859-1 and passes on what it was given."""
+    try:
+        return text.encode("latin-1").decode()
+    except UnicodeError:
+        return text
 
 
 def _every(element):

@@ -18,6 +18,7 @@ import generations
 import hooks
 import judge
 import policy
+import probes
 import proof
 import publish
 import records
@@ -99,7 +100,7 @@ def run(node, start_monit=False):
             if publication.status is not None:
                 _announce_node(node, proven.checks.get(NODE, {}))
                 services = _by_env(publication.services)
-                unsettled = _switch(monit, judged.envs, services, publication.status)
+                unsettled = _switch(monit, judged.envs, services, publication)
         except OSError as err:
             errors.setdefault("(monit)", str(err))
         try:
@@ -122,10 +123,14 @@ def run(node, start_monit=False):
 
 
 def _known(node, generation):
-    """The Proof of the pass before, less what it says of another text than ``generation``."""
+    """The Proof of the pass before, less what it says of another text than that ``generation``."""
     before = proof.load(node)
-    killed = before.stamp and before.more.get("generation") != generation
-    return before._replace(checks={}) if killed else before
+    seen = before.more.get("generation", generation)
+    if seen == generation:
+        return before
+    other = set(generations.between(node, seen, generation))  # a pass was killed
+    kept = {env: rows for env, rows in before.checks.items() if env not in other}
+    return before._replace(checks=kept)
 
 
 def _by_env(services):
@@ -140,7 +145,8 @@ def _judge(node, now, seen, envs, publication, policies, proven, settled):
     """[Verdict] on the ``settled`` envs; a bug of ours in judging one leaves all others judged."""
     silences, verdicts = policy.silences(node, now), []
     stalled = proven.stalled(now)
-    renewed = {publication.services[service][0] for service in publication.renewed}
+    owners = (publication.services.get(service) for service in publication.renewed)
+    renewed = {owner[0] for owner in owners if owner}
     for name in settled:
         env, refused = envs[name], publication.quarantined.get(name)
         try:
@@ -151,7 +157,8 @@ def _judge(node, now, seen, envs, publication, policies, proven, settled):
                 monit=stalled,
                 busy=bool(env["op"]) and env["boot"] == now.b and _busy(node, name),
                 silence=silences.get(name),
-                quarantined=refused and refused["reason"],
+                quarantined=refused["reason"] if refused else policies[name]["trouble"] or None,
+                moved=name in publication.moved,
                 kernel_error=seen.errors.get("(kernel)", ""),
                 boot_grace=node.budget["boot_grace"],
                 limit=proven.limit,
@@ -238,11 +245,11 @@ def _outcomes(node, envs, policies, settled):
         return {}
     found = {}
     for name in settled:
-        last = envs[name]["probes"] or {}
         with contextlib.suppress(Exception):  # whoever judges the env will report it
             for check, row in policies[name]["checks"].items():
                 if row.get("type") in PROBES:
-                    outcome = Outcome(row, last[check]) if check in last else None
+                    last = probes.last_of(envs[name], check, row)
+                    outcome = Outcome(row, last) if last else None
                     found.setdefault(name, {})[check] = outcome, row.get("interval", 30)
     return found
 
@@ -264,9 +271,12 @@ def _announce_node(node, rows):
             now[check] = seen.reason if seen.result == "bad" else ""
         elif check in before:
             now[check] = before[check]
+    for check in before.keys() - rows.keys():
+        now[check] = ""  # there is no such check any more
     for check, reason in now.items():
         if bool(reason) != bool(before.get(check)):
             _announce(node, "failing" if reason else "healthy", reason, check)
+    now = {check: reason for check, reason in now.items() if check in rows}
     if now != before:
         files.write_json(path, now)
 
@@ -282,27 +292,29 @@ def _without_node_check(proven, envs, policies):
     ]
 
 
-def _switch(monit, envs, services, status):
+def _switch(monit, envs, services, publication):
     """
     Monitor the services of envs that should be up, unmonitor the others; True if any was asked for.
 
-    Each by name, children after their parent.
+    Each by name, children after their parent. The node's own are always watched. What monit itself
+    unmonitors again and again is asked for in each pass, and no reason for another one.
     """
-    asked = {"monitor": [], "unmonitor": []}
-    for name, own in services.items():
-        if name not in envs:
+    status, asked, news = publication.status, {"monitor": [], "unmonitor": []}, False
+    for name, own in [(NODE, dict.fromkeys(publication.own, "")), *services.items()]:
+        if name not in envs and name != NODE:
             continue
-        env = envs[name]
-        wanted = env["intent"] == "running" and env["state"] not in UNMONITORED
+        env = envs.get(name)
+        wanted = env is None or env["intent"] == "running" and env["state"] not in UNMONITORED
         for service in sorted(own, key=lambda s: own[s] != "env"):
             known = status.services.get(service)
             if known is not None and not known.pending and bool(known.monitor) != wanted:
                 asked["monitor" if wanted else "unmonitor"].append(service)
+                news = news or env is not None and not (wanted and env["warm"])
     for action, names in asked.items():
         monit.act(names, action)
     if any(asked.values()):
         monit.hurry(status.version)
-    return any(asked.values())
+    return news
 
 
 def _remember(node, result, proven):
@@ -342,6 +354,7 @@ def _keep_proof(node, result, proven, before):
     }
     number = generations.number(node)
     more = {"unwatched": unwatched, "held": result.publication.held, "generation": number}
+    more = {**proven.more, **more}
     try:
         proof.save(node, proven._replace(more=more), before)
         if result.publication.changed:

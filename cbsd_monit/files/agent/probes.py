@@ -6,6 +6,7 @@ a pid that is read there is only compared with those that the kernel knows for t
 """
 
 import contextlib
+import json
 import os
 import stat
 import time
@@ -67,10 +68,20 @@ def due(node, envs, policies, now):
             continue
         for name, check in policies[env.name]["checks"].items():
             if check.get("type") in PROBES:
-                last = (env["probes"] or {}).get(name, {})
+                last = last_of(env, name, check) or {}
                 wait = check.get("interval", 30) - now.age(last.get("at"))
                 found.append((max(0.0, wait), env, name))
     return sorted(found, key=lambda row: row[0])
+
+
+def last_of(env, name, check):
+    """What the record ``env`` knows of the last runs of ``check``; None if it was another then."""
+    last = (env["probes"] or {}).get(name)
+    return last if last and last.get("of") in (None, _digest(check)) else None
+
+
+def _digest(check):
+    return text.digest(json.dumps(check, sort_keys=True))
 
 
 def run_all(node, jobs):
@@ -79,14 +90,17 @@ def run_all(node, jobs):
 
     with concurrent.futures.ThreadPoolExecutor(PARALLEL) as pool:
         ends = list(pool.map(lambda job: run(node, records.load(node, job[0]), job[1]), jobs))
+    own = {name: records.env_files(node, name).policy for name in dict(jobs)}
+    rules = {name: policy.load(node, found)["checks"] for name, found in own.items()}
     with node.pass_lock():
         for (name, check), (code, words) in zip(jobs, ends):
             env = records.load(node, name)
             if env.new:
                 continue
-            probes = env["probes"] or {}
-            codes = [*probes.get(check, {}).get("codes", []), code][-64:]
-            env["probes"] = {**probes, check: {"at": node.stamp(), "codes": codes, "words": words}}
+            row = rules[name].get(check, {})
+            codes = [*(last_of(env, check, row) or {}).get("codes", []), code][-64:]
+            last = {"at": node.stamp(), "codes": codes, "words": words, "of": _digest(row)}
+            env["probes"] = {**(env["probes"] or {}), check: last}
             records.save(node, env)
 
 

@@ -16,7 +16,8 @@ from states import NODE
 from text import WORST
 
 MARGIN = 90  # seconds
-SELDOM = 600  # seconds between two runs
+SELDOM = 600  # seconds between two runs, and between two writes of what changes often
+LOOK = "cbsd_monit-look"  # runs in each cycle
 _PLACES = ("run", "proof.json"), ("state", "seldom.json")
 _WORDS = {word: word for word in "good failed bad unasked never unwatched absent".split()}
 
@@ -102,7 +103,7 @@ def load(node):
     with contextlib.suppress(TypeError, KeyError, AttributeError):  # of another version
         checks = _rows(seldom["checks"], seldom["boot"] == node.boot)
     with contextlib.suppress(TypeError, KeyError, AttributeError):
-        if found["stamp"]["b"] == node.boot:
+        if found["stamp"]["b"] == node.boot and isinstance(found["more"], dict):
             known = Proof(**found)
             for env, rows in _rows(known.checks, True).items():
                 checks.setdefault(env, {}).update(rows)
@@ -133,12 +134,18 @@ def _row(row, this_boot):
 
 def save(node, proof, before):
     """Keep ``proof``; ``before`` is the one that it follows."""
+    new, old = _seldom(proof), _seldom(before)
+    due = node.age(before.more.get("seldom")) > SELDOM
+    if _ends(new) != _ends(old) or new != old and due:
+        files.write_json(_path(node, _PLACES[1]), {"boot": node.boot, "checks": new})
+        proof.more["seldom"] = proof.stamp
     path = _path(node, _PLACES[0])
     files.scratch(path + ".new", json.dumps(proof._asdict()))
     os.replace(path + ".new", path)
-    if _seldom(proof) != _seldom(before):
-        kept = {"boot": node.boot, "checks": _seldom(proof)}
-        files.write_json(_path(node, _PLACES[1]), kept)
+
+
+def _ends(rows):
+    return {(env, check): seen.last for env, own in rows.items() for check, seen in own.items()}
 
 
 def _seldom(proof):
@@ -168,44 +175,74 @@ def take(node, now, before, publication, outcomes):
     poll = status and status.poll or node.poll  # the operator's own may be longer by now
     if publication.worst:
         worst = min(WORST, publication.worst + max(0, poll - node.poll))
+    times = _Times(poll, limit(worst), now, now.age(before.stamp))
     checks, known = {}, status.services if status else {}
-    own = {name: (NODE, name[5:]) for name in known if name.startswith("node-") and "." not in name}
-    for name, (env, check) in {**publication.services, **own}.items():
+    names = publication.own
+    if publication.worst is None:  # publishing failed before it was known
+        names = ["node-" + check for check in before.checks.get(NODE, ())]
+    own = {name: (NODE, name[5:]) for name in names}
+    for name, (env, check) in {**own, **publication.services}.items():
         old = None if name in publication.renewed else before.checks.get(env, {}).get(check)
         service = known.get(name)
-        if status is None:
-            row = old and old._replace(result=old.last or old.result, live=False)
+        if status is None and old:
+            row = old._replace(result=old.last or old.result, live=False)
+        elif status is None:
+            row = Seen("never", "monit does not answer", None, poll, None, True, None)
         elif service is None or env in publication.unread:
             words = "monit does not know it" if service is None else "monit has not read it yet"
             row = Seen("absent", words, None, None, None, True, None)
         else:
-            row = _of_service(node, now, service, old, poll, worst)
-        if row:
-            checks.setdefault(env, {})[check] = row
+            row = _of_service(node, service, old, times)
+        checks.setdefault(env, {})[check] = row
+    look = known.get(LOOK)
+    look = _run(look.collected, before.more.get("look"), times) if look and look.watched else None
+    end = _round(times, known, checks, look) if known else before.round
     for env, rows in outcomes.items():
         for check, (outcome, interval) in rows.items():
             row = _of_outcome(now, outcome, interval, limit(worst))
             checks.setdefault(env, {})[check] = row
-    return Proof(now.stamp(), _round(now, known, checks, before), worst, checks, {})
+    more = {"look": look, "seldom": before.more.get("seldom")}
+    return Proof(now.stamp(), end, worst, checks, more)
 
 
-def _of_service(node, now, service, old, poll, worst):
-    interval = None if service.by_hours else service.cycles * poll
-    bound = None if service.by_hours else interval + limit(worst)
+# ``poll``: seconds of a cycle; ``more``: what a bound has besides the interval; ``since``: seconds
+# since the pass before.
+_Times = namedtuple("_Times", "poll more now since")
+
+
+def _of_service(node, service, old, times):
+    interval = None if service.by_hours else service.cycles * times.poll
+    bound = None if service.by_hours else interval + times.more
     if service.watched:
-        moment = round(service.collected, 3)
-        at = old.at if old and old.at and old.at[0] == moment else _at(now, moment)
+        at = _run(service.collected, old and old.at, times)
         result, reason = _result(service), ""
         if result != "good":
             reason = service.exit_code and service.message
             reason = reason or descriptions.last(node, service.name) or service.reason
-        return Seen(result, reason, at, interval, bound, True, result)
+        # One failed run after a reload does not make it good again.
+        last = "bad" if result == "failed" and old and old.last == "bad" else result
+        return Seen(result, reason, at, interval, bound, True, last)
     last, at = (old.last, old.at) if old else (None, None)
     if not service.monitor:
         return Seen("unwatched", "monit does not watch it", at, interval, bound, True, last)
     if last is None:
         return Seen("never", "it has not run yet", None, interval, bound, True, None)
     return Seen(last, old.reason, at, interval, bound, False, last)
+
+
+def _run(moment, old, times):
+    """
+    When a run was that ended at ``moment`` (seconds since 1970), as in Seen.
+
+    ``old`` is that of the run known before: another one is younger than the pass that saw that.
+    """
+    moment = round(moment, 3)
+    if old and old[0] == moment:
+        return old
+    age = max(0.0, times.now.t - moment)
+    if old:
+        age = min(age, times.since)
+    return moment, round(times.now.m - age, 3)
 
 
 def _of_outcome(now, outcome, interval, more):
@@ -224,17 +261,11 @@ def _result(found):
     return "failed" if found.suspect else "good"
 
 
-def _at(now, moment):
-    """(``moment``, the monotonic seconds then), for one that lies shortly before ``now``."""
-    return moment, round(now.m - max(0.0, now.t - moment), 3)
-
-
-def _round(now, known, checks, before):
+def _round(times, known, checks, look):
     """The stamp of the end of monit's last round."""
-    if not known:
-        return before.round
     seen = [row.at for rows in checks.values() for row in rows.values() if row.live and row.at]
     unrun = [s for s in known.values() if s.monitor and not s.watched and s.collected]
-    ends = [*seen, *(_at(now, service.collected) for service in unrun)]
+    ends = [*seen, *(_run(service.collected, None, times) for service in unrun)]
+    ends += [look] if look else []
     moment, monotonic = max(ends, key=lambda at: at[1] or 0, default=(0, None))
-    return {"t": moment, "m": monotonic, "b": now.b} if monotonic is not None else None
+    return {"t": moment, "m": monotonic, "b": times.now.b} if monotonic is not None else None

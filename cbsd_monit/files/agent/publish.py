@@ -19,6 +19,7 @@ from reload import Publication
 from text import EnvError, digest
 
 NOT_YET = "its present text was not published"
+_ADDRESS = re.compile(r"\baddress\s+[\"']?([0-9A-Fa-f.:]+)")
 INCLUDES = 1024  # files that monit takes by one `include`, whatever the version
 
 
@@ -40,6 +41,8 @@ def publish(node, monit, survey, envs, overlay=None, dry=False, meanwhile=lambda
     publication = Publication(services, errors=dict(survey.errors))
     job = _Job(node, monit, survey, envs, overlay or {}, meanwhile)
     publication = reload.last(_steps(job, publication, dry), publication)
+    if not (publication.asked or dry):  # it failed before; what monit knows counts all the same
+        publication = publication._replace(status=monit.status(), asked=True)
     words = publication.errors.get("(monit)")
     for why in publication.quarantined.values() if words else ():
         why["reason"] = why["reason"].replace(NOT_YET, f"{NOT_YET}: {words}")
@@ -59,8 +62,12 @@ def _steps(job, publication, dry):
     digests = {text.env: digest(text.text) for text in texts}
     before = generations.published(node)
     live = generations.parts_of(before)
+    control = digest(files.read_text(node.conf["monitrc"]) or "")
     still = {
-        e: b for e, b in refused_before.items() if b["digest"] and digests.get(e) == b["digest"]
+        name: refusal
+        for name, refusal in refused_before.items()
+        if refusal["digest"] and digests.get(name) == refusal["digest"]
+        if refusal.get("control") == control  # which may have been what monit did not take
     }
     held = files.read_json(node.in_state("held.json"))
     if held and held["digest"] != wanted:  # its reason is gone
@@ -88,7 +95,7 @@ def _steps(job, publication, dry):
             verdict = trial.Trial(node, job.monit, node.head).accept(every, still, instead)
             content = Content(node.head, verdict.good)
             refused = {
-                name: _refusal(words, digests[name])
+                name: _refusal(words, digests[name], control)
                 for name, words in verdict.refused.items()
                 if name in digests
             }
@@ -108,9 +115,11 @@ def _steps(job, publication, dry):
         changed=sorted(name or "node" for name in changed),
         renewed=_renewed(content, live, set(changed)),
         services=_services(content),
+        own=_own(content),
         foreign={t.env: t.foreign for t in content.texts if t.foreign},
         worst=worst,
         warnings=warnings,
+        moved=_moved(job, content, publication.quarantined),
     )
     job.monit.extra_timeout = len(publication.services) / 1000
     yield publication
@@ -120,13 +129,16 @@ def _steps(job, publication, dry):
     if text != before:
         generations.swap(node, text)
     files.flush(late=False)
+    if reload.globs(node):  # what cannot be written there is not what monit reads
+        for name in publication.errors.keys() & {text.env for text in content.texts}:
+            publication.quarantined[name] = _refusal(f"refused: {publication.errors[name]}")
     hold = functools.partial(_hold, job, wanted, texts)
     yield from reload.load(node, job.monit, publication, job.meanwhile, hold)
 
 
-def _refusal(reason, digest=None):
-    """What quarantine.json says of an env; ``digest``: of the text that monit refused."""
-    return {"reason": reason, "digest": digest}
+def _refusal(reason, digest=None, control=None):
+    """What quarantine.json says; digests: of the text that monit refused, of its control file."""
+    return {"reason": reason, "digest": digest, "control": control}
 
 
 def _rolled_back(publication, texts, content):
@@ -139,6 +151,11 @@ def _rolled_back(publication, texts, content):
     live = {text.env: text.text for text in content.texts}
     not_live = {t.env: _refusal(words) for t in texts if live.get(t.env) != t.text}
     return publication._replace(quarantined={**not_live, **publication.quarantined})
+
+
+def _own(content):
+    """The services that are the node's own checks."""
+    return [name for name in language.service_names(content.head) if name.startswith("node-")]
 
 
 def _services(content):
@@ -195,6 +212,19 @@ def _kept(job, parts, names, published):
     return found
 
 
+def _moved(job, content, quarantined):
+    """The envs in quarantine whose live text asks at another address than they have now."""
+    found = set()
+    for text in content.texts:
+        row = job.survey.rows.get(text.env)
+        asked = _ADDRESS.findall(text.text) if text.env in quarantined and row else []
+        if asked:
+            facts = text_.facts_of(job.node, text.env, row, job.envs[text.env]["facts"])
+            if facts["ADDRESS"] not in asked:
+                found.add(text.env)
+    return found
+
+
 def _renewed(content, live, changed):
     """The services of ``content`` for which monit is given other words than it has in ``live``."""
     found = set()
@@ -208,7 +238,7 @@ def _renewed(content, live, changed):
 
 def _blocks(text):
     """{service: its part of ``text``}."""
-    parts = re.split(r"(?mi)^(?=check\s)", text)[1:]
+    parts = re.split(r"(?mi)^(?=[ \t]*check\s)", text)[1:]
     return {name: part for part in parts for name in language.service_names(part)[:1]}
 
 
@@ -266,7 +296,7 @@ def _hold(job, wanted, texts, publication, why):
     files.write_json(node.in_state("held.json"), held)
     content = _earlier(job, number)
     generations.swap(node, generations.compose(node, content))
-    publication = publication._replace(held=held, services=_services(content))
+    publication = publication._replace(held=held, services=_services(content), renewed=())
     publication = _rolled_back(publication, texts, content)
     files.write_json(node.in_state("quarantine.json"), publication.quarantined)
     for text in content.texts:

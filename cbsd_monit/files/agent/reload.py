@@ -19,8 +19,9 @@ class Publication(
     namedtuple(
         "Publication",
         "services errors quarantined missing held changed warnings foreign accepted status"
-        " reloaded started verify_wait worst renewed unread",
-        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0, None, (), ()),
+        " reloaded started verify_wait worst renewed unread asked own moved",
+        defaults=({}, frozenset(), None, [], [], {}, None, None, False, False, 0.0, None)
+        + ((), (), False, (), ()),
     )
 ):
     """
@@ -31,7 +32,9 @@ class Publication(
     envs, or "node"; foreign {env: commands}; accepted: (control file, text) that monit just
     accepted, or None; status: monit's Status or None; verify_wait: seconds; worst: seconds of
     monit's worst cycle; renewed: services that monit is given other words for; unread: envs whose
-    present text it has not read, as far as that was verified.
+    present text it has not read, as far as that was verified; asked: monit was asked for its
+    status; own: services that are the node's own checks; moved: envs whose live text asks at an
+    address that they no longer have.
     """
 
 
@@ -68,7 +71,7 @@ def load(node, monit, publication, meanwhile, hold):
     """
     text = generations.published(node)
     live, loaded = digest(text), files.read_json(node.in_state("loaded"), {})
-    publication = _with_status(node, publication, monit.status())
+    publication = _with_status(node, publication, monit.status())._replace(asked=True)
     if loaded.get("digest") != live:
         read = generations.with_digest(node, loaded.get("digest"))
         publication = publication._replace(unread=generations.difference(text, read))

@@ -81,6 +81,16 @@ def _of_check(seen, now):
     }
 
 
+def _unproven(own, now):
+    """Why not all of the node's own checks are proven; '' if they are."""
+    for check, seen in sorted(own.items()):
+        if seen.result in ("unwatched", "absent", "unasked", "never"):
+            return f"{check}: {seen.reason}"
+        if seen.overdue(now):
+            return f"{check} has not run for {seen.age(now):.0f} s"
+    return ""
+
+
 def _of_node(proven, now):
     """The row of the node itself: its own checks, and how long what is known of it holds."""
     own = proven.checks.get(NODE, {})
@@ -101,7 +111,7 @@ def _of_node(proven, now):
         "worst_cycle": proven.worst,
         "limit": proven.limit,
     }
-    doubt = proven.doubt(now) or proven.stalled(now)
+    doubt = proven.doubt(now) or proven.stalled(now) or ("" if bad else _unproven(own, now))
     if doubt:
         known = {"state": row["state"], "reason": row["reason"], "since": None}
         row.update(state="unknown", reason=doubt, last_known=known if proven.stamp else None)

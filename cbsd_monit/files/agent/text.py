@@ -234,6 +234,8 @@ def make(node, env, template, facts, trusted, owners=None, rank=()):
         names = language.service_names(text)
     for name in names:
         _check_name(env, name, trusted, owners or {})
+    if not plain.plain:
+        _check_checks(env, text, names)
     foreign = []
     if not plain.plain:
         text, foreign = _commands(node, env, text, trusted)
@@ -264,6 +266,18 @@ def _check_name(env, name, trusted, owners):
         why = f"a service of {env} must be called {own[1]} or {own[1]}.…, not {name}"
     if why:
         raise EnvError(why)
+
+
+def _check_checks(env, text, names):
+    """Raise EnvError if two services stand for one check, or one that is not ours for the env."""
+    prefix = service_prefix(env) + "."
+    checks = [name.lower().removeprefix(prefix) for name in names]
+    twice = next((check for check in checks if checks.count(check) > 1), None)
+    if twice and len({name.lower() for name in names}) == len(names):
+        raise EnvError(f"two of its services are the check {twice}")
+    ours = re.compile(rf'(?mi)^\s*check\s+file\s+"?{re.escape(prefix)}env"?\s')
+    if "env" in checks and not ours.search(text):
+        raise EnvError("the check env is the env itself, by a `check file` of its marker %%DEAD%%")
 
 
 def _commands(node, env, text, trusted):
