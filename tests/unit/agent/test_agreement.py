@@ -98,9 +98,13 @@ class Bus:
     key, session = "m", 1
 
     def __init__(self, engine, spool):
-        self.opts, self.records = {"id": "hv1"}, []
+        self.opts, self.records, self.engine, self.spool = {"id": "hv1"}, [], engine, spool
         os.mkdir(spool)
-        self.courier = engine.Courier(spool, self, gap=0, batch=1000, settle=0)
+        self.begin()
+
+    def begin(self):
+        """The engine begins, with its minion."""
+        self.courier = self.engine.Courier(self.spool, self, gap=0, batch=1000, settle=0)
 
     def send(self, tag, data):
         self.records += data["records"] if tag.endswith("/batch") else []
@@ -240,6 +244,8 @@ class Site(World):
         (self.tmp_path / "boot_id").write_text("boot-2\n")
         self.node.boot = "boot-2"
         self.kill(*self.rows)
+        self.bus.courier.close()
+        self.bus.begin()
 
     def heal(self, check, during):
         """A heal of the env, in which ``during`` stands for what it does to the env."""
@@ -779,7 +785,7 @@ def make_site(monkeypatch):
             (top / str(seed)).mkdir()
             rng = random.Random(seed)
             site = Site(top / str(seed), clock, engine, master, rng, monkeypatch)
-            made.callback(site.bus.courier.close)
+            made.callback(lambda: site.bus.courier.close())
             return site
 
         yield make
