@@ -82,8 +82,7 @@ def tree(*tops, files_only=False):
     return found
 
 
-@pytest.fixture
-def conf(tmp_path):
+def configuration(tmp_path):
     """A node's configuration below tmp_path; its cbsd and jls are scripts to be replaced."""
     for name in ("bin", "vmm", "work/jails-system", "work/var/db", "lib"):
         (tmp_path / name).mkdir(parents=True)
@@ -102,7 +101,17 @@ def conf(tmp_path):
 
 
 @pytest.fixture
+def conf(tmp_path):
+    return configuration(tmp_path)
+
+
+@pytest.fixture
 def node(tmp_path, conf):
+    return node_of(tmp_path, conf)
+
+
+def node_of(tmp_path, conf):
+    """The Node whose configuration is ``conf``."""
     from node import Node
 
     (tmp_path / "boot_id").write_text("boot-1\n")
