@@ -146,7 +146,7 @@ def _findings(env, policy, facts, now):
     failures, young, waiting, unproven, suspect = [], None, "", "", False
     begun = _begun(env)
     for check, seen in sorted((facts.results or {}).items()):
-        age, words = seen.age(now), f"{check}: {seen.reason}"
+        age, words = seen.age(now), f"{check}: {seen.words}"
         before, awaited = age >= begun, _awaited(seen, policy, facts)
         stale = before or facts.moved or not seen.live or seen.overdue(now)
         fails = seen.result == "bad"
@@ -154,7 +154,7 @@ def _findings(env, policy, facts, now):
             fails = stale = True  # its first run since a reload, which sets monit's counts to zero
         if seen.result == "unwatched" and not env["warm"]:
             waiting = waiting or check
-        elif seen.result in ("unwatched", "absent", "unasked"):
+        elif seen.result in ("unwatched", "absent", "unread", "unasked"):
             unproven = unproven or words
         elif seen.result == "never" and seen.interval is None:
             unproven = unproven or words
@@ -227,7 +227,7 @@ def _with_checks(env, policy, facts, found):
     if found.failures and found.failures[0].rank < 2:
         return _failing(env, policy, found.failures[0])
     if env["gave_up"]:
-        env.go("gave_up")
+        _give_up(env)
     elif facts.quarantined:
         env.go("quarantined", facts.quarantined)
     elif facts.results is None:
@@ -246,6 +246,11 @@ def _with_checks(env, policy, facts, found):
         env["warm"] = True
         env.go("healthy")
     return None
+
+
+def _give_up(env):
+    """`gave_up`, and why; also after what hid it for a while, such as a silence."""
+    env.go("gave_up", **(env["spent"] or {"reason": "attempts did not help; `retry` ends this"}))
 
 
 def _well(env):
@@ -272,7 +277,7 @@ def _failing(env, policy, failure):
     check, reason = failure.check, failure.reason
     ladder, restart = of_check(policy, check)
     if env["gave_up"]:
-        env.go("gave_up")
+        _give_up(env)
         return None
     # The fleet is asked, and again when a back-off is over.
     event = {"event": True} if "event" in ladder else {}
@@ -295,7 +300,8 @@ def _failing(env, policy, failure):
         if restart["mode"] == "fail":
             env["gave_up"] = True
             words = f"{len(recent)} attempts did not help: {reason}; `retry` ends this"
-            env.go("gave_up", words, check)
+            env["spent"] = {"reason": words, "check": check}
+            _give_up(env)
             return None
         left = restart["interval"] - (env.now.age(recent[0]) if recent else 0)
         env.go("backoff", f"{len(recent)} attempts, next in {left:.0f} s: {reason}", check)
@@ -315,9 +321,11 @@ def _tell(env, facts, found, told):
     told
         How many transitions were noted before the state was decided.
     """
-    words = facts.quarantined or None
-    if words and env["quarantined"] is None and env["state"] != "quarantined":
-        env.announce("quarantined", words)
+    words, state, beside = facts.quarantined or None, env["state"], {"beside": True}
+    if words and env["quarantined"] is None and state != "quarantined":
+        env.announce("quarantined", words, **beside)
+    if env["quarantined"] and not words and told == len(env.transitions):
+        env.announce(state, "all that is wanted for it is live again", env["check"], **beside)
     env["quarantined"] = words
     if env["state"] in ("silenced", "gave_up") or facts.up and facts.results is None:
         return
@@ -329,10 +337,12 @@ def _tell(env, facts, found, told):
         return  # an older agent told of it
     announced = {step.check for step in env.transitions[told:]}
     for check in sorted(now.keys() - before.keys() - announced):
-        env.announce("warning" if now[check]["warning"] else "failing", now[check]["reason"], check)
-    state, left = env["state"], ", ".join(now)
+        transition = "warning" if now[check]["warning"] else "failing"
+        env.announce(transition, now[check]["reason"], check, **beside)
+    left = ", ".join(now)
     for check in sorted(gone) if now else ():
-        env.announce(state, f"{check} holds again; what still fails is {left}", check)
+        words = f"{check} holds again; what still fails is {left}"
+        env.announce(state, words, check, **beside)
 
 
 def _gone(env, facts, before, now):

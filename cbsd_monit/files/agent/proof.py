@@ -19,7 +19,14 @@ MARGIN = 90  # seconds
 SELDOM = 600  # seconds between two runs, and between two writes of what changes often
 LOOK = "cbsd_monit-look"  # runs in each cycle
 _PLACES = ("run", "proof.json"), ("state", "seldom.json")
-_WORDS = {word: word for word in "good failed bad unasked never unwatched absent".split()}
+_WORDS = {  # results, and what is said of those that are not of a run
+    **dict.fromkeys(("good", "failed", "bad", "unasked"), ""),
+    "never": "it has not run yet",
+    "unwatched": "monit does not watch it",
+    "absent": "monit does not know it",
+    "unread": "monit has not read it yet",
+}
+_ONE = {word: word for word in _WORDS}  # one string for all, not one for each
 
 
 class Seen(namedtuple("Seen", "result reason at interval bound live last")):
@@ -29,7 +36,9 @@ class Seen(namedtuple("Seen", "result reason at interval bound live last")):
     result
         ``good``; ``failed``: its last run, which does not count yet; ``bad``: as often as it takes;
         ``unasked``: it could not find out; ``never``: it did not run yet; ``unwatched``: monit does
-        not monitor it; ``absent``: monit does not know it.
+        not monitor it; ``absent``: monit does not know it; ``unread``: monit knows an earlier text.
+    reason
+        Why the last run was not good, '' if it was.
     at
         When it last ran, None if it did not: (seconds since 1970, monotonic seconds or None for a
         run before the node booted).
@@ -42,6 +51,11 @@ class Seen(namedtuple("Seen", "result reason at interval bound live last")):
     """
 
     __slots__ = ()  # a thousand envs have thousands of these
+
+    @property
+    def words(self):
+        """Why it is not good."""
+        return _WORDS[self.result] or self.reason
 
     def age(self, now):
         """Seconds since its last run, infinite if there was none."""
@@ -128,8 +142,7 @@ def _row(row, this_boot):
     result, reason, at, interval, bound, live, last = row
     if at is not None:
         at = (at[0], at[1] if this_boot else None)
-    words = _WORDS.get  # one word for all, not one for each
-    return Seen(words(result, result), reason, at, interval, bound, live, words(last, last))
+    return Seen(_ONE[result], reason, at, interval, bound, live, last and _ONE[last])
 
 
 def save(node, proof, before):
@@ -187,10 +200,9 @@ def take(node, now, before, publication, outcomes):
         if status is None and old:
             row = old._replace(result=old.last or old.result, live=False)
         elif status is None:
-            row = Seen("never", "monit does not answer", None, poll, None, True, None)
+            row = Seen("never", "", None, poll, None, True, None)
         elif service is None or env in publication.unread:
-            words = "monit does not know it" if service is None else "monit has not read it yet"
-            row = Seen("absent", words, None, None, None, True, None)
+            row = Seen("absent" if service is None else "unread", "", None, None, None, True, None)
         else:
             row = _of_service(node, service, old, times)
         checks.setdefault(env, {})[check] = row
@@ -222,12 +234,9 @@ def _of_service(node, service, old, times):
         # One failed run after a reload does not make it good again.
         last = "bad" if result == "failed" and old and old.last == "bad" else result
         return Seen(result, reason, at, interval, bound, True, last)
-    last, at = (old.last, old.at) if old else (None, None)
-    if not service.monitor:
-        return Seen("unwatched", "monit does not watch it", at, interval, bound, True, last)
-    if last is None:
-        return Seen("never", "it has not run yet", None, interval, bound, True, None)
-    return Seen(last, old.reason, at, interval, bound, False, last)
+    last, at, reason = (old.last, old.at, old.reason) if old else (None, None, "")
+    result = last or "never" if service.monitor else "unwatched"
+    return Seen(result, reason, at, interval, bound, last is None or not service.monitor, last)
 
 
 def _run(moment, old, times):
@@ -247,7 +256,7 @@ def _run(moment, old, times):
 
 def _of_outcome(now, outcome, interval, more):
     if outcome is None:
-        return Seen("never", "it has not run yet", None, interval, interval + more, True, None)
+        return Seen("never", "", None, interval, interval + more, True, None)
     result = _result(outcome)
     reason = "" if result == "good" else outcome.reason
     at = outcome.at["t"], outcome.at["m"] if outcome.at["b"] == now.b else None

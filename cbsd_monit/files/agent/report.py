@@ -84,8 +84,8 @@ def _of_check(seen, now):
 def _unproven(own, now):
     """Why not all of the node's own checks are proven; '' if they are."""
     for check, seen in sorted(own.items()):
-        if seen.result in ("unwatched", "absent", "unasked", "never"):
-            return f"{check}: {seen.reason}"
+        if seen.result in ("unwatched", "absent", "unread", "unasked", "never"):
+            return f"{check}: {seen.words}"
         if seen.overdue(now):
             return f"{check} has not run for {seen.age(now):.0f} s"
     return ""

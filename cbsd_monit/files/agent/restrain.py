@@ -131,7 +131,7 @@ def _held_by_node(judged, heal, now):
             continue
         if seen.result in ("failed", "bad"):
             return f"the node's check {check}, which fails: {seen.reason}"
-        watched = seen.result not in ("absent", "unwatched") and not seen.overdue(now)
+        watched = seen.result not in ("absent", "unread", "unwatched") and not seen.overdue(now)
         if watched and seen.age(now) >= began and began < (seen.bound or 0):
             return f"the node's check {check}, which has not run since"
     return ""

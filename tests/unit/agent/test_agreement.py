@@ -493,6 +493,8 @@ def is_healed_but_warns(site):
     site.run()
     site.says(one, "good", age=0)
     site.heal(one, lambda: site.go_on(0, 3))
+    site.says(two, "bad", words=site.odd(), age=0)
+    site.run()
 
 
 def fails(site, **policy):

@@ -28,9 +28,9 @@ def seen(result="good", age=1, interval=30, reason="", live=True):
 
 
 GOOD, BAD, ONCE = seen(), seen("bad", reason="connection refused"), seen("failed")
-UNMONITORED = seen("unwatched", reason="monit does not watch it")
+UNMONITORED = seen("unwatched")
 UNASKED, NEVER = seen("unasked", reason="rctl says no"), seen("never", None)
-ABSENT = seen("absent", None, reason="monit does not know it")
+ABSENT = seen("absent", None)
 DAY = 86400
 CERT = {"http": GOOD, "cert": seen("bad", 7200, DAY, "expires in 19 days")}
 FAILS = {"env": GOOD, "http": BAD}

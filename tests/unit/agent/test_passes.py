@@ -13,6 +13,7 @@ import pytest
 import records
 import text
 from proof import Seen
+from reload import Publication
 from states import UNMONITORED
 
 from .conftest import cases, claim, deliver, remember, tree
@@ -125,8 +126,20 @@ def test_monit_looks_at_what_should_be_up(record, a_env, a_http, asked):
     calls = []
     monit = SimpleNamespace(hurry=lambda version: calls.append("hurry"))
     monit.act = lambda names, verb: calls.extend([verb, *names] if names else [])
-    found = passes._switch(monit, envs, services, status(a_env=a_env, a_http=a_http))
+    publication = Publication({}, {}, status=status(a_env=a_env, a_http=a_http))
+    found = passes._switch(monit, envs, services, publication)
     assert " ".join(calls) == (asked and asked + " hurry") and found == bool(asked)
+    envs["a"]["warm"] = True
+    again = passes._switch(monit, envs, services, publication)
+    assert again == asked.startswith("unmonitor"), "monit unmonitors it itself, again and again"
+
+
+def test_checks_of_the_node_are_watched_always():
+    calls = []
+    monit = SimpleNamespace(hurry=calls.append, act=lambda names, verb: calls.extend(names))
+    seen = SimpleNamespace(services={"node-disk": Answer(monitor=0)}, version=(5, 33))
+    publication = Publication({}, {}, status=seen, own=["node-disk"])
+    assert passes._switch(monit, {}, {}, publication) is False and "node-disk" in calls
 
 
 @pytest.fixture
@@ -215,7 +228,7 @@ def test_check_of_the_node_that_there_is_not_holds_nothing_and_is_a_warning(node
     words = "lb1: depends_on: this node has no check uplink, which therefore holds nothing"
     seen = passes.run(node)
     assert seen.warnings == [words] and seen.envs["lb1"]["state"] == "healthy"
-    watched.services.append("node-uplink")
+    node.head += 'check file "node-uplink" with path "/x"\n  if exist then alert\n'
     assert passes.run(node).warnings == []
 
 

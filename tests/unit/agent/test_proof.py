@@ -62,7 +62,7 @@ LOST = "<program><status>75</status><output>rctl says no</output></program>"
 def test_check_is_what_monit_says_of_it(node, given, expected):
     seen = take(node, element(**given)).checks["lb1"]["http"]
     age = seen.at and seen.age(NOW)
-    assert (seen.result, seen.reason, age, seen.interval, seen.bound) == expected and seen.live
+    assert (seen.result, seen.words, age, seen.interval, seen.bound) == expected and seen.live
 
 
 def test_cycle_is_as_long_as_monit_says(node):
@@ -133,6 +133,7 @@ def test_checks_of_the_node_and_the_agents_own_probes_are_seen_too(node):
         element("node-disk", status=2),
         element("node-a.http"),
         services={},
+        own=["node-disk"],
         outcomes={"lb1": {"app": (outcome, 60), "new": (None, 60)}},
     )
     assert set(found.checks) == {NODE, "lb1"} and set(found.checks[NODE]) == {"disk"}
@@ -189,7 +190,7 @@ def test_proof_is_json(node):
         "round": {**NOW.stamp(), "t": NOW.t - 5, "m": NOW.m - 5},
         "worst": 15,
         "checks": {"lb1": {"http": ["good", "", [NOW.t - 5, NOW.m - 5], 5, 125, True, "good"]}},
-        "more": {},
+        "more": {"look": None, "seldom": None},
     }
 
 
