@@ -183,13 +183,14 @@ def _findings(env, policy, facts, now):
 
 
 def _still(env, check):
-    """True if ``check`` was failing at the last look, and began to after the last start."""
+    """True if ``check`` was failing at the last look, and has failed since the last start."""
     entry = (env["failing"] or {}).get(check)
-    return entry is not None and env.now.age(entry["since"]) <= _since(env)
+    return entry is not None and entry.get("start") == _start(env)
 
 
-def _since(env):
-    return env.age("started") if env["started"] else float("inf")
+def _start(env):
+    """A number that is another after each start."""
+    return (env["started"] or {}).get("m")
 
 
 def _begun(env):
@@ -260,11 +261,13 @@ def _well(env):
 
 def _wait(env, check, seconds):
     """``check`` has to run before anything is known; it is waited for ``seconds`` at most."""
-    if env.age("started") <= seconds:
-        env.go("starting", f"waiting for {check}")
-    elif _begun(env) > seconds:
+    if _begun(env) > seconds:
         env.go("unknown", f"{check} has not run for {_begun(env):.0f} s")
-    elif env["state"] not in ("failing", "backoff", "warning"):  # those it still is
+    elif any(_still(env, name) for name in env["failing"] or ()):
+        return  # that they do, until a run says otherwise
+    elif env.age("started") <= seconds:
+        env.go("starting", f"waiting for {check}")
+    else:
         env.go("starting", f"waiting for {check}, which has not run since its rules changed")
 
 
@@ -365,4 +368,6 @@ def _gone(env, facts, before, now):
 
 def _entry(env, failure, before):
     since = before["since"] if before else env.now.stamp()
-    return {"since": since, "reason": failure.reason, "warning": failure.rank == 2}
+    start = before.get("start") if before and failure.stale else _start(env)
+    shown = {"since": since, "reason": failure.reason, "warning": failure.rank == 2}
+    return {**shown, "start": start}

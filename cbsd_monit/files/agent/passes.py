@@ -82,9 +82,9 @@ def run(node, start_monit=False):
         publication = publish.publish(node, monit, seen, envs, meanwhile=meanwhile)
         if start_monit:
             publication = reload.ensure_monit(node, monit, publication, meanwhile)
-        now, before = node.now(), _known(node, number)
+        now, before = node.now(), proof.load(node, number)
         outcomes = _outcomes(node, envs, policies, settled)
-        proven = proof.take(node, now, before, publication, outcomes)
+        proven = proof.take(node, now, before, publication, outcomes, _warm(envs))
         verdicts = _judge(node, now, seen, envs, publication, policies, proven, settled)
         judged = _judged(envs, policies, verdicts, proven)
         storm = files.read_json(node.in_state("storm.json"), {})
@@ -122,15 +122,10 @@ def run(node, start_monit=False):
         return result
 
 
-def _known(node, generation):
-    """The Proof of the pass before, less what it says of another text than that ``generation``."""
-    before = proof.load(node)
-    seen = before.more.get("generation", generation)
-    if seen == generation:
-        return before
-    other = set(generations.between(node, seen, generation))  # a pass was killed
-    kept = {env: rows for env, rows in before.checks.items() if env not in other}
-    return before._replace(checks=kept)
+def _warm(envs):
+    """The envs that monit has watched since their start, and should."""
+    found = {name for name, env in envs.items() if env["warm"] and env["intent"] == "running"}
+    return {name for name in found if envs[name]["state"] not in UNMONITORED}
 
 
 def _by_env(services):

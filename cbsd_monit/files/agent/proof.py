@@ -12,6 +12,7 @@ from collections import namedtuple
 
 import descriptions
 import files
+import generations
 from states import NODE
 from text import WORST
 
@@ -110,8 +111,22 @@ def _length(seconds):
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
-def load(node):
-    """The Proof of the last pass, without stamp and round if the node booted since."""
+def load(node, generation=None):
+    """
+    The Proof of the last pass, without stamp and round if the node booted since.
+
+    With a ``generation``, the one that was published when the pass began: without what is known of
+    envs that had another text then, because a pass was killed.
+    """
+    known = _load(node)
+    seen = known.more.get("generation", generation)
+    if generation is None or seen == generation:
+        return known
+    other = set(generations.between(node, seen, generation))
+    return known._replace(checks={e: rows for e, rows in known.checks.items() if e not in other})
+
+
+def _load(node):
     found, seldom = (files.read_json(_path(node, place), {}) for place in _PLACES)
     checks = {}
     with contextlib.suppress(TypeError, KeyError, AttributeError):  # of another version
@@ -171,7 +186,7 @@ def _seldom(proof):
     return found
 
 
-def take(node, now, before, publication, outcomes):
+def take(node, now, before, publication, outcomes, warm=()):
     """
     The Proof at ``now``.
 
@@ -183,6 +198,8 @@ def take(node, now, before, publication, outcomes):
         more; ``unread``: what monit says of these envs is about another text.
     outcomes
         {env: {check: (Outcome or None, interval)}} of the checks that the agent runs itself.
+    warm
+        Envs that monit watched already: whatever it watches no longer is proven anew.
     """
     status, worst = publication.status, before.worst or WORST
     poll = status and status.poll or node.poll  # the operator's own may be longer by now
@@ -205,6 +222,8 @@ def take(node, now, before, publication, outcomes):
             row = Seen("absent" if service is None else "unread", "", None, None, None, True, None)
         else:
             row = _of_service(node, service, old, times)
+            if row.result == "unwatched" and env in warm:
+                row = row._replace(at=None, last=None)
         checks.setdefault(env, {})[check] = row
     look = known.get(LOOK)
     look = _run(look.collected, before.more.get("look"), times) if look and look.watched else None

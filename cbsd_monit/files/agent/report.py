@@ -52,7 +52,7 @@ def _of_env(node, env, proven, now):
         "last": records.history(node, env.name)[-5:],
         "next": wait and round(wait["after"]["t"] + wait["seconds"], 3),
         "last_known": env["known"],
-        "failing": {check: {**f, "since": f["since"]["t"]} for check, f in failing.items()},
+        "failing": {check: _failure(entry) for check, entry in failing.items()},
         "checks": {c: _of_check(s, now) for c, s in proven.checks.get(env.name, {}).items()},
     }
     by_monit = _proven_by_monit(env)
@@ -70,6 +70,11 @@ def _proven_by_monit(env):
     if env["intent"] != "running" or env["phase"] or env["op"] or env["check"] == "env":
         return False
     return env["state"] in (*WELL, "starting", "failing", "backoff")
+
+
+def _failure(entry):
+    words = {key: entry[key] for key in ("reason", "warning")}
+    return {"since": entry["since"]["t"], **words}
 
 
 def _of_check(seen, now):

@@ -234,8 +234,7 @@ def make(node, env, template, facts, trusted, owners=None, rank=()):
         names = language.service_names(text)
     for name in names:
         _check_name(env, name, trusted, owners or {})
-    if not plain.plain:
-        _check_checks(env, text, names)
+    _check_checks(env, text, names)
     foreign = []
     if not plain.plain:
         text, foreign = _commands(node, env, text, trusted)

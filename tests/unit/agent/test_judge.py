@@ -75,6 +75,9 @@ STARTED = {"warm": False, "started": ago(10), "state": "starting"}
 WAITING = {"results": {"http": UNMONITORED}}
 BOOTED = {"boot": "boot-0", "op": {**OP, **ago(10, "boot-0")}}
 STOPPING = {"intent": "stopped", "phase": "stopping", "phase_since": ago(5)}
+RENEWED = {"started": ago(999), "proof_from": ago(9), "warm": False}
+FAILED = {"http": {"since": ago(2000), "start": NOW.m - 999}}  # and still after the start
+RELOADED = ONCE._replace(last="bad")
 HELD = {"next": {"after": ago(10), "seconds": 40}, "state": "backoff", "since": ago(10)}
 
 # what is given, the state, the check that is due, and what the record holds besides
@@ -139,8 +142,13 @@ CASES = [
      {"reason": "http has not run for 171 s"}),
     (dict(**WAITING, warm=False, started=ago(999)), "unknown", ""),
     (dict(**WAITING, state="healthy"), "unknown", "", {"reason": "http: monit does not watch it"}),
-    (dict(results={"http": NEVER}, state="failing", started=ago(999), proof_from=ago(9)),
-     "failing", ""),
+    (dict(results={"http": NEVER}, state="failing", **RENEWED, failing=FAILED), "failing", ""),
+    (dict(results={"http": NEVER}, state="backoff", **RENEWED, failing=FAILED), "backoff", ""),
+    (dict(results={"http": NEVER}, state="failing", **{**RENEWED, "proof_from": ago(999)},
+          failing=FAILED), "unknown", ""),
+    (dict(results={"http": RELOADED}, state="failing", **RENEWED, failing=FAILED), "failing", ""),
+    (dict(results={"http": RELOADED}, state="failing", **RENEWED,
+          failing={"http": {**FAILED["http"], "start": 1}}), "starting", ""),
     (dict(results={"http": NEVER}, state="healthy", started=ago(999), proof_from=ago(9)),
      "starting", "", {"reason": "waiting for http, which has not run since its rules changed"}),
     (dict(results={"http": ABSENT}, **STARTED), "unknown", "", {"reason": "does not know it"}),
