@@ -17,6 +17,7 @@ _CRON = re.compile(r"""\bevery\s+(["'])(.*?)\1""", re.I)
 _CRON_FIELD = re.compile(r"(?:\*|\d+(?:-\d+)?(?:,\d+(?:-\d+)?)*)\Z")
 _TESTED = re.compile(r"(?<!else )if\s+(?:failed|succeeded)\b(.*?)\bthen\b", re.I | re.S)
 WORST = 600  # seconds
+_FILE = re.compile(r'(?mi)^\s*check\s+file\s+"?([^"\s]+)')
 _TIMEOUT = 5  # seconds, monit's own where a test does not say
 _UNTRUSTED = ", and neither pillar says so nor is its directory root's alone"
 _RESTARTS = ("jrestart", "brestart", "jstart", "bstart")
@@ -26,6 +27,7 @@ class EnvError(AgentError):
     """Why the text of one env cannot be used."""
 
 
+@functools.lru_cache(maxsize=4096)
 def service_prefix(env):
     """The env's name in names of services: monit folds case, CBSD does not."""
     return re.sub("[A-Z]", lambda m: "=" + m.group().lower(), env)
@@ -274,8 +276,8 @@ def _check_checks(env, text, names):
     twice = next((check for check in checks if checks.count(check) > 1), None)
     if twice and len({name.lower() for name in names}) == len(names):
         raise EnvError(f"two of its services are the check {twice}")
-    ours = re.compile(rf'(?mi)^\s*check\s+file\s+"?{re.escape(prefix)}env"?\s')
-    if "env" in checks and not ours.search(text):
+    files = (match.group(1).lower() for match in _FILE.finditer(text))
+    if "env" in checks and f"{prefix}env" not in files:
         raise EnvError("the check env is the env itself, by a `check file` of its marker %%DEAD%%")
 
 
