@@ -268,7 +268,8 @@ class SaltNode:
     def kill_monit(self, number=signal.SIGKILL):
         pid = self._pid(self.root / "var/run/monit.pid", "monit")
         if pid:
-            os.kill(pid, number)
+            with contextlib.suppress(ProcessLookupError):  # ended by the one before
+                os.kill(pid, number)
         return pid
 
     def kill_agent(self, number=signal.SIGKILL):
