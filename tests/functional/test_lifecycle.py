@@ -596,7 +596,8 @@ def row_vanished_and_came_back(life):
 # The table
 
 
-def prepare(life):
+def prepare(life, total=TOTAL):
+    """Make the envs of all rows and as many others as make ``total``, and start them."""
     sim = life.node.sim
     conf = pathlib.Path(sim.layout.simconf)
     conf.write_text(json.dumps({**json.loads(conf.read_text()), "ippool": f"{BLOCK}.192/26"}))
@@ -610,7 +611,7 @@ def prepare(life):
         jails += envs
         stopped += down
         vms += machines
-    fillers = [f"f{number}" for number in range(TOTAL - len(jails) - len(vms))]
+    fillers = [f"f{number}" for number in range(total - len(jails) - len(vms))]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(life.tcp, name) for name in (*jails[1:], *stopped)]
         jobs += [pool.submit(life.tcp, name, package="") for name in fillers]
@@ -633,6 +634,12 @@ def prepare(life):
     life.mark(*jails, *vms)
 
 
+def play(life):
+    """Run all rows at the same time; {name: what became of it, a Future}."""
+    with concurrent.futures.ThreadPoolExecutor(len(ROWS)) as pool:
+        return {name: pool.submit(function, life) for name, (function, *_) in ROWS.items()}
+
+
 @pytest.fixture(scope="module")
 def life(salt_node):
     life = Life(salt_node("hv1"), BLOCK)
@@ -644,8 +651,7 @@ def life(salt_node):
     watchers = [Watcher(life.node, 0.5), Watcher(life.other.node, 0.5)]
     for watcher in watchers:
         watcher.start()
-    with concurrent.futures.ThreadPoolExecutor(len(ROWS)) as pool:
-        life.results = {name: pool.submit(function, life) for name, (function, *_) in ROWS.items()}
+    life.results = play(life)
     yield life
     for watcher in watchers:
         watcher.done.set()
