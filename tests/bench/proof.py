@@ -67,7 +67,7 @@ def proof(bench):
 
 
 def watch(bench, life, peers=()):
-    witness = bench.hold(Witness(life.node, POLL, peers))
+    witness = bench.hold(Witness(life.node, POLL, lambda: life.power, peers))
     witness.start()
     return witness
 
@@ -101,11 +101,10 @@ def apply(life):
 # Each of these states has to be proven by rounds of monit; the env of this name is in it.
 FAILS = {"start_period": "0s", "checks": lifecycle.APP}
 LATER = {"attempts": 5, "interval": "4h", "delay": "1h", "max_delay": "2h"}
+NINE = {"type": "tcp", "port": 9, "on_failure": "alert", "failure_threshold": 10}
 STATES = {
     "healthy": {"checks": lifecycle.APP},
-    "warning": {
-        "checks": {**lifecycle.APP, "nine": {"type": "tcp", "port": 9, "on_failure": "alert"}}
-    },
+    "warning": {"checks": {**lifecycle.APP, "nine": NINE}},
     "failing": {**FAILS, "heal": False},
     "backoff": {**FAILS, "restart": LATER},
     "starting": {**FAILS, "start_period": "1h"},
@@ -241,9 +240,11 @@ def rules(bench):
     for word in life.envs:
         life.state(word, "healthy")
     network.close()
-    for word in life.envs:
-        life.state(word, "unknown", witness.limit() + BEYOND)
-    time.sleep(BEYOND)
+    for _ in range(MINUTES):
+        time.sleep(60)
+        life.tick()
+        for word in life.envs:
+            life.state(word, "unknown")
     witness.close()
     bench.drop(life.node)
     return {"watched": [witness]}
@@ -262,6 +263,7 @@ def rounds(bench):
     life.state("later", "quarantined")
     life.node.agent("rollback", "undo")
     life.state("later", "healthy")
+    life.settle()
     time.sleep(10)
 
     def apply_is_red():

@@ -110,7 +110,7 @@ class Watched:
         os.utime(path / "asked", (BEGAN, BEGAN))
         node = types.SimpleNamespace(state_dir=path, services=self.services)
         node.sim, node.running = types.SimpleNamespace(workdir=path), lambda: self.up
-        self.watcher = Witness(node, 1, {("LB1", "ask"): path / "asked"})
+        self.watcher = Witness(node, 1, peers={("LB1", "ask"): path / "asked"})
 
     def services(self, timeout):
         if not self.rows:
@@ -151,6 +151,10 @@ def test_what_is_not_live_not_watched_or_failed_is_not_proven(tmp_path):
     web.update(monitor="6", status="0", collected_sec="0")  # begun anew, with the same text
     env.doubts(BEGAN)
     assert env.doubts(BEGAN) == {"=l=b1.web: failed"}, "what it saw before counts"
+    web.update(monitor="1", collected_sec=str(BEGAN + 1), responsetime="-1.0")
+    assert env.doubts(BEGAN) == {"=l=b1.web: failed"}, "monit counts anew, and nothing recovered"
+    web["responsetime"] = "0.1"
+    assert env.doubts(BEGAN) == set()
     env.rows.pop("=l=b1.env")
     assert "=l=b1.env: not live" in env.doubts(BEGAN)
     env.up = set()

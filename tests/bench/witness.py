@@ -90,12 +90,20 @@ def wanted(env, template, policy):
     return services, checks, re.compile(r"[^\s\"]+".join(map(re.escape, pieces)) + r"\s*")
 
 
+def _fails(service):
+    """True if the last run failed, whether or not that counts yet."""
+    times = [element.text or "" for element in service.iter("responsetime")]
+    return any(t.startswith("-") for t in times) or service.findtext("program/status", "0") != "0"
+
+
 class Witness(threading.Thread):
     """
     Samples one node each second until ``close``.
 
     node, poll
         A SaltNode, and the seconds of one cycle of its monit.
+    power
+        Whether the node has power: without it there is nobody to ask.
     peers
         {(env, check): file that the peer of a probe touches whenever it is asked, and is good}.
 
@@ -104,9 +112,9 @@ class Witness(threading.Thread):
     check)})] all that `wake status` said.
     """
 
-    def __init__(self, node, poll, peers=()):
+    def __init__(self, node, poll, power=lambda: True, peers=()):
         super().__init__(daemon=True)
-        self.node, self.poll, self.peers = node, poll, dict(peers)
+        self.node, self.poll, self.power, self.peers = node, poll, power, dict(peers)
         self.system = pathlib.Path(node.sim.workdir) / "jails-system"
         self.done, self.problem = threading.Event(), None
         self.texts, self.runs = {}, {}  # {service: (its text, since when)}; {service: Run}
@@ -118,7 +126,7 @@ class Witness(threading.Thread):
         while not self.done.wait(max(0.0, last + 1 - time.time())):
             began = time.time()
             try:
-                # Without power, and before the formula was applied, there is nobody to ask.
+                # Before the formula was applied, and while agents are killed, nobody answers.
                 with contextlib.suppress(OSError, ValueError):
                     self._sample(began, began - last)
             except Exception as err:  # noqa: BLE001 - told by ``close``
@@ -134,8 +142,12 @@ class Witness(threading.Thread):
             raise self.problem
 
     def _sample(self, began, seconds):
+        powered = self.power()
         before, rows, after = self.evidence(), self.node.status(), self.evidence()
         states = {env: (row["state"], row["check"]) for env, row in rows.items()}
+        if not (powered and self.power()):
+            self.open.clear()
+            return
         self._compare(states, before, after, seconds)
         self.told.append((began, time.time(), states))
 
@@ -188,7 +200,10 @@ class Witness(threading.Thread):
             seconds, more = (service.findtext(f"collected_{unit}sec") for unit in ("", "u"))
             collected = int(seconds) + int(more) / 1e6
             if int(service.findtext("monitor")) & 1 and collected > since:
-                self.runs[name] = Run(text, int(service.findtext("status")), collected)
+                status, last = int(service.findtext("status")), self.runs.get(name)
+                if not status and last and last.text == text and _fails(service):
+                    status = last.status  # a reload makes monit count anew, but nothing recovered
+                self.runs[name] = Run(text, status, collected)
         worst = worst_cycle(published, self.poll)
         return Evidence(time.time(), set(self.node.running()), services, live, worst)
 

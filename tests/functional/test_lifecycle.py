@@ -58,7 +58,7 @@ class Life(Loop):
     def __init__(self, node, block):
         super().__init__(node, block)
         self.settings = json.loads(json.dumps(SETTINGS))
-        self.last, self.marks = itertools.count(1), {}
+        self.last, self.marks, self.power = itertools.count(1), {}, True
 
     def state(self, name, state, seconds=90):  # two loaded cores, and a score of rows
         super().state(name, state, seconds)
@@ -695,6 +695,7 @@ def end_all(word):
 
 def power_off(life):
     """The power is gone: nothing is told, and what lies in /var/run does not survive."""
+    life.power = False
     life.node.kill_monit()
     end_all(str(life.node.wake.parent))
     life.node.sim.kernel.power_off()
@@ -706,6 +707,7 @@ def power_off(life):
 def boot(life):
     """Start monit, then all envs at once, as rc.d does; returns the reloads that it cost."""
     life.node.sim.boot(astart=False)
+    life.power = True
     before = life.reloads()
     subprocess.run(
         life.node.lookup()["monit_start"], check=True, capture_output=True, stdin=subprocess.DEVNULL
