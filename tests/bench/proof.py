@@ -25,6 +25,7 @@ KEYS = (
     "proof_envs proof_healthy_env_s healthy_without_proof stalled_limit_s stalled_states_lie_s "
     "quiet_s quiet_unknowns"
 ).split()
+RULES = ("unmonitor", "stop")
 WHOLE = (
     lifecycle.test_power_lost_and_everything_starts_in_parallel,
     lifecycle.test_host_shut_down_and_booted,
@@ -225,25 +226,33 @@ def refusals(bench):
 
 
 def rules(bench):
-    """Rules of an operator's own that end the watching: they fire when port 9 does not answer."""
+    """A row that CBSD loses for a while; rules that end the watching when port 9 is silent."""
     life = lifecycle.Life(bench.node("hv5"), "127.77.33")
     del life.settings["groups"]
-    for word in ("unmonitor", "stop"):
+    life.tcp("lost")
+    for word in RULES:
         life.tcp(word)
         raw = f"if failed port 9 with timeout 1 seconds then {word}\n"
         life.envs[word] = {"checks": lifecycle.APP, "raw": raw}
     apply(life)
-    network = bench.hold(Network([life.value(word) for word in life.envs], 9))
+    network = bench.hold(Network([life.value(word) for word in RULES], 9))
     network.answer()
     witness = watch(bench, life)
     life.cbsd("jstart", "inter=0", *life.envs)
     for word in life.envs:
         life.state(word, "healthy")
+    inventory, row = life.node.sim.inventory, life.node.sim.inventory.load("lost")
+    inventory.write("DELETE FROM jails WHERE jname='lost'")
+    life.tick()
+    time.sleep(BEYOND)
+    inventory.register(row)
+    life.tick()
+    life.state("lost", "healthy")
     network.close()
     for _ in range(MINUTES):
         time.sleep(60)
         life.tick()
-        for word in life.envs:
+        for word in RULES:
             life.state(word, "unknown")
     witness.close()
     bench.drop(life.node)
