@@ -23,7 +23,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from integration import fleet  # noqa: E402
 
-from bench import healing, history, hooks, picture, scale  # noqa: E402
+from bench import healing, history, hooks, picture, proof, scale  # noqa: E402
 from bench.nodes import REPO, Bench, say  # noqa: E402
 
 
@@ -32,8 +32,8 @@ def events(bench):
     return fleet.measure(60)
 
 
-PARTS = [hooks.hook, hooks.parallel, healing.heal, healing.delay, healing.storm, scale.converge]
-PARTS += [scale.count, scale.bad, scale.agent, events, scale.huge]
+PARTS = [hooks.hook, hooks.parallel, healing.heal, healing.delay, healing.storm, proof.proof]
+PARTS += [scale.converge, scale.count, scale.bad, scale.agent, events, scale.huge]
 PARTS = {part.__name__: part for part in PARTS}
 
 

@@ -58,7 +58,7 @@ class Life(Loop):
     def __init__(self, node, block):
         super().__init__(node, block)
         self.settings = json.loads(json.dumps(SETTINGS))
-        self.last, self.marks = itertools.count(1), {}
+        self.last, self.marks, self.power = itertools.count(1), {}, True
 
     def state(self, name, state, seconds=90):  # two loaded cores, and a score of rows
         super().state(name, state, seconds)
@@ -596,7 +596,8 @@ def row_vanished_and_came_back(life):
 # The table
 
 
-def prepare(life):
+def prepare(life, total=TOTAL):
+    """Make the envs of all rows and as many others as make ``total``, and start them."""
     sim = life.node.sim
     conf = pathlib.Path(sim.layout.simconf)
     conf.write_text(json.dumps({**json.loads(conf.read_text()), "ippool": f"{BLOCK}.192/26"}))
@@ -610,7 +611,7 @@ def prepare(life):
         jails += envs
         stopped += down
         vms += machines
-    fillers = [f"f{number}" for number in range(TOTAL - len(jails) - len(vms))]
+    fillers = [f"f{number}" for number in range(total - len(jails) - len(vms))]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         jobs = [pool.submit(life.tcp, name) for name in (*jails[1:], *stopped)]
         jobs += [pool.submit(life.tcp, name, package="") for name in fillers]
@@ -633,6 +634,12 @@ def prepare(life):
     life.mark(*jails, *vms)
 
 
+def play(life):
+    """Run all rows at the same time; {name: what became of it, a Future}."""
+    with concurrent.futures.ThreadPoolExecutor(len(ROWS)) as pool:
+        return {name: pool.submit(function, life) for name, (function, *_) in ROWS.items()}
+
+
 @pytest.fixture(scope="module")
 def life(salt_node):
     life = Life(salt_node("hv1"), BLOCK)
@@ -644,8 +651,7 @@ def life(salt_node):
     watchers = [Watcher(life.node, 0.5), Watcher(life.other.node, 0.5)]
     for watcher in watchers:
         watcher.start()
-    with concurrent.futures.ThreadPoolExecutor(len(ROWS)) as pool:
-        life.results = {name: pool.submit(function, life) for name, (function, *_) in ROWS.items()}
+    life.results = play(life)
     yield life
     for watcher in watchers:
         watcher.done.set()
@@ -689,6 +695,7 @@ def end_all(word):
 
 def power_off(life):
     """The power is gone: nothing is told, and what lies in /var/run does not survive."""
+    life.power = False
     life.node.kill_monit()
     end_all(str(life.node.wake.parent))
     life.node.sim.kernel.power_off()
@@ -700,6 +707,7 @@ def power_off(life):
 def boot(life):
     """Start monit, then all envs at once, as rc.d does; returns the reloads that it cost."""
     life.node.sim.boot(astart=False)
+    life.power = True
     before = life.reloads()
     subprocess.run(
         life.node.lookup()["monit_start"], check=True, capture_output=True, stdin=subprocess.DEVNULL
