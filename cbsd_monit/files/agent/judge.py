@@ -265,6 +265,8 @@ def _wait(env, check, seconds):
         env.go("unknown", f"{check} has not run for {_begun(env):.0f} s")
     elif any(_still(env, name) for name in env["failing"] or ()):
         return  # that they do, until a run says otherwise
+    elif env["warm"]:
+        env.go("unknown", f"{check} has not run anew yet")
     elif env.age("started") <= seconds:
         env.go("starting", f"waiting for {check}")
     else:

@@ -72,6 +72,27 @@ def executed(text):
     return found
 
 
+def waking(text, wake):
+    """
+    ``text`` whose services tell the agent when they fail: `alert` and `unmonitor` become an `exec`
+    of ``wake``, and so does a `stop` that has no program and would only unmonitor.
+
+    monit alerts whatever the action is (5.33, handle_action in event.c), and goes on watching.
+    """
+    words = tokens(text)
+    lower = [match.group().lower() for match in words]
+    services = [at + 2 for at, word in enumerate(lower[:-2]) if word == "check"]
+    for service, end in reversed(list(zip(services, [*services[1:], len(words)]))):
+        stops = any(lower[at : at + 2] == ["stop", "program"] for at in range(service, end))
+        name = unquote(words[service].group())
+        for at in reversed(range(service, end - 1)):
+            quiet = lower[at + 1] in ("alert", "unmonitor") or lower[at + 1] == "stop" and not stops
+            if lower[at] == "then" and quiet:
+                match = words[at + 1]
+                text = f'{text[: match.start()]}exec "{wake} monit {name}"{text[match.end() :]}'
+    return text
+
+
 def changes_the_node(text):
     """The first word of ``text`` that reaches beyond its services (`set`, `include`), or None."""
     words = (match.group() for match in tokens(text))

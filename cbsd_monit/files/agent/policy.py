@@ -83,7 +83,8 @@ def load(node, text):
             raise ValueError("policy.json: expected a mapping with a mapping of checks")
         own = _checked(own)
     except (ValueError, RecursionError) as err:
-        own, trouble = {}, str(err)[:200] or type(err).__name__
+        words = str(err)[:200] or type(err).__name__
+        own, trouble = {}, words if "policy.json" in words else f"policy.json: {words}"
     restarts = (BUILTIN["restart"], node.policy.get("restart", {}), own.get("restart", {}))
     merged = {**BUILTIN, **node.policy, **own, "trouble": trouble, "restart": {}}
     for restart in restarts:

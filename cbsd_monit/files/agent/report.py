@@ -59,6 +59,8 @@ def _of_env(node, env, proven, now):
     age = max(now.age(proven.stamp), now.age(proven.round) if by_monit else 0)
     row["age"] = None if age == float("inf") else round(age, 1)
     doubt = proven.doubt(now) or (proven.stalled(now) if by_monit else "")
+    if (env["phase"], env["cause"]) == ("removing", "gone"):
+        doubt = env["reason"]  # it may turn up under another name
     if doubt and env["state"] != "unknown":
         row["last_known"] = {key: row[key] for key in ("state", "reason", "since")}
         row.update(state="unknown", reason=doubt, next=None)

@@ -126,6 +126,7 @@ class Template:
     """
 
     def __init__(self, text):
+        text = language.waking(text, "%%WAKE%%")
         self.pieces = _FACT.split(text)
         self.pieces[1::2] = [name.upper() for name in self.pieces[1::2]]
         words = language.tokens(text)

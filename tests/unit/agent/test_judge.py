@@ -170,7 +170,7 @@ CASES = [
     (dict(results=CERT), "failing", "cert"),
     (dict(results=CERT, checks={"cert": {"on_failure": ["alert"]}}, **STARTED), "warning", ""),
     # what was left alone and is no more: what failed before justifies no heal
-    (dict(results=FAILS, apart="silenced"), "starting", "", {"apart": None}),
+    (dict(results=FAILS, apart="silenced"), "unknown", "", {"apart": None}),
     (dict(apart="silenced"), "healthy", "", {"apart": None}),
     (dict(apart="maintenance", state="maintenance"), "starting", ""),
     (dict(up=False, apart="maintenance", state="maintenance"), "failing", "env"),

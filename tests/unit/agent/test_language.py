@@ -59,3 +59,29 @@ def test_services_and_what_reaches_beyond_them(text, services, word):
 )
 def test_unknown_word(text, word):
     assert language.unknown_word(text, {"lb1"}, "/wake probe lb1") == word
+
+
+def test_what_would_only_tell_or_unmonitor_wakes_the_agent():
+    text = """check host "a.x" with address "1.1.1.1"
+  if failed port 1 then alert else if succeeded then ALERT
+  if 3 restarts within 5 cycles then unmonitor
+  if failed port 2 then stop # then alert
+  alert root@localhost
+check process b with pidfile "/p"
+  stop program = "/bin/stop" if failed port 3 then stop
+  if failed port 4 then exec "/bin/x then alert"
+"""
+    found = language.waking(text, "/w")
+    assert (
+        found
+        == """check host "a.x" with address "1.1.1.1"
+  if failed port 1 then exec "/w monit a.x" else if succeeded then exec "/w monit a.x"
+  if 3 restarts within 5 cycles then exec "/w monit a.x"
+  if failed port 2 then exec "/w monit a.x" # then alert
+  alert root@localhost
+check process b with pidfile "/p"
+  stop program = "/bin/stop" if failed port 3 then stop
+  if failed port 4 then exec "/bin/x then alert"
+"""
+    )
+    assert language.waking(found, "/w") == found

@@ -85,7 +85,8 @@ CULPRITS = {
 
 @pytest.mark.parametrize("at", [0, 7, 15])
 @pytest.mark.parametrize("kind", CULPRITS)
-def test_real_monit_s_culprit_is_named_whatever_it_says(node, kind, at):
+def test_real_monit_s_culprit_is_named_whatever_it_says(node, wake, kind, at):
+    assert node.wake == str(wake), "monit warns of each program that is not there"
     found = [one(node, f"e{i:02d}", CULPRITS[kind] if i == at else GOOD) for i in range(16)]
     trial = Trial(node, Counting(node), node.head)
     good, refused, _ = trial.accept(found)
