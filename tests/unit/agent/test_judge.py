@@ -149,8 +149,9 @@ CASES = [
     (dict(results={"http": RELOADED}, state="failing", **RENEWED, failing=FAILED), "failing", ""),
     (dict(results={"http": RELOADED}, state="failing", **RENEWED,
           failing={"http": {**FAILED["http"], "start": 1}}), "starting", ""),
-    (dict(results={"http": NEVER}, state="healthy", started=ago(999), proof_from=ago(9)),
+    (dict(results={"http": NEVER}, state="healthy", **RENEWED),
      "starting", "", {"reason": "waiting for http, which has not run since its rules changed"}),
+    (dict(results={"http": NEVER}, state="healthy", started=ago(9)), "unknown", ""),
     (dict(results={"http": ABSENT}, **STARTED), "unknown", "", {"reason": "does not know it"}),
     # what a proof is worth
     (dict(results={"http": seen(age=139)}), "healthy", ""),
