@@ -435,7 +435,7 @@ def test_agent_killed_at_every_point_of_a_heal_is_finished_by_the_next(worlds, h
 
     missed = points
     # Which points a heal passes depends on who is faster: those that it missed, again.
-    for _ in range(3):
+    for _ in range(6):
         missed = [point for point, pid in everywhere(worlds, missed, scenario) if not pid]
     assert len(missed) < len(points) / 20, [point.where for point in missed]
 
