@@ -226,14 +226,14 @@ def refusals(bench):
 
 
 def rules(bench):
-    """A row that CBSD loses for a while; rules that end the watching when port 9 is silent."""
+    """A row that CBSD loses for a while; rules that would end the watching of a silent port 9."""
     life = lifecycle.Life(bench.node("hv5"), "127.77.33")
     del life.settings["groups"]
     life.tcp("lost")
     for word in RULES:
         life.tcp(word)
         raw = f"if failed port 9 with timeout 1 seconds then {word}\n"
-        life.envs[word] = {"checks": lifecycle.APP, "raw": raw}
+        life.envs[word] = {"checks": lifecycle.APP, "raw": raw, "heal": False}
     apply(life)
     network = bench.hold(Network([life.value(word) for word in RULES], 9))
     network.answer()
@@ -253,7 +253,7 @@ def rules(bench):
         time.sleep(60)
         life.tick()
         for word in RULES:
-            life.state(word, "unknown")
+            life.state(word, "failing")
     witness.close()
     bench.drop(life.node)
     return {"watched": [witness]}

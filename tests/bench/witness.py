@@ -28,7 +28,8 @@ _CHECK = re.compile(r"(?mi)^(?=[ \t]*check\s)")
 _NAME = re.compile(r"\s*check\s+\w+\s+(\"[^\"]*\"|'[^']*'|\S+)", re.I)
 _FILES = "policy.json", "monitrc.tpl"
 NODE = "(node)"
-_EXEC = re.compile(r"\bexec\s+\"[^\"]*\"", re.I)  # `cbsd jrestart` becomes a wake of the agent
+# `cbsd jrestart` becomes a wake of the agent, and so does what would only tell or unmonitor.
+_EXEC = re.compile(r"\bexec\s+\"[^\"]*\"|(?<=then )(?:alert|unmonitor|stop)\b", re.I)
 
 # What is true at one moment. running: envs that the kernel runs; services: {name: element} or None
 # while monit does not answer; live: {env: its part of what monit includes}; worst: seconds of
