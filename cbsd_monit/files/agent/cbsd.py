@@ -185,6 +185,7 @@ def command(node, row, argv, where, timeout, lock=None):
 _ITEM = re.compile(r"(?:[A-Za-z0-9_.]+#)?([0-9A-Fa-f.:]+)(?:/[0-9]{1,3})?\Z")
 
 
+@functools.lru_cache(maxsize=4096)
 def addresses(ip4_addr):
     """CBSD's facts about ``ip4_addr``: ipv4_first, ipv4_first_public and _private, ipv6_first."""
     import ipaddress
