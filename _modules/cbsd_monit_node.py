@@ -6,6 +6,7 @@ errors, what monit itself says.
     ``cbsd_monit_schema``
 """
 
+import base64
 import contextlib
 import json
 import logging
@@ -94,20 +95,23 @@ def monit_status(paths):
         Those of this node: the socket is the one in the agent's configuration, ``config``, if there
         is one, else ``monit.sock`` in ``state``.
 
-    Returns ``None`` where no monit answers within 5 s, and ``""`` where it wants the password of an
-    operator's own ``set httpd``, which only the agent reads.
+    Returns ``None`` where no monit answers within 5 s, and ``""`` where it wants a password that is
+    not the one of ``set httpd`` in its control file.
     """
     read, until = __salt__["cbsd_monit_file.tools"]().read, time.monotonic() + PATIENCE
     try:
-        configured = json.loads(read(paths["config"]) or "{}").get("socket")
+        configuration = json.loads(read(paths["config"]) or "{}")
     except ValueError:
-        configured = None
+        configuration = {}
+    configured, monitrc = configuration.get("socket"), configuration.get("monitrc")
+    request = b"GET /_status?format=xml HTTP/1.0\r\n"
+    request += _authorization(monitrc and read(monitrc) or "")
     answer = bytearray()
     with contextlib.closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)) as line:
         try:
             line.settimeout(PATIENCE)
             line.connect(configured or os.path.join(paths["state"], "monit.sock"))
-            line.sendall(b"GET /_status?format=xml HTTP/1.0\r\n\r\n")
+            line.sendall(request + b"\r\n")
             while part := line.recv(1 << 16):
                 answer += part
                 left = until - time.monotonic()
@@ -120,6 +124,17 @@ def monit_status(paths):
         return ""
     good = re.match(rb"HTTP/1\.[01] 200\b", answer)
     return answer.decode("utf-8", "replace") if good else None
+
+
+def _authorization(control):
+    """Return the header for the first user whom monit's ``control`` file allows, or ``b""``."""
+    text = re.sub(r"(?m)^\s*#.*$", "", control)
+    word = r"""("[^"]*"|'[^']*'|[^\s:"']+)"""
+    for found in re.findall(rf"\ballow\s+{word}:{word}", text):
+        user, password = (part[1:-1] if part[0] in "\"'" else part for part in found)
+        coded = base64.b64encode(f"{user}:{password}".encode("utf-8", "surrogateescape"))
+        return b"Authorization: Basic " + coded + b"\r\n"
+    return b""
 
 
 def undo(state):

@@ -131,7 +131,7 @@ def _revive(node, monit, publication, meanwhile):
         raise AgentError(f"monit does not answer on its socket {monit.socket}")
     say("monit did not answer; it was started or made to read its control file", loud=True)
     _remember(node, wait)
-    yield publication._replace(started=True)
+    yield publication._replace(started=True, unread=())
 
 
 def _remember(node, wait):

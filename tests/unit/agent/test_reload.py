@@ -44,3 +44,12 @@ def test_silent_monit_is_started_or_made_to_read(node, world, daemon, state, ask
     found = reload.ensure_monit(node, daemon, found)
     assert daemon.asked == asked and found.errors.get("(monit)") == error
     assert (found.started, found.status is None) == (state == "ended", error is not None)
+
+
+def test_monit_that_was_started_has_read_what_is_published(node, world, daemon):
+    world.env("a")
+    daemon.services = None
+    found = published(daemon)
+    assert "a" in found.unread
+    found = reload.ensure_monit(node, daemon, found)
+    assert found.started and list(found.unread) == []

@@ -1,5 +1,6 @@
 """What the states share: the node's paths and envs, and what clean has to put back."""
 
+import base64
 import itertools
 import json
 import socket
@@ -72,7 +73,7 @@ def test_what_cannot_be_understood_is_no_bug_and_is_named(node, tmp_path, text):
         node("undo", str(tmp_path))
 
 
-def says(path, *parts, pause=0):
+def says(path, *parts, pause=0, asked=None):
     """A monit that answers once on the socket ``path``, with ``pause`` seconds after each part."""
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(path))
@@ -80,7 +81,9 @@ def says(path, *parts, pause=0):
 
     def answer():
         with server, server.accept()[0] as line:
-            line.recv(100)
+            request = line.recv(1000)
+            if asked is not None:
+                asked.append(request)
             try:
                 for part in parts:
                     line.sendall(part)
@@ -101,6 +104,14 @@ def test_monits_status_is_asked_at_the_socket_of_the_configuration(node, tmp_pat
     (tmp_path / "conf.json").write_text(json.dumps({"socket": str(tmp_path / "own")}))
     says(tmp_path / "own", b"HTTP/1.0 401 Unauthorized\r\n\r\n")
     assert node("monit_status", paths) == ""
+    (tmp_path / "own").unlink()
+    control, asked = tmp_path / "monitrc", []
+    control.write_text("set httpd port 1\n# allow no:body\n allow 'ann':\"p w\" read-only\n")
+    conf = {"socket": str(tmp_path / "own"), "monitrc": str(control)}
+    (tmp_path / "conf.json").write_text(json.dumps(conf))
+    says(tmp_path / "own", head, b"<monit/>", asked=asked)
+    assert node("monit_status", paths).endswith("<monit/>")
+    assert b"\r\nAuthorization: Basic " + base64.b64encode(b"ann:p w") + b"\r\n" in asked[0]
     (tmp_path / "own").unlink()
     says(tmp_path / "own", b"HTTP/1.0 500 Oops\r\n\r\n")
     assert node("monit_status", paths) is None
