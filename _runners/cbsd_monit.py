@@ -269,11 +269,9 @@ def silence(until, reason, env=None, group=None, node="*", who=None, tgt_type="g
         salt-run cbsd_monit.silence 2h 'kernel upgrade' group=web
         salt-run cbsd_monit.silence 1h 'new disks' node='hv3*'
     """
-    _meant(env, group, node)
     who = who or salt.utils.user.get_specific_user()
-    wanted = {"until": until, "reason": reason, "by": who, "env": env, "group": group}
-    answers = _ask(node, "cbsd_monit_fleet.silence", tgt_type, timeout, **wanted)
-    return _summary(answers, silenced={m: envs for m, envs in sorted(answers.items()) if envs})
+    wanted = {"until": until, "reason": reason, "by": who}
+    return _on_envs("silence", "silenced", env, group, node, tgt_type, timeout, **wanted)
 
 
 def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
@@ -288,9 +286,7 @@ def unsilence(env=None, group=None, node="*", tgt_type="glob", timeout=None):
 
         salt-run cbsd_monit.unsilence group=web
     """
-    _meant(env, group, node)
-    answers = _ask(node, "cbsd_monit_fleet.unsilence", tgt_type, timeout, env=env, group=group)
-    return _summary(answers, unsilenced={m: envs for m, envs in sorted(answers.items()) if envs})
+    return _on_envs("unsilence", "unsilenced", env, group, node, tgt_type, timeout)
 
 
 def retry(env=None, group=None, node="*", tgt_type="glob", timeout=None):
@@ -311,9 +307,15 @@ def retry(env=None, group=None, node="*", tgt_type="glob", timeout=None):
 
         salt-run cbsd_monit.retry env=lb1
     """
+    return _on_envs("retry", "retried", env, group, node, tgt_type, timeout)
+
+
+def _on_envs(verb, done, env, group, node, tgt_type, timeout, **wanted):
+    """Have nodes do ``verb`` to the envs that are meant; return ``{done: {node: envs}, …}``."""
     _meant(env, group, node)
-    answers = _ask(node, "cbsd_monit_fleet.retry", tgt_type, timeout, env=env, group=group)
-    return _summary(answers, retried={m: envs for m, envs in sorted(answers.items()) if envs})
+    wanted.update(env=env, group=group)
+    answers = _ask(node, f"cbsd_monit_fleet.{verb}", tgt_type, timeout, **wanted)
+    return _summary(answers, **{done: {m: envs for m, envs in sorted(answers.items()) if envs}})
 
 
 def _meant(env, group, node):

@@ -182,3 +182,13 @@ def test_one_module_stages_files_on_a_node():
         if re.search(r"\bO_EXCL \| os\.O_NOFOLLOW|\.(new|tmp|staged|salt)\b[\"']", path.read_text())
     }
     assert stagers == {"cbsd_monit_file.py"}
+
+
+def test_users_in_monits_control_file_are_read_the_same_way():
+    told = []
+    for path in (f"{AGENT}/monit.py", "_modules/cbsd_monit_node.py"):
+        source = (REPO / path).read_text()
+        comments = re.search(r're\.sub\((r"\(\?m\).*?"), "", ', source)[1]
+        word = re.search(r'word = (r""".*?""")', source)[1]
+        told.append((comments, word, r"\ballow\s+{word}:{word}" in source))
+    assert told[0] == told[1] and told[0][2]

@@ -242,9 +242,7 @@ def read_text(path):
 
 def read_head(path, size):
     """The first ``size`` bytes of the regular file ``path`` as text, through no link; or None."""
-    with contextlib.suppress(OSError), _opened(path, os.O_RDONLY | os.O_NOFOLLOW) as fd:
-        return os.read(fd, size).decode("utf-8", "replace")
-    return None
+    return _read_at(None, path, size)[0]
 
 
 def read_json(path, default=None):
@@ -267,13 +265,13 @@ def remove(path):
         os.unlink(path)
 
 
-def _read_at(dir_fd, name):
+def _read_at(dir_fd, name, limit=LIMIT):
     """(text, stat) of the regular file ``name``, or (None, None)."""
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
     with contextlib.suppress(OSError), _opened(name, flags, dir_fd) as fd:
         info, data, part = os.fstat(fd), b"", True
-        while stat.S_ISREG(info.st_mode) and part and len(data) < LIMIT:
-            size = min(LIMIT - len(data), info.st_size + 1)  # mostly one call, without a megabyte
+        while stat.S_ISREG(info.st_mode) and part and len(data) < limit:
+            size = min(limit - len(data), info.st_size + 1)  # mostly one call, without a megabyte
             part = os.read(fd, size)
             data += part
         if stat.S_ISREG(info.st_mode):

@@ -23,7 +23,6 @@ import text
 from monit import PROBES, Monit, Outcome
 from node import AgentError, Busy
 from records import say
-from text import WORST
 
 PATIENCE = 600  # seconds: what was done to an env is recorded, however loaded the node is
 
@@ -57,8 +56,7 @@ class Heal:
             own = records.env_files(self.node, self.name)
             rules = policy.load(self.node, own.policy)
             ladder, restart = policy.of_check(rules, self.check)
-            recent = [a for a in env["attempts"] if env.now.age(a) < restart["interval"]]
-            number = len(recent) + 1
+            number = len(env.recent(restart["interval"])) + 1
             step = _step(ladder, self.check, env["rung"] or 0)
             stamp = env.now.stamp()
             env["attempts"] = [*env["attempts"], stamp][-records.ATTEMPTS :]
@@ -159,7 +157,7 @@ class Heal:
             hooks.take_in_of(self.node, env)
             env["started"], env["warm"] = env.now.stamp(), False
         checks = rules["checks"].values()
-        soon = policy.patience(rules) + proof.limit(proof.load(self.node).worst or WORST)
+        soon = policy.patience(rules) + proof.load(self.node).limit
         intervals = [check.get("interval", 30) for check in checks]
         interval = max([seconds for seconds in intervals if seconds <= soon] or [30])
         timeout = max([check.get("timeout", 5) for check in checks] or [5])
@@ -190,7 +188,8 @@ class Heal:
             return check in ("env", self.check) or policy.acts(rules, check)
 
         def awaited(service):
-            return not service.by_hours and service.cycles * self.node.poll <= soon
+            interval = service.interval(self.node.poll)
+            return interval is not None and interval <= soon
 
         status = monit.status()
         if status is None:

@@ -144,7 +144,7 @@ def _findings(env, policy, facts, now):
         reason = f"{env['emulator']} {env.name} does not run"
         return _Findings([Failure(0, False, "env", reason, None)], None, "", "", True)
     failures, young, waiting, unproven, suspect = [], None, "", "", False
-    begun = _begun(env)
+    begun = env.begun()
     for check, seen in sorted((facts.results or {}).items()):
         age, words = seen.age(now), f"{check}: {seen.words}"
         before, awaited = age >= begun, _awaited(seen, policy, facts)
@@ -191,11 +191,6 @@ def _still(env, check):
 def _start(env):
     """A number that is another after each start."""
     return (env["started"] or {}).get("m")
-
-
-def _begun(env):
-    """Seconds since the last moment of before which no bad result counts."""
-    return min(env.age("started"), env.age("proof_from"))
 
 
 def _patience(policy, facts):
@@ -261,8 +256,8 @@ def _well(env):
 
 def _wait(env, check, seconds):
     """``check`` has to run before anything is known; it is waited for ``seconds`` at most."""
-    if _begun(env) > seconds:
-        env.go("unknown", f"{check} has not run for {_begun(env):.0f} s")
+    if env.begun() > seconds:
+        env.go("unknown", f"{check} has not run for {env.begun():.0f} s")
     elif any(_still(env, name) for name in env["failing"] or ()):
         return  # that they do, until a run says otherwise
     elif env["warm"]:
@@ -300,7 +295,7 @@ def _failing(env, policy, failure):
     up = check != "env"
     if not asked and all(s in PASSIVE or s == "stop" and not up for s in ladder):
         return None
-    recent = [a for a in env["attempts"] if env.now.age(a) < restart["interval"]]
+    recent = env.recent(restart["interval"])
     if len(recent) >= restart["attempts"]:
         if restart["mode"] == "fail":
             env["gave_up"] = True

@@ -123,8 +123,7 @@ class Agent:
             if env["phase"] in ("stopping", "starting", "restarting", "removing"):
                 yield 1.0
             elif env["state"] == "starting":
-                begun = min(env.age("started"), env.age("proof_from"))
-                if begun < policy.patience(result.policies[name]) + 30:
+                if env.begun() < policy.patience(result.policies[name]) + 30:
                     yield 0.5
             elif env["state"] == "backoff" and 0 < env.waits() < LINGER:
                 yield env.waits() + 0.05

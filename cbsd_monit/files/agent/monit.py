@@ -75,6 +75,10 @@ class Service:
             output = _utf8(program.findtext("output") or "").strip().splitlines()
             self.message = (output or [f"exit code {self.exit_code}"])[-1][:200]
 
+    def interval(self, poll):
+        """Seconds between two runs, ``poll`` seconds a cycle; None if certain hours limit it."""
+        return None if self.by_hours else self.cycles * poll
+
     @property
     def reason(self):
         """Why it fails, in words."""

@@ -266,12 +266,9 @@ def _announce_node(node, rows):
             now[check] = seen.reason if seen.result == "bad" else ""
         elif check in before:
             now[check] = before[check]
-    for check in before.keys() - rows.keys():
-        now[check] = ""  # there is no such check any more
-    for check, reason in now.items():
+    for check, reason in {**dict.fromkeys(before, ""), **now}.items():  # some are there no more
         if bool(reason) != bool(before.get(check)):
             _announce(node, "failing" if reason else "healthy", reason, check)
-    now = {check: reason for check, reason in now.items() if check in rows}
     if now != before:
         files.write_json(path, now)
 

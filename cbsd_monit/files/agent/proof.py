@@ -242,8 +242,8 @@ _Times = namedtuple("_Times", "poll more now since")
 
 
 def _of_service(node, service, old, times):
-    interval = None if service.by_hours else service.cycles * times.poll
-    bound = None if service.by_hours else interval + times.more
+    interval = service.interval(times.poll)
+    bound = None if interval is None else interval + times.more
     if service.watched:
         at = _run(service.collected, old and old.at, times)
         result, reason = _result(service), ""

@@ -87,8 +87,7 @@ def _steps(job, publication, dry):
         good = [t for t in texts if t.env not in still] + list(kept.values())
         content = Content(node.head, sorted(good, key=lambda t: t.env))
         if generations.compose(node, content) != before:
-            others = {t.env for t in texts if live.get(t.env) != t.text}
-            kept = _kept(job, generations.latest_parts(node), {*lost, *others}, published)
+            kept = _kept(job, generations.latest_parts(node), {*lost, *not_yet}, published)
             # Those in quarantine are tried again too: what they collided with may be gone.
             every = [*texts, *(text for name, text in kept.items() if name in lost)]
             instead = {name: text for name, text in kept.items() if name not in lost}

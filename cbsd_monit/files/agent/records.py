@@ -60,6 +60,14 @@ class Record:
         wait = self["next"]
         return max(0.0, wait["seconds"] - self.now.age(wait["after"])) if wait else 0.0
 
+    def begun(self):
+        """Seconds since the last moment of before which no bad result counts."""
+        return min(self.age("started"), self.age("proof_from"))
+
+    def recent(self, seconds):
+        """The stamps of the attempts that began within the last ``seconds``, oldest first."""
+        return [stamp for stamp in self["attempts"] or () if self.now.age(stamp) < seconds]
+
     def intend(self, intent, cause, by=""):
         if self["intent"] != intent:
             self["intent"] = intent

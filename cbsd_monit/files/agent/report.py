@@ -34,9 +34,14 @@ def rows(node, now, only=None):
             found[name] = row
     for name, env in proven.more.get("unwatched", {}).items():
         if name not in found and only in (None, name):
-            age = round(now.age(proven.stamp), 1)
+            age = _shown(now.age(proven.stamp))
             found[name] = {**_EMPTY, "emulator": env["emulator"], "state": "unwatched", "age": age}
     return {**found, NODE: _of_node(proven, now)}
+
+
+def _shown(age):
+    """``age`` in seconds, None for what never was."""
+    return None if age == float("inf") else round(age, 1)
 
 
 def _of_env(node, env, proven, now):
@@ -57,7 +62,7 @@ def _of_env(node, env, proven, now):
     }
     by_monit = _proven_by_monit(env)
     age = max(now.age(proven.stamp), now.age(proven.round) if by_monit else 0)
-    row["age"] = None if age == float("inf") else round(age, 1)
+    row["age"] = _shown(age)
     doubt = proven.doubt(now) or (proven.stalled(now) if by_monit else "")
     if (env["phase"], env["cause"]) == ("removing", "gone"):
         doubt = env["reason"]  # it may turn up under another name
@@ -80,12 +85,7 @@ def _failure(entry):
 
 
 def _of_check(seen, now):
-    age = seen.age(now)
-    return {
-        "result": seen.result,
-        "age": None if age == float("inf") else round(age, 1),
-        "bound": seen.bound,
-    }
+    return {"result": seen.result, "age": _shown(seen.age(now)), "bound": seen.bound}
 
 
 def _unproven(own, now):
@@ -113,7 +113,7 @@ def _of_node(proven, now):
             for check, seen in bad.items()
         },
         "checks": {check: _of_check(seen, now) for check, seen in own.items()},
-        "age": None if age == float("inf") else round(age, 1),
+        "age": _shown(age),
         "held": proven.more.get("held"),
         "worst_cycle": proven.worst,
         "limit": proven.limit,

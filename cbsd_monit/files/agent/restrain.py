@@ -45,7 +45,7 @@ def restrain(judged, storm, budget, poll, now):
     """
     settle = _settle(judged, budget, poll)
     soon, reasons, due = None, {}, []
-    for heal in [*judged.due, *_dependents(judged, now)]:
+    for heal in [*judged.due, *_dependents(judged)]:
         env = judged.envs[heal.env]
         other = _ill_parent(judged, heal.env)
         if other:
@@ -137,7 +137,7 @@ def _held_by_node(judged, heal, now):
     return ""
 
 
-def _dependents(judged, now):
+def _dependents(judged):
     """[Due] of the envs that asked to be restarted after a restart healed what they depend on."""
     already = {heal.env for heal in judged.due}
     found = []
@@ -150,8 +150,7 @@ def _dependents(judged, now):
             continue
         if env["intent"] != "running" or env["phase"] or env.waits():
             continue
-        recent = [a for a in env["attempts"] or () if now.age(a) < policy["restart"]["interval"]]
-        if len(recent) >= policy["restart"]["attempts"]:
+        if len(env.recent(policy["restart"]["interval"])) >= policy["restart"]["attempts"]:
             continue
         for other in parents:
             parent = judged.envs[other]

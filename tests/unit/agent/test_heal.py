@@ -39,7 +39,10 @@ STOPPED = "unset CBSD_MONIT_CAUSE\nhook master_prestop.d\nhook master_poststop.d
 class Seen(SimpleNamespace):
     """What the fake monit says of a service: ``good`` or not since any moment before now."""
 
-    message, by_hours, cycles = "", False, 1
+    message, seldom = "", False
+
+    def interval(self, poll):
+        return 86400 if self.seldom else poll
 
     def good_since(self, moment):
         return self.good and moment < self.collected
@@ -60,7 +63,7 @@ class Site:
         now, up = time.time() - self.age, self.up()
         seen = {n: Seen(good=good and up, collected=now) for n, good in self.services.items()}
         for name in self.seldom:
-            seen[name] = Seen(good=False, collected=now, cycles=17280)
+            seen[name] = Seen(good=False, collected=now, seldom=True)
         return SimpleNamespace(services=seen)
 
     def begin(self, up=True, rules=None, **record):
